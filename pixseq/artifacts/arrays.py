@@ -1,0 +1,246 @@
+"""Tokens and features on disk: zarr v3 stores with checksums, written in whole chunks, checked on opening.
+
+zarr returns fill values for a missing chunk and does not notice a flipped byte under its default codec; hence the
+checksum in the codec, the completeness check on opening, and fill values that no real array holds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pixseq.artifacts import atomic, manifest
+from pixseq.errors import PixseqError
+
+UNFINISHED = "pixseq_unfinished"
+
+
+def fill_value(dtype: np.dtype) -> float | int:
+    """A value no real array holds: NaN, the largest uint16 (palettes are smaller), the least int32."""
+    if dtype.kind == "f":
+        return float("nan")
+    limits = np.iinfo(dtype)
+    return int(limits.max if dtype.kind == "u" else limits.min)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One array of a store. `shape` has None where the rows grow: (None, T) or (layers, None, D)."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def row_axis(self) -> int:
+        return self.shape.index(None)
+
+    def sized(self, rows: int) -> tuple[int, ...]:
+        return tuple(rows if n is None else n for n in self.shape)
+
+    def chunks(self, rows: int) -> tuple[int, ...]:
+        """One leading index (a layer) and `rows` rows a chunk, so that one layer reads alone."""
+        return tuple(1 if axis < self.row_axis else rows if n is None else n for axis, n in enumerate(self.shape))
+
+
+class StoreWriter:
+    """Appends rows in order to NAME.partial, in whole chunks; memory holds at most one chunk of rows.
+
+    Each flush also saves the caller's `state`, so that `resume` goes on from exactly there. `rows` is how many rows are
+    safely written. Raises PixseqError on resume if the partial was made by another recipe.
+    """
+
+    def __init__(
+        self, partial: Path, specs: Mapping[str, Spec], recipe: Mapping[str, Any], chunk_rows: int, resume: bool = False
+    ):
+        self.path, self.specs, self.chunk_rows = partial, dict(specs), chunk_rows
+        self.recipe = json.loads(manifest.canonical_json(recipe))
+        self.buffer: dict[str, list[np.ndarray]] = {name: [] for name in specs}
+        self.buffered = 0
+        if resume and partial.exists():
+            self._reopen()
+        else:
+            atomic.remove(partial)
+            self._create()
+
+    def _create(self) -> None:
+        from zarr.codecs import ZstdCodec
+
+        self.rows, self.state = 0, {}
+        self.group = zarr.create_group(self.path, zarr_format=3)
+        for name, spec in self.specs.items():
+            self.group.create_array(
+                name,
+                shape=spec.sized(0),
+                chunks=spec.chunks(self.chunk_rows),
+                dtype=spec.dtype,
+                fill_value=fill_value(np.dtype(spec.dtype)),
+                compressors=[ZstdCodec(level=1, checksum=True)],
+                config={"write_empty_chunks": True},
+            )
+        self._commit({})
+
+    def _reopen(self) -> None:
+        group = _open_group(self.path, mode="r+")
+        unfinished = group.attrs.get(UNFINISHED)
+        if not isinstance(unfinished, dict) or unfinished["recipe"] != self.recipe:
+            theirs = unfinished["recipe"] if isinstance(unfinished, dict) else {}
+            differing = sorted(k for k in {*self.recipe, *theirs} if self.recipe.get(k) != theirs.get(k))
+            raise PixseqError(
+                f"{self.path} was begun with another recipe (it differs in: {', '.join(differing) or 'everything'})",
+                "repeat the command that began it, or start again without --resume",
+            )
+        self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
+        for name, spec in self.specs.items():
+            group[name].resize(spec.sized(self.rows))
+
+    def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Add the same number of rows to every array; `state` is where the caller stands after them."""
+        counts = {array.shape[self.specs[name].row_axis] for name, array in rows.items()}
+        assert rows.keys() == self.specs.keys() and len(counts) == 1, (rows.keys(), counts)
+        for name, array in rows.items():
+            self.buffer[name].append(array)
+        self.buffered += counts.pop()
+        self.latest_state = dict(state)
+        if self.buffered >= self.chunk_rows:
+            self._flush(self.buffered - self.buffered % self.chunk_rows)
+
+    def _flush(self, count: int) -> None:
+        for name, spec in self.specs.items():
+            held = np.concatenate(self.buffer[name], axis=spec.row_axis)
+            now, later = np.split(held, [count], axis=spec.row_axis)
+            array = self.group[name]
+            array.resize(spec.sized(self.rows + count))
+            index = (slice(None),) * spec.row_axis + (slice(self.rows, self.rows + count),)
+            array[index] = now
+            self.buffer[name] = [later]
+        self.rows += count
+        self.buffered -= count
+        if self.buffered == 0:  # only here do the caller's state and the rows on disk agree
+            self._commit(self.latest_state)
+
+    def _commit(self, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+        self.group.attrs[UNFINISHED] = {"recipe": self.recipe, "rows": self.rows, "state": self.state}
+
+    def finish(
+        self,
+        kind: str,
+        stage: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Mapping[str, Any]],
+        summary: Mapping[str, Any],
+        meta: Mapping[str, Any],
+    ) -> manifest.Manifest:
+        """Write the last rows, read everything back for the content id, and put the manifest in place.
+
+        `meta` is what gives the arrays their meaning (palette, class names, height ...): it enters the id and becomes
+        group attributes.
+        """
+        if self.buffered:
+            self._flush(self.buffered)
+        id = store_id(self.group, kind, meta)
+        record = manifest.build(kind, id, stage, config, inputs, summary)
+        self.group.attrs.put({manifest.KEY: record, **meta})
+        return record
+
+
+class Store:
+    """An opened store. `meta` holds the group attributes beside the manifest; `rows` the number of rows."""
+
+    def __init__(self, path: Path, record: manifest.Manifest, group: zarr.Group):
+        self.path, self.manifest, self.group = path, record, group
+        self.meta = {key: value for key, value in group.attrs.items() if key != manifest.KEY}
+        self.names = sorted(group.array_keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.group[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.group[name].dtype
+
+    def read(self, name: str, index: Any = slice(None)) -> np.ndarray:
+        """A part of an array. Raises PixseqError when a chunk of it is damaged."""
+        try:
+            return np.asarray(self.group[name][index])
+        except Exception as error:  # zarr and numcodecs raise many types for the same damage
+            raise PixseqError(
+                f"{self.path}: array {name} is damaged ({error})",
+                f"`pixseq show {self.path} --verify` names the chunk; make the store again",
+            ) from error
+
+    def labels(self) -> np.ndarray | None:
+        return self.read("labels") if "labels" in self.names else None
+
+
+def _open_group(path: Path, mode: str) -> zarr.Group:
+    try:
+        return zarr.open_group(path, mode=mode, zarr_format=3)
+    except Exception as error:
+        raise PixseqError(f"{path} does not open as a zarr store: {error}", "it is damaged: make it again") from error
+
+
+def open_store(path: str | Path, *kinds: str) -> Store:
+    """Open for reading. Raises PixseqError for another kind, or if a chunk file is missing (it is named)."""
+    path = Path(path)
+    record = manifest.expect(path, *kinds)
+    store = Store(path, record, _open_group(path, mode="r"))
+    if not store.names:
+        raise PixseqError(f"{path} holds no arrays", "it is damaged: make the store again")
+    missing = [key for name in store.names for key in chunk_files(store, name) if not (path / key).is_file()]
+    if missing:
+        raise PixseqError(
+            f"{path} lacks {len(missing)} chunk{'s' * (len(missing) > 1)}, the first {missing[0]}",
+            "files were lost after it was written: copy the store again, or make it again",
+        )
+    return store
+
+
+def chunk_files(store: Store, name: str) -> Iterator[str]:
+    """The files of an array, by the path inside the store (zarr v3 default keys: name/c/i/j)."""
+    array = store.group[name]
+    grid = [range(-(-n // chunk)) for n, chunk in zip(array.shape, array.chunks)]
+    for index in itertools.product(*grid):
+        yield "/".join([name, "c", *map(str, index)])
+
+
+def verify(path: str | Path) -> list[str]:
+    """Read every chunk and compare the content id. Returns the faults, each naming its file; none when all is well."""
+    path = Path(path)
+    store = Store(path, manifest.read(path), _open_group(path, mode="r"))
+    faults = []
+    for name in store.names:
+        array = store.group[name]
+        for key in chunk_files(store, name):
+            where = [int(i) for i in key.split("/")[2:]]
+            if not (path / key).is_file():
+                faults.append(f"{key} is missing")
+                continue
+            try:
+                array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(where, array.chunks))]
+            except Exception as error:
+                faults.append(f"{key} is damaged: {error}")
+    if not faults and store_id(store.group, store.manifest["kind"], store.meta) != store.manifest["id"]:
+        faults.append(f"the content does not match its id {store.manifest['id']}")
+    return faults
+
+
+def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:
+    """The content id of a store, read back chunk by chunk."""
+    arrays = {name: manifest.Content(array.dtype, array.shape, _blocks(array)) for name, array in group.arrays()}
+    return manifest.content_id(kind, arrays, meta)
+
+
+def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
+    """C-order blocks of about a chunk each: the leading indices one by one, then runs of rows."""
+    axis = next((i for i, c in enumerate(array.chunks) if c > 1), array.ndim - 1)
+    rows = array.chunks[axis]
+    for lead in itertools.product(*(range(n) for n in array.shape[:axis])):
+        for start in range(0, array.shape[axis], rows):
+            yield array[(*lead, slice(start, start + rows))]

@@ -1,0 +1,134 @@
+"""A target that exists is complete: write beside it, flush to disk, rename last."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixseq.errors import PixseqError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def partial_path(target: str | Path) -> Path:
+    """Where an unfinished target is written: NAME.partial beside it."""
+    target = Path(target)
+    return target.with_name(target.name + ".partial")
+
+
+def check_target(target: str | Path, overwrite: bool) -> Path:
+    """Called before any work. Raises PixseqError if the target exists (without overwrite) or cannot be written."""
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise PixseqError(f"{target} already exists", "choose another --out, or replace it with --overwrite")
+    parent = target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PixseqError(f"cannot make the folder {parent}: {error.strerror}", "choose another --out") from None
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PixseqError(f"cannot write in {parent}: permission denied", "choose another --out")
+    return target
+
+
+@contextlib.contextmanager
+def writing(target: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
+    """Yields the partial path to write a file or a folder at; publishes it on success.
+
+    On an error the partial is removed, unless `keep` (its stage can resume). An interrupt keeps it too, if `keep`.
+    """
+    target = check_target(target, overwrite)
+    partial = partial_path(target)
+    if not keep:
+        remove(partial)
+    try:
+        yield partial
+        publish(partial, target)
+    except BaseException as error:
+        if not keep:
+            remove(partial)
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise PixseqError(
+                f"the disk is full: {target} could not be written",
+                f"free space on the disk that holds {target.parent.resolve()}, or choose another --out",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def lock(partial: Path) -> Iterator[None]:
+    """One writer for one partial folder; the lock goes when the process does."""
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise PixseqError(
+            f"another process is writing {partial}", "wait for it to end, or choose another --out"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Flush `partial` to disk and rename it to `target`; what stood there before is swapped out in the same step."""
+    flush(partial)
+    if target.exists() and (target.is_dir() or partial.is_dir()):
+        _exchange(partial, target)
+        remove(partial)
+    else:
+        os.replace(partial, target)
+    _fsync(target.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    _fsync(new)
+    os.replace(new, path)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """fsync a file, or a folder and all in it."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path):
+            for name in names:
+                _fsync(Path(folder, name))
+            _fsync(Path(folder))
+    else:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two names atomically where the system can (Linux renameat2), else by two renames."""
+    at_fdcwd, rename_exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
+        return
+    aside = b.with_name(b.name + ".old.partial")
+    remove(aside)
+    os.rename(b, aside)
+    os.rename(a, b)
+    os.rename(aside, a)

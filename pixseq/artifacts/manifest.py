@@ -1,0 +1,156 @@
+"""The manifest every artifact carries: what it is, how it was made, from what, and the id of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pixseq import __version__
+from pixseq.errors import PixseqError
+
+KEY = "pixseq"
+
+# The newest layout of each kind that this code writes and reads.
+FORMATS = {"palette": 1, "tokens": 1, "features": 1, "checkpoint": 1, "metrics": 1, "picture": 1}
+
+Manifest = dict[str, Any]
+
+
+class Content(NamedTuple):
+    """An array as a stream of blocks in C order."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Iterable[np.ndarray]
+
+
+def whole(array: np.ndarray) -> Content:
+    return Content(array.dtype, array.shape, [array])
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_id(kind: str, arrays: Mapping[str, Content], meta: Mapping[str, Any]) -> str:
+    """sha256 over names, types, shapes and C-order bytes of `arrays`, and over `meta`; dates and hosts do not enter."""
+    digest = hashlib.sha256()
+    digest.update(canonical_json({"kind": kind, "meta": meta}).encode())
+    for name in sorted(arrays):
+        dtype, shape, blocks = arrays[name]
+        little = np.dtype(dtype).newbyteorder("<")
+        digest.update(canonical_json({"name": name, "dtype": little.str, "shape": [int(n) for n in shape]}).encode())
+        for block in blocks:
+            digest.update(memoryview(np.ascontiguousarray(block, dtype=little)).cast("B"))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def build(
+    kind: str,
+    id: str,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of a new artifact. `inputs` maps a role to {path, id} of each parent (see `reference`)."""
+    return {
+        "kind": kind,
+        "format": FORMATS[kind],
+        "id": id,
+        "stage": stage,
+        "version": __version__,
+        "config": dict(config),
+        "inputs": {role: dict(parent) for role, parent in inputs.items()},
+        "summary": dict(summary),
+        "made": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()},
+        "argv": list(sys.argv),
+    }
+
+
+def reference(path: str | Path, manifest: Manifest) -> dict[str, str]:
+    """How a child names its parent; the id is what is checked, the path is for people."""
+    return {"path": str(path), "id": manifest["id"]}
+
+
+def _json_in(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PixseqError(
+            f"{path} is not readable as JSON: {error}", "the file is damaged or cut short; make it again"
+        ) from None
+
+
+def _embedded(path: Path) -> Manifest | None:
+    """The manifest inside `path`, or None where there is none."""
+    if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return _json_in(path / "manifest.json")
+        if (path / "zarr.json").is_file():
+            found = _json_in(path / "zarr.json")
+            return found.get("attributes", {}).get(KEY) if isinstance(found, dict) else None
+        return None
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head == b"\x89PNG\r\n\x1a\n":
+        from PIL import Image
+
+        try:
+            with Image.open(path) as image:
+                text = image.info.get(KEY)
+        except Exception as error:
+            raise PixseqError(f"{path} is not a readable PNG: {error}", "make the picture again") from None
+        return json.loads(text) if text else None
+    if head.lstrip()[:1] == b"{":
+        found = _json_in(path)
+        return found.get(KEY) if isinstance(found, dict) else None
+    return None
+
+
+def read(path: str | Path) -> Manifest:
+    """The manifest of any artifact.
+
+    Raises PixseqError where there is nothing, something unfinished, a foreign file, or a newer format.
+    """
+    path = Path(path)
+    if path.name.endswith(".partial"):
+        raise PixseqError(f"{path} is unfinished", "finish it with --resume, or make it again")
+    if not path.exists():
+        if path.with_name(path.name + ".partial").exists():
+            raise PixseqError(
+                f"{path} does not exist, only its unfinished {path.name}.partial",
+                "its stage was interrupted: run the same command again, with --resume to go on",
+            )
+        raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")
+    manifest = _embedded(path)
+    if not isinstance(manifest, dict) or not {"kind", "format", "id"} <= manifest.keys():
+        raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")
+    known = FORMATS.get(manifest["kind"])
+    if known is None or manifest["format"] > known:
+        raise PixseqError(
+            f"{path} holds {manifest['kind']} of format {manifest['format']}, this pixseq {__version__} reads "
+            f"{f'up to format {known}' if known else 'no such kind'}",
+            f"it was made by pixseq {manifest.get('version', 'unknown')}: upgrade to that version or newer",
+        )
+    return manifest
+
+
+def expect(path: str | Path, *kinds: str) -> Manifest:
+    """`read`, and the kind must be one of `kinds`."""
+    manifest = read(path)
+    if manifest["kind"] not in kinds:
+        raise PixseqError(
+            f"{path} is of kind {manifest['kind']}, where {' or '.join(kinds)} is needed",
+            "check the order of the arguments; `pixseq show PATH` tells what a file is",
+        )
+    return manifest

@@ -1,0 +1,66 @@
+"""Metrics: the numbers of one measurement as a JSON file, and the log of a training run as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pixseq.artifacts import atomic, manifest
+from pixseq.errors import PixseqError
+
+
+def write_metrics(
+    path: str | Path,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    numbers: Mapping[str, Any],
+    overwrite: bool = False,
+) -> manifest.Manifest:
+    """Write `numbers` (plain JSON values, units in their names) beside a manifest under the key `pixseq`."""
+    record = manifest.build("metrics", manifest.content_id("metrics", {}, numbers), stage, config, inputs, summary={})
+    with atomic.writing(path, overwrite) as partial:
+        partial.write_text(json.dumps({manifest.KEY: record, **numbers}, indent=1, ensure_ascii=False) + "\n")
+    return record
+
+
+def metrics_id(path: str | Path) -> str:
+    """The content id of the numbers in a metrics file."""
+    numbers = {key: value for key, value in json.loads(Path(path).read_text()).items() if key != manifest.KEY}
+    return manifest.content_id("metrics", {}, numbers)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a log.jsonl. A last line cut short by a kill is left out."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(keepends=True), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if line.endswith("\n"):
+                raise PixseqError(f"{path} line {number} is not JSON", "the log is damaged") from None
+    return rows
+
+
+class Log:
+    """Appends one JSON object a line, each written at once so that a kill loses nothing before it."""
+
+    def __init__(self, path: Path, resume_step: int | None = None):
+        """On resume, rows after `resume_step` are dropped: they will be made again."""
+        rows = read_log(path) if resume_step is not None and path.exists() else []
+        with path.open("w") as file:
+            for row in rows:
+                if row["step"] < resume_step or ("val_loss" in row and row["step"] == resume_step):
+                    file.write(json.dumps(row) + "\n")
+        self.file = path.open("a", buffering=1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.file.close()

@@ -1,0 +1,48 @@
+"""Pictures: PNG files that carry their manifest in the text chunk `pixseq`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq.artifacts import atomic, manifest
+from pixseq.errors import PixseqError
+
+
+def save_png(
+    path: str | Path,
+    image: np.ndarray,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> manifest.Manifest:
+    """Write `image` (uint8 [H, W, 3]) as PNG with its manifest; returns the manifest."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    id = manifest.content_id("picture", {"image": manifest.whole(image)}, {})
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    record = manifest.build("picture", id, stage, config, inputs, {**size, **(summary or {})})
+    text = PngInfo()
+    text.add_text(manifest.KEY, json.dumps(record, ensure_ascii=True))
+    with atomic.writing(path, overwrite) as partial:
+        Image.fromarray(image).save(partial, format="PNG", pnginfo=text)
+    return record
+
+
+def picture_id(path: str | Path) -> str:
+    """The content id of a PNG's pixels. Raises PixseqError if they cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise PixseqError(f"{path} is damaged: {error}", "make the picture again") from None
+    return manifest.content_id("picture", {"image": manifest.whole(pixels)}, {})

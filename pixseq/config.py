@@ -1,0 +1,260 @@
+"""Every configuration dataclass with every default, and the strict YAML reading that fills them.
+
+Precedence: dataclass default < --preset < --config < --set < flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pixseq.errors import UsageError
+
+Augment = Literal["none", "flip", "crop-flip"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network. Vocabulary and context come from the tokens."""
+
+    n_layer: int = 8
+    n_head: int = 4
+    d_model: int = 128
+    objective: Literal["ar", "bert"] = "ar"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe of a pretraining run (paper §3.3-3.4 and appendix A.1 where it speaks)."""
+
+    steps: int = 10_000
+    batch_size: int = 128  # images a step over all micro-batches and ranks
+    lr: float = 3.0e-3
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to zero
+    warmup_epochs: float = 1.0  # the paper's one epoch ...
+    warmup_fraction: float = 0.1  # ... but at most this part of the run, so that short runs are not all warm-up
+    optimizer: Literal["adam", "muon"] = "adam"  # muon: on the blocks' matrices, adam on the rest; not the paper's
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1.0e-8
+    weight_decay: float = 0.0  # decoupled
+    clip_norm: float = 0.0  # 0: off
+    augment: Augment = "none"
+    ema: float = 0.0  # decay of the averaged weights; 0: off
+    seed: int = 0
+    val_every: int = 0  # steps; 0: twenty times over the run
+    val_images: int = 2_000  # at most this many are scored each time
+    log_every: int = 10
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainConfig):
+    """The joint loss of §2.3: L_clf + gen_weight * L_gen, constant rate after warm-up, early stop on validation."""
+
+    steps: int = 2_000
+    lr: float = 3.0e-4  # "often ten times smaller than in pretraining"
+    schedule: Literal["cosine", "constant"] = "constant"
+    gen_weight: float = 1.0
+    patience: int = 5  # validations without a better accuracy before the stop; 0: run all steps
+
+
+@dataclass(frozen=True)
+class PretrainFile:
+    """What --preset, --config and config.yaml hold for `pretrain`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneFile:
+    """What --config and config.yaml hold for `finetune`; the model is the checkpoint's."""
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+def effective(
+    kind: type,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Any:
+    """The effective configuration of dataclass `kind`, and where every value came from decides by precedence.
+
+    `sets` are texts "train.lr=0.001"; `flags` maps dotted keys to values, None meaning not given.
+    Raises UsageError for unknown keys (with a guess), wrong types and values that cannot work.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        _merge(values, read_preset(preset))
+    if file is not None:
+        _merge(values, read_yaml(file))
+    values.pop("about", None)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set {text} is not of the form key=value", "for example --set model.n_layer=12")
+        _put(values, key.strip(), _Shell(value.strip()))
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(values, key, value)
+    config = _fill(kind, values, where="")
+    check(config)
+    return config
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The YAML of a preset, with its `about`. Raises UsageError for a name that is none."""
+    if name not in preset_names():
+        raise UsageError(
+            f"there is no preset {name!r}", f"{_guess(name, preset_names())}presets: {', '.join(preset_names())}"
+        )
+    return _parse_yaml(_presets().joinpath(f"{name}.yaml").read_text(), f"preset {name}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} cannot be read: {error}", "pass a YAML file") from None
+    return _parse_yaml(text, str(path))
+
+
+def check(config: Any) -> None:
+    """Values that no run can use. Raises UsageError."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        if isinstance(part, ModelConfig):
+            for key in ("n_layer", "n_head", "d_model"):
+                if getattr(part, key) < 1:
+                    raise UsageError(f"model.{key} is {getattr(part, key)}, it must be at least 1")
+            if part.d_model % part.n_head:
+                raise UsageError(
+                    f"model.d_model {part.d_model} cannot be split over model.n_head {part.n_head} heads",
+                    "choose a width that is a multiple of the number of heads",
+                )
+        if isinstance(part, TrainConfig):
+            for key in ("steps", "batch_size", "val_images", "log_every"):
+                if getattr(part, key) < 1:
+                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must be at least 1")
+            for key in ("warmup_epochs", "weight_decay", "clip_norm", "val_every", "seed"):
+                if getattr(part, key) < 0:
+                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must not be negative")
+            if not 0 < part.lr < float("inf"):
+                raise UsageError(f"{section.name}.lr is {part.lr}, it must be above 0")
+            for key in ("beta1", "beta2", "ema", "warmup_fraction"):
+                if not 0 <= getattr(part, key) < 1:
+                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must lie in [0, 1)")
+
+
+class _Shell(str):
+    """A value typed on the command line: the field's type reads it, so that 3e-4 is a number there."""
+
+
+def _presets():
+    return resources.files("pixseq").joinpath("presets")
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend the file") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{where} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
+        )
+    return found
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{dotted}: {section} is not a section", "keys look like train.lr")
+    values[last] = value
+
+
+def _fill(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UsageError(f"{where.rstrip('.')} is {values!r}, not a section", "write its keys below it, indented")
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}
+    filled = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(
+                f"unknown key {where}{key}", f"{_guess(str(key), known)}keys here: {', '.join(sorted(known))}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            filled[key] = _fill(hints[key], {} if value is None else value, f"{where}{key}.")
+        else:
+            filled[key] = _typed(hints[key], value, f"{where}{key}")
+    return kind(**filled)
+
+
+def _typed(hint: Any, value: Any, key: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
+            return str(value)
+        raise UsageError(f"{key} is {value!r}", f"{_guess(str(value), choices)}one of: {', '.join(choices)}")
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None or value == "null":
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if isinstance(value, _Shell) and hint in (int, float):
+        try:
+            return hint(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    hintline = f"it must be {'a whole number' if hint is int else 'a number'}"
+    if isinstance(value, str) and not isinstance(value, _Shell) and hint is float:
+        with contextlib.suppress(ValueError):
+            hintline = f"YAML reads {value} as text, since it has no decimal point: write {float(value):.1e}"
+    raise UsageError(f"{key} is the {type(value).__name__.lstrip('_').lower()} {value!r}, not a number", hintline)
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""

@@ -1,0 +1,38 @@
+"""What pixseq raises when something is wrong, and the exit code each kind of fault gets."""
+
+OK = 0
+INPUT = 1  # an input or artifact is at fault
+USAGE = 2  # the command line or configuration is at fault
+DIVERGED = 3  # training met a non-finite loss
+BUG = 70
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+
+
+class PixseqError(Exception):
+    """A fault the user can mend: `message` says what is wrong with both sides, `hint` the way out."""
+
+    code = INPUT
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PixseqError):
+    """Options or configuration that cannot be used as given."""
+
+    code = USAGE
+
+
+class Diverged(PixseqError):
+    """The loss or its gradient stopped being finite."""
+
+    code = DIVERGED
+
+
+class Interrupted(PixseqError):
+    """A clean stop before the end: a signal or a time limit. What was done is kept for --resume."""
+
+    code = INTERRUPTED

@@ -1,0 +1,108 @@
+"""Talk on stderr: a bar with rate and time left on a terminal, a plain line every ten seconds elsewhere.
+
+Silent until `enable()` is called, so that a stage called from a notebook prints nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LINE_EVERY_SECONDS = 10.0
+
+_enabled = False
+
+
+def enable(on: bool = True) -> None:
+    """Turn the talk on (the command line does, unless --quiet)."""
+    global _enabled
+    _enabled = on
+
+
+def enabled() -> bool:
+    return _enabled
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    if _enabled:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """Counts work done; `note` is a short text shown beside the count (a loss, a layer)."""
+
+    def __init__(self, name: str, total: int | None, unit: str, start: int = 0):
+        self.name, self.total, self.unit = name, total, unit
+        self.start = self.done = start
+        self.text = ""
+        self.began = self.last_line = time.monotonic()
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        self._show()
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+    def rate(self) -> float:
+        return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self.last_line >= LINE_EVERY_SECONDS:
+            self.last_line = now
+            say(self.line())
+
+    def line(self) -> str:
+        of = f"/{self.total}" if self.total is not None else ""
+        left = ""
+        if self.total is not None and self.rate() > 0 and self.done < self.total:
+            left = f", {clock((self.total - self.done) / self.rate())} left"
+        text = f"  {self.text}" if self.text else ""
+        return f"{self.name}: {self.done}{of} {self.unit}, {self.rate():.3g}/s{left}{text}"
+
+
+class RichBar(Bar):
+    """The same counts, drawn by rich on a terminal."""
+
+    def __init__(self, name: str, total: int | None, unit: str, start: int, progress):
+        super().__init__(name, total, unit, start)
+        self.progress = progress
+        self.task = progress.add_task(name, total=total, completed=start, unit=unit, note="", rate="")
+
+    def _show(self) -> None:
+        self.progress.update(self.task, completed=self.done, note=self.text, rate=f"{self.rate():.3g}/s")
+
+
+@contextmanager
+def track(name: str, total: int | None = None, unit: str = "images", start: int = 0) -> Iterator[Bar]:
+    """A bar for one loop. `start` is what an earlier run had already done; it does not count in the rate."""
+    if not (_enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
+        yield Bar(name, total, unit, start)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[unit]} {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+        yield RichBar(name, total, unit, start, drawn)
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: 42s, 3m10s, 2h05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

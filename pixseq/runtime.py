@@ -1,0 +1,124 @@
+"""The only file that knows machines: device, precision, seeds, ranks, compilation.
+
+On one CPU process every function here is close to an identity, so that stages have no special cases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixseq import progress
+from pixseq.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a stage computes. `rank` of `world` processes, as torchrun starts them."""
+
+    device: torch.device
+    precision: str  # "fp32" | "bf16"
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in bf16 with float32 weights, or leave all in float32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def share(self, n: int) -> slice:
+        """This rank's part of n rows."""
+        return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def sum(self, values: Iterable[Tensor]) -> None:
+        """Add each tensor over the ranks, in place."""
+        if self.world > 1:
+            for value in values:
+                torch.distributed.all_reduce(value)
+
+    @property
+    def leads(self) -> bool:
+        """True on the one rank that writes and talks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def memory_bytes(self) -> int:
+        """All memory of the device (not what is free now, so that choices made from it repeat)."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextlib.contextmanager
+def machine(device: str = "auto", precision: str = "auto") -> Iterator[Machine]:
+    """The device and precision asked for; joins the other ranks when started by torchrun.
+
+    Precision auto is bf16 where the chip has matrix units for it (CUDA from Ampere on, AMX on a CPU), else fp32.
+    Raises UsageError for what this machine does not have.
+    """
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise UsageError(f"there is no device {device!r}", "one of: auto, cpu, cuda")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"there is no precision {precision!r}", "one of: auto, fp32, bf16")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {device} was asked for, but torch sees no CUDA device here", "use --device cpu")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    where = torch.device(device)
+    if where.type == "cuda":
+        where = torch.device("cuda", where.index if where.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(where)
+    if precision == "auto":
+        precision = "bf16" if _has_bf16_units(where) else "fp32"
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        progress.enable(progress.enabled() and rank == 0)
+    try:
+        yield Machine(where, precision, rank, world)
+    finally:
+        if world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Callable:
+    """`function` compiled: by default on CUDA only. Where the compiler fails, it goes on uncompiled and says so."""
+    if not (machine.device.type == "cuda" if wanted is None else wanted):
+        return function
+    fast = torch.compile(function)
+
+    def call(*args, **kwargs):
+        nonlocal fast
+        try:
+            return fast(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if fast is function:
+                raise
+            progress.say(f"torch.compile failed, going on without it ({str(error).splitlines()[0]})")
+            fast = function
+            return fast(*args, **kwargs)
+
+    return call
+
+
+def generator(*seed: int) -> torch.Generator:
+    """A CPU generator seeded by several numbers, so that streams for different purposes never meet."""
+    import numpy as np
+
+    state = np.random.SeedSequence(seed).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))

@@ -1,0 +1,350 @@
+"""The one training loop, shared by pretrain and finetune.
+
+A step is a pure function of the weights, the recipe and the step number, so that a resumed run repeats an uninterrupted
+one bit for bit (on one CPU). "Step s" in the log is the loss of batch s, before its update; a validation row of step s
+measures the weights after s updates.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixseq import progress
+from pixseq.artifacts.checkpoint import save_state, save_weights
+from pixseq.artifacts.metrics import Log
+from pixseq.config import TrainConfig
+from pixseq.data.batches import augment, batch_indices
+from pixseq.errors import Diverged, Interrupted
+from pixseq.models.igpt import ImageGPT, Output
+from pixseq.models.objectives import generative_nats, random_mask, scored_images
+from pixseq.numerics.schedule import learning_rate, warmup_steps
+from pixseq.runtime import Machine, compiled, generator
+
+MASK_STREAM, VALIDATION_MASK_STREAM = 11, 12  # random streams of their own, see runtime.generator
+
+
+@dataclass(frozen=True)
+class Images:
+    """Encoded images in memory: tokens uint16 [N, T], labels int [N] or None, and the token grid of one image."""
+
+    tokens: np.ndarray
+    labels: np.ndarray | None
+    grid: tuple[int, int, int]
+
+    def rows(self, index: np.ndarray) -> Images:
+        return Images(self.tokens[index], None if self.labels is None else self.labels[index], self.grid)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+# (output, tokens, labels, masked) -> {"loss": [B], ...}: what is minimised and what is logged beside it, per image
+Losses = Callable[[Output, Tensor, Tensor | None, Tensor | None], dict[str, Tensor]]
+
+
+@dataclass
+class Limits:
+    """What belongs to the machine and the day rather than to the recipe."""
+
+    micro_batch: int | None = None  # images at once; None: by memory
+    time_limit_minutes: float | None = None
+    save_minutes: float = 10.0
+    compile: bool | None = None
+
+
+class Run:
+    """What changes during a run, saved and restored whole: weights, optimizers, step, best validation."""
+
+    def __init__(self, model: ImageGPT, config: TrainConfig, state: dict[str, Any] | None):
+        self.model, self.config = model, config
+        self.optimizers = make_optimizers(model, config)
+        self.averaged = _averaged(model, config.ema)
+        self.step, self.best, self.since_best = 0, None, 0
+        self.seconds_before, self.began = 0.0, time.monotonic()
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.seconds_before = state["seconds"]
+
+    def seconds(self) -> float:
+        """Training time, interruptions left out."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
+            "step": self.step,
+            "best": self.best,
+            "since_best": self.since_best,
+            "seconds": self.seconds(),
+        }
+
+    def update(self, rate: float) -> None:
+        """One optimizer step at learning rate `rate` from the gradients at hand."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self.step += 1
+
+    def measure(self, validate: Callable[[ImageGPT], dict[str, float]], score: Callable) -> tuple[dict, bool]:
+        """A validation row (of the averaged weights too), and whether it is the best so far."""
+        row = validate(self.model)
+        if self.averaged is not None:
+            row |= {f"ema_{key}": value for key, value in validate(self.averaged.module).items()}
+        value = score(row)
+        better = self.best is None or value > self.best["score"]
+        if better:
+            self.best = {"score": value, "step": self.step, **row}
+        self.since_best = 0 if better else self.since_best + 1
+        return row, better
+
+
+def train(
+    machine: Machine,
+    model: ImageGPT,
+    config: TrainConfig,
+    images: Images,
+    losses: Losses,
+    validate: Callable[[ImageGPT], dict[str, float]] | None,
+    partial: Path,
+    state: dict[str, Any] | None,
+    limits: Limits,
+    score: Callable[[dict[str, float]], float],
+    patience: int = 0,
+    name: str = "pretrain",
+) -> dict[str, Any]:
+    """Train `model` in place; returns the state at the end (weights, best, ema, step, seconds) and `stopped_early`.
+
+    `score` of a validation row decides the best weights, higher is better; after `patience` rows without a better one
+    the run stops early (0: never). Raises Diverged on a non-finite loss or gradient and Interrupted on SIGINT, SIGTERM
+    or the time limit; in both cases the last good state is in `partial` first.
+    """
+    run = Run(model, config, state)
+    forward = compiled(model, machine, limits.compile)
+    micro = limits.micro_batch or micro_batch_images(model, machine)
+    warmup = warmup_steps(config.steps, len(images) / config.batch_size, config.warmup_epochs, config.warmup_fraction)
+    val_every = config.val_every or max(config.steps // 20, 1)
+    last_save, stopped_early = time.monotonic(), False
+
+    def save() -> None:
+        if machine.leads:
+            save_state(partial, run.snapshot())
+
+    with (
+        Log(partial / "log.jsonl" if machine.leads else Path(os.devnull), run.step) as log,
+        _stop_signals() as stop,
+        progress.track(name, config.steps, "steps", run.step) as bar,
+    ):
+        while run.step < config.steps and not stopped_early:
+            step = run.step
+            rate = learning_rate(step, config.steps, config.lr, warmup, config.schedule)
+            batch = _batch(images, config, step, model.shape.objective == "bert")
+            row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set())
+            stopping = row.pop("stop") > 0
+            norm = _gradient_norm(model, config.clip_norm)
+            if not math.isfinite(row["loss"]) or not math.isfinite(norm):
+                save()
+                raise Diverged(
+                    f"{name} met a loss of {row['loss']} and a gradient norm of {norm} at step {step}",
+                    f"the last good state is kept in {partial}; begin anew with a learning rate below {config.lr:g} "
+                    "or with clipping (--set train.clip_norm=1.0)",
+                )
+            run.update(rate)
+            bar.note(f"loss {row['loss']:.4f}")
+            bar.advance()
+            if step % config.log_every == 0 or run.step == config.steps:
+                speed = round(bar.rate() * config.batch_size * model.shape.n_ctx, 1)
+                extra = {"lr": rate, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(run.seconds(), 3)}
+                log.write({"step": step, **row, **extra})
+
+            if validate is not None and (run.step % val_every == 0 or run.step == config.steps):
+                measured, better = run.measure(validate, score)
+                log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
+                if better and machine.leads:
+                    save_weights(partial / "best.safetensors", model.state_dict())
+                stopped_early = bool(patience) and run.since_best >= patience
+            if run.step == config.steps or stopped_early:
+                break
+
+            minutes = (time.monotonic() - run.began) / 60
+            out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
+            if stopping or out_of_time:
+                save()
+                raise Interrupted(
+                    f"{name} stopped by {'the time limit' if out_of_time else 'a signal'} "
+                    f"after {run.step} of {config.steps} steps",
+                    f"its state is in {partial}: repeat the command with --resume to go on",
+                )
+            if time.monotonic() - last_save > 60 * limits.save_minutes:
+                save()
+                last_save = time.monotonic()
+    return {**run.snapshot(), "stopped_early": stopped_early}
+
+
+def accumulate(
+    machine: Machine,
+    forward: Callable,
+    model: ImageGPT,
+    losses: Losses,
+    tokens: Tensor,
+    labels: Tensor | None,
+    masked: Tensor | None,
+    micro: int,
+    stop: bool = False,
+) -> dict[str, float]:
+    """Gradients of the mean loss over the global batch, in micro-batches and over all ranks; returns the mean losses.
+
+    tokens int [B, T] and its companions hold the whole global batch; each rank takes its share of the images. `stop`
+    is summed over the ranks beside the losses, so that all of them stop at the same step.
+    """
+    share = machine.share(len(tokens))
+    scored = scored_images(len(tokens), masked)
+    totals = {"stop": torch.tensor(float(stop), device=machine.device)}
+    for start in range(share.start, share.stop, micro):
+        part = slice(start, min(start + micro, share.stop))
+        x, y, m = (None if a is None else a[part].to(machine.device) for a in (tokens, labels, masked))
+        with machine.autocast():
+            values = {key: value.sum() / scored for key, value in losses(forward(x, m), x, y, m).items()}
+        values["loss"].backward()
+        for key, value in values.items():
+            totals[key] = totals.get(key, 0) + value.detach()
+    machine.sum([*totals.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    return {key: float(value) for key, value in totals.items()}
+
+
+def _batch(images: Images, config: TrainConfig, step: int, bert: bool):
+    """The global batch of a step on the CPU: tokens int64 [B, T], labels [B] or None, masked [B, T] or None."""
+    rows = batch_indices(config.seed, step, config.batch_size, len(images))
+    moved = augment(images.tokens[rows], images.grid, config.augment, config.seed, step)
+    tokens = torch.from_numpy(moved.astype(np.int64))
+    labels = None if images.labels is None else torch.from_numpy(images.labels[rows].astype(np.int64))
+    masked = random_mask(*tokens.shape, generator(config.seed, step, MASK_STREAM)) if bert else None
+    return tokens, labels, masked
+
+
+def make_optimizers(model: ImageGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Adam with decoupled decay on everything; with optimizer "muon", Muon on the blocks' matrices instead.
+
+    Muon's update is scaled to Adam's root mean square, so that one learning rate serves both.
+    """
+    parameters = dict(model.named_parameters())
+    matrices = {}
+    if config.optimizer == "muon":
+        matrices = {name: p for name, p in parameters.items() if name.startswith("blocks.") and p.ndim == 2}
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            rest,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    ]
+    if matrices:
+        made.append(
+            torch.optim.Muon(
+                matrices.values(), lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return made
+
+
+def micro_batch_images(model: ImageGPT, machine: Machine) -> int:
+    """Images whose activations fit in about a third of the memory beside weights and optimizer.
+
+    A CPU gains nothing from more than some thousands of tokens at once, and loses its caches.
+    """
+    s = model.shape
+    width = 2 if machine.precision == "bf16" else 4
+    per_token = width * s.d_model * s.n_layer * 18 + s.n_vocab * (8 + width)
+    room = machine.memory_bytes() / machine.world - 16 * s.parameter_count()
+    tokens = max(room, 0) / 3 / per_token
+    if machine.device.type == "cpu":
+        tokens = min(tokens, 8192)
+    return max(int(tokens / s.n_ctx), 1)
+
+
+@torch.no_grad()
+def generative_loss(machine: Machine, model: ImageGPT, images: Images, batch_size: int, seed: int = 0) -> float:
+    """Mean nats a token over `images`, each rank scoring its share; bert scores one random mask an image."""
+    model.eval()
+    bert = model.shape.objective == "bert"
+    masks = random_mask(*images.tokens.shape, generator(seed, VALIDATION_MASK_STREAM)) if bert else None
+    total = torch.zeros((), dtype=torch.float64, device=machine.device)
+    share = machine.share(len(images))
+    for start in range(share.start, share.stop, batch_size):
+        part = slice(start, min(start + batch_size, share.stop))
+        x = torch.from_numpy(images.tokens[part].astype(np.int64)).to(machine.device)
+        m = masks[part].to(machine.device) if masks is not None else None
+        with machine.autocast():
+            nats = generative_nats(model(x, m).logits, x, m)
+        total += nats.double().sum()
+    machine.sum([total])
+    model.train()
+    return float(total) / scored_images(len(images), masks)
+
+
+def _averaged(model: ImageGPT, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+    if not decay:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def _gradient_norm(model: ImageGPT, clip: float) -> float:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip:
+        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], clip, norm)
+    return float(norm)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets, so that the loop stops between two steps; a second signal acts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[number] or signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,191 @@
+"""A target that exists is complete; ids name content; damage is found."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from conftest import write_tokens
+
+from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts.arrays import Spec, StoreWriter, open_store, verify
+from pixseq.artifacts.metrics import Log, read_log, write_metrics
+from pixseq.artifacts.picture import save_png
+from pixseq.errors import PixseqError
+from pixseq.stages import show
+
+
+def chunks(path, name="tokens"):
+    return sorted(p for p in (path / name / "c").rglob("*") if p.is_file())
+
+
+def test_an_error_leaves_no_target_and_no_partial(tmp_path):
+    with pytest.raises(RuntimeError), atomic.writing(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_loses_nothing_until_the_new_one_is_whole(tmp_path):
+    target = tmp_path / "d"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(RuntimeError), atomic.writing(target, overwrite=True) as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert (target / "old").exists()
+    with atomic.writing(target, overwrite=True) as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [p.name for p in target.iterdir()] == ["new"] and [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_an_existing_target_is_refused(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(PixseqError, match="already exists"):
+        atomic.check_target(tmp_path / "x", overwrite=False)
+    with pytest.raises(PixseqError, match="cannot make"):
+        atomic.check_target(tmp_path / "x" / "y" / "z", overwrite=False)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    with pytest.raises(PixseqError, match="disk is full"), atomic.writing(tmp_path / "x") as partial:
+        partial.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_name_content_not_files(tmp_path):
+    a, b = write_tokens(tmp_path / "a.zarr", chunk_rows=32), write_tokens(tmp_path / "b.zarr", chunk_rows=7)
+    c = write_tokens(tmp_path / "c.zarr", seed=1)
+    ids = [manifest.read(path)["id"] for path in (a, b, c)]
+    assert ids[0] == ids[1] != ids[2]
+    assert manifest.read(write_tokens(tmp_path / "d.zarr", class_names=list("wxyz")))["id"] != ids[0]
+
+
+def test_content_id_is_the_stated_hash():
+    import hashlib
+
+    x = np.arange(6, dtype=np.int32).reshape(2, 3)
+    head = b'{"kind":"k","meta":{"m":1}}' + b'{"dtype":"<i4","name":"x","shape":[2,3]}'
+    want = "sha256:" + hashlib.sha256(head + x.tobytes()).hexdigest()
+    assert manifest.content_id("k", {"x": manifest.whole(x)}, {"m": 1}) == want
+    blocks = manifest.Content(x.dtype, x.shape, [x[:1], x[1:]])
+    assert manifest.content_id("k", {"x": blocks}, {"m": 1}) == want
+
+
+def test_plain_zarr_reads_what_we_write(tokens):
+    group = zarr.open_group(tokens, mode="r")
+    assert group["tokens"].dtype == np.uint16 and group["labels"].dtype == np.int32
+    assert group.attrs["pixseq"].keys() == {
+        *("kind", "format", "id", "stage", "version", "config", "inputs", "summary", "made", "argv")
+    }
+
+
+@pytest.mark.parametrize("damage", ["delete", "empty", "truncate", "flip"])
+def test_every_damage_to_a_chunk_is_found_and_named(tokens, tmp_path, damage):
+    path = tmp_path / "t.zarr"
+    shutil.copytree(tokens, path)
+    victim = chunks(path)[1]
+    data = bytearray(victim.read_bytes())
+    if damage == "delete":
+        victim.unlink()
+    elif damage == "empty":
+        victim.write_bytes(b"")
+    elif damage == "truncate":
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    assert any("tokens/c/1/0" in fault for fault in verify(path))
+    with pytest.raises(PixseqError, match="tokens/c/1/0"):
+        show.run(path, verify=True)
+    with pytest.raises(PixseqError, match="tokens"):
+        open_store(path, "tokens").read("tokens")
+
+
+def test_changed_content_with_valid_checksums_is_found(tokens, tmp_path):
+    path = tmp_path / "t.zarr"
+    shutil.copytree(tokens, path)
+    assert verify(path) == []
+    group = zarr.open_group(path, mode="r+")
+    group["tokens"][3, 3] = (group["tokens"][3, 3] + 1) % 16
+    assert "does not match its id" in verify(path)[0]
+
+
+def test_resumed_store_equals_an_uninterrupted_one(tmp_path):
+    specs = {"x": Spec("float32", (2, None, 3)), "labels": Spec("int32", (None,))}
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 25, 3)).astype("float32"), np.arange(25, dtype=np.int32)
+
+    def write(partial, start, stop, step, resume):
+        writer = StoreWriter(partial, specs, {"r": 1}, 8, resume)
+        assert writer.rows == start and writer.state == ({"at": start} if start else {})
+        for i in range(start, stop, step):
+            rows = {"x": x[:, i : i + step], "labels": y[i : i + step]}
+            writer.append(rows, {"at": min(i + step, 25)})
+        return writer
+
+    a = write(tmp_path / "a", 0, 25, 8, False).finish("features", "s", {}, {}, {}, {})
+    write(tmp_path / "b", 0, 16, 4, False)
+    b = write(tmp_path / "b", 16, 25, 4, True).finish("features", "s", {}, {}, {}, {})
+    assert a["id"] == b["id"]
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "b", mode="r")["x"][:], x)
+    write(tmp_path / "c", 0, 16, 8, False)
+    with pytest.raises(PixseqError, match=r"another recipe.*r"):
+        StoreWriter(tmp_path / "c", specs, {"r": 2}, 8, resume=True)
+
+
+def test_foreign_unfinished_and_newer_files_are_told_apart(tmp_path, tokens):
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    (tmp_path / "cut.json").write_text('{"pixseq": ')
+    (tmp_path / "z.partial").mkdir()
+    (tmp_path / "folder").mkdir()
+    cases = {"x.json": "not a pixseq artifact", "cut.json": "not readable as JSON", "folder": "not a pixseq artifact"}
+    cases |= {"none": "does not exist", "z": "unfinished z.partial", "z.partial": "is unfinished"}
+    for name, words in cases.items():
+        with pytest.raises(PixseqError, match=words):
+            manifest.read(tmp_path / name)
+    record = manifest.read(tokens) | {"format": 99, "version": "9.9"}
+    (tmp_path / "new.json").write_text(json.dumps({"pixseq": record}))
+    with pytest.raises(PixseqError, match="format 99") as fault:
+        manifest.read(tmp_path / "new.json")
+    assert "9.9" in fault.value.hint
+    with pytest.raises(PixseqError, match="kind tokens, where palette is needed"):
+        manifest.expect(tokens, "palette")
+
+
+def test_metrics_and_pictures_carry_verifiable_manifests(tmp_path):
+    write_metrics(tmp_path / "m.json", "probe", {}, {}, {"accuracy": 0.5})
+    image = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    save_png(tmp_path / "p.png", image, "sample", {"seed": 1}, {})
+    assert show.run(tmp_path / "m.json", verify=True)["kind"] == "metrics"
+    assert show.run(tmp_path / "p.png", verify=True)["config"] == {"seed": 1}
+    changed = json.loads((tmp_path / "m.json").read_text()) | {"accuracy": 0.6}
+    (tmp_path / "m.json").write_text(json.dumps(changed))
+    with pytest.raises(PixseqError, match="does not match"):
+        show.run(tmp_path / "m.json", verify=True)
+
+
+def test_log_drops_what_a_resumed_run_makes_again(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with Log(path) as log:
+        for step in range(4):
+            log.write({"step": step, "loss": 1.0})
+        log.write({"step": 2, "val_loss": 2.0})
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    with Log(path, resume_step=2):
+        pass
+    assert read_log(path) == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 1.0}, {"step": 2, "val_loss": 2.0}]
+
+
+def test_two_writers_of_one_target_are_told(tmp_path):
+    (tmp_path / "x.partial").mkdir()
+    other = "from pixseq.artifacts.atomic import lock; import sys, pathlib\nwith lock(pathlib.Path(sys.argv[1])): pass"
+    with atomic.lock(tmp_path / "x.partial"):
+        run = subprocess.run([sys.executable, "-c", other, tmp_path / "x.partial"], capture_output=True, text=True)
+    assert "another process is writing" in run.stderr

@@ -1,0 +1,69 @@
+"""Configuration: one home for each default, strict reading, the stated precedence."""
+
+import pytest
+
+from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective, preset_names, read_preset, to_yaml
+from pixseq.errors import UsageError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_precedence_is_default_preset_file_set_flag(tmp_path):
+    file = write(tmp_path, "train: {lr: 0.5, beta2: 0.9}\n")
+    config = effective(PretrainFile, "igpt-s", file, ["train.beta2=0.8", "model.n_layer=3"], {"model.n_layer": 4})
+    assert config.model.n_layer == 4 and config.model.d_model == 512
+    assert config.train.beta2 == 0.8 and config.train.lr == 0.5 and config.train.steps == 1_000_000
+    assert config.train.beta1 == 0.9
+
+
+def test_effective_configuration_is_accepted_back(tmp_path):
+    config = effective(PretrainFile, "igpt-m", None, ["train.ema=0.99"])
+    assert effective(PretrainFile, None, write(tmp_path, to_yaml(config))) == config
+    assert as_dict(effective(FinetuneFile))["finetune"]["schedule"] == "constant"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_reads_and_says_what_to_expect(name):
+    effective(PretrainFile, name)
+    assert {"source", "size", "command", "cost", "expect"} <= read_preset(name)["about"].keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("model:\n  n_layers: 3\n", "unknown key model.n_layers", "n_layer"),
+        ("train:\n  lr: 3e-4\n", "'3e-4'", "write 3.0e-04"),
+        ("train: {steps: 1.5}", "steps", "whole number"),
+        ("train: {steps: true}", "steps", "whole number"),
+        ("model: {objective: gpt}", "objective", "ar"),
+        ("model: 3", "not a section", ""),
+        ("- 1\n", "list", ""),
+        ("a: [", "not YAML", ""),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML", ""),
+        ("model: {n_head: 3, d_model: 16}", "16 cannot be split", "multiple"),
+        ("train: {steps: -5}", "-5", ""),
+        ("train: {lr: .nan}", "lr", ""),
+        ("train: {ema: 1.0}", "ema", ""),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, text, message, hint):
+    with pytest.raises(UsageError) as fault:
+        effective(PretrainFile, None, write(tmp_path, text))
+    assert message in fault.value.message and hint in (fault.value.hint or "")
+
+
+def test_unknown_presets_and_malformed_sets_are_named(tmp_path):
+    with pytest.raises(UsageError, match="igpt-huge"):
+        effective(PretrainFile, "igpt-huge")
+    with pytest.raises(UsageError, match="key=value"):
+        effective(PretrainFile, sets=["train.lr"])
+    with pytest.raises(UsageError, match="cannot be read"):
+        effective(PretrainFile, file=tmp_path / "none.yaml")
+
+
+def test_the_shell_may_write_3e_4():
+    assert effective(PretrainFile, sets=["train.lr=3e-4"]).train.lr == 3e-4

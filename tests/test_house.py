@@ -1,0 +1,78 @@
+"""The floors of the house, read from the syntax trees: who may import whom, and where certain words may stand."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pixseq"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FLOORS = {"errors": 0, "progress": 1, "config": 1, "stages": 3, "cli": 4, "__main__": 5}  # every other room: 2
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_or_stay_in_the_room(path):
+    ours = room(module_of(path))
+    for name in imports(ast.parse(path.read_text())):
+        if not name.startswith("pixseq."):
+            continue
+        theirs = room(name)
+        if theirs in ("__version__", ours):
+            continue
+        assert FLOORS.get(theirs, 2) < FLOORS.get(ours, 2), f"{path.name} imports {name}"
+
+
+def calls(tree: ast.AST, name: str) -> bool:
+    return any(isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == name for n in ast.walk(tree))
+
+
+def uses(tree: ast.AST, dotted: str) -> bool:
+    return any(isinstance(n, ast.Attribute) and ast.unparse(n) == dotted for n in ast.walk(tree))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_words_stand_where_they_belong(path):
+    tree, ours = ast.parse(path.read_text()), room(module_of(path))
+    names = set(imports(tree))
+    if ours not in ("cli", "progress"):
+        assert not calls(tree, "print")
+    if ours != "runtime":
+        assert not any(n.startswith("torch.distributed") for n in names)
+        assert not uses(tree, "torch.distributed") and not uses(tree, "torch.compile")
+    if ours not in ("artifacts", "interop"):
+        assert not any(n.split(".")[0] == "zarr" for n in names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "weights_only":
+            assert ast.unparse(node.value) == "True"
+    assert "yaml.load(" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(module_of(p)) == "cli"], ids=lambda p: p.name)
+def test_the_command_line_imports_nothing_heavy(path):
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    heavy = {"torch", "numpy", "zarr", "sklearn", "scipy", "PIL"}
+    for name in imports(ast.Module(top, [])):
+        assert name.split(".")[0] not in heavy
+        if name.startswith("pixseq."):
+            assert room(name) in ("cli", "errors", "progress", "__version__")
+
+
+def test_files_stay_readable():
+    assert {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 450} == {}

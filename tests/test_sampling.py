@@ -1,0 +1,74 @@
+"""The cache equals the full forward, and a picture depends on its seed alone."""
+
+import pytest
+import torch
+from test_model import AR, BERT, random_model, tokens
+
+from pixseq.models.sampling import Cache, decode_one, draw, prefill, sample
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 19])
+def test_cached_logits_equal_the_full_forward(start):
+    model, x = random_model(AR), tokens(AR)
+    with torch.no_grad():
+        full = model(x).logits
+        cache = Cache.empty(model, len(x), torch.float32)
+        assert torch.allclose(prefill(model, x[:, :start], cache), full[:, start], atol=1e-5)
+        for position in range(start + 1, AR.n_ctx):
+            logits = decode_one(model, x[:, position - 1], position, cache)
+            assert torch.allclose(logits, full[:, position], atol=1e-5)
+
+
+def naive_sample(model, prompt, uniform):
+    """A full forward of the whole picture for every pixel, as the released sampler does."""
+    x = torch.zeros(len(prompt), AR.n_ctx, dtype=torch.long)
+    x[:, : prompt.shape[1]] = prompt
+    for position in range(prompt.shape[1], AR.n_ctx):
+        with torch.no_grad():
+            logits = model(x).logits[:, position]
+        x[:, position] = draw(logits, uniform[:, position - prompt.shape[1]])
+    return x
+
+
+@pytest.mark.parametrize("kept", [0, 10])
+def test_sampler_equals_the_naive_one_and_keeps_the_prompt(kept):
+    model, prompt = random_model(AR), tokens(AR)[:, :kept]
+    uniform = torch.rand(4, AR.n_ctx - kept, generator=torch.Generator().manual_seed(5))
+    drawn = sample(model, prompt, uniform)
+    assert torch.equal(drawn, naive_sample(model, prompt, uniform))
+    assert torch.equal(drawn[:, :kept], prompt)
+
+
+def test_a_picture_does_not_depend_on_its_batch():
+    model = random_model(AR)
+    uniform = torch.rand(13, AR.n_ctx, generator=torch.Generator().manual_seed(6))
+    none = torch.zeros(13, 0, dtype=torch.long)
+    whole = sample(model, none, uniform)
+    for size in (1, 2, 5, 12):
+        parts = [sample(model, none[i : i + size], uniform[i : i + size]) for i in range(0, 13, size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_draw_follows_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    uniform = (torch.arange(10_000) + 0.5) / 10_000
+    counts = torch.bincount(draw(logits.expand(10_000, -1), uniform), minlength=4) / 10_000
+    assert torch.allclose(counts, logits.softmax(-1)[0], atol=2e-4)
+
+
+def test_temperature_top_k_and_top_p_truncate():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    uniform = torch.linspace(0, 1, 1001)[:-1]
+    many = logits.expand(1000, -1)
+    assert set(draw(many, uniform, temperature=0).tolist()) == {2}
+    assert set(draw(many, uniform, top_k=2).tolist()) == {1, 2}
+    assert set(draw(many, uniform, top_p=0.6).tolist()) == {2}  # 2 alone has 0.61
+    assert set(draw(many, uniform, top_p=0.7).tolist()) == {1, 2}
+    assert set(draw(many, uniform, top_k=400, top_p=1.0).tolist()) == {0, 1, 2, 3}
+    cold = torch.bincount(draw(many, uniform, temperature=0.5), minlength=4) / 1000
+    assert torch.allclose(cold, (logits / 0.5).softmax(-1)[0], atol=2e-3)
+
+
+def test_bert_models_are_not_sampled():
+    with pytest.raises(ValueError, match="autoregressive"):
+        sample(random_model(BERT), torch.zeros(1, 0, dtype=torch.long), torch.rand(1, AR.n_ctx))

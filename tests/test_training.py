@@ -1,0 +1,233 @@
+"""Pretraining and fine-tuning: it learns, resumes bit for bit, stops cleanly, never leaves a broken target."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_tokens
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.metrics import read_log
+from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.errors import Diverged, Interrupted, PixseqError
+from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.stages import evaluate, finetune, pretrain, show, training
+from pixseq.stages.training import Limits
+
+
+def recipe(*sets):
+    return effective(PretrainFile, sets=[*TINY, *sets])
+
+
+def losses(path):
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in read_log(path)]
+
+
+def test_loss_starts_at_ln_vocabulary_and_falls(tokens, tmp_path):
+    pretrain.run(tokens, tmp_path / "m", recipe("train.steps=60", "train.log_every=1"), device="cpu")
+    rows = read_log(tmp_path / "m" / "log.jsonl")
+    assert abs(rows[0]["loss"] - math.log(16)) < 1e-3 and rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert show.run(tmp_path / "m", verify=True, plot=tmp_path / "loss.png")["summary"]["steps"] == 60
+    assert manifest.read(tmp_path / "loss.png")["kind"] == "picture"
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, monkeypatch, objective):
+    config = recipe("train.ema=0.9", "train.augment=crop-flip", "train.log_every=1", f"model.objective={objective}")
+    whole = pretrain.run(tokens, tmp_path / "a", config, val_fraction=0.1, device="cpu")
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Interrupted, match="5 of 12"):
+        pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")
+    monkeypatch.undo()
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(PixseqError, match="interrupted run"):
+        pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")
+    with pytest.raises(PixseqError, match=r"another recipe.*train.lr"):
+        other = recipe("train.ema=0.9", "train.augment=crop-flip", "train.lr=0.1", f"model.objective={objective}")
+        pretrain.run(tokens, tmp_path / "b", other, val_fraction=0.1, device="cpu", resume=True)
+    parts = pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu", resume=True)
+    assert parts["id"] == whole["id"]
+    assert losses(tmp_path / "a" / "log.jsonl") == losses(tmp_path / "b" / "log.jsonl")
+    for name in ("ema", "best"):
+        a, b = open_checkpoint(tmp_path / "a").weights(name), open_checkpoint(tmp_path / "b").weights(name)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def stop_after(monkeypatch, steps):
+    """A real SIGTERM while step `steps` - 1 is under way."""
+    real, count = training.learning_rate, iter(range(1, 10_000))
+
+    def learning_rate(*args):
+        if next(count) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(training, "learning_rate", learning_rate)
+
+
+def test_micro_batches_do_not_change_the_gradient(tokens, tmp_path):
+    for micro in (8, 3):
+        limits = Limits(micro_batch=micro)
+        pretrain.run(tokens, tmp_path / str(micro), recipe("model.objective=bert"), device="cpu", limits=limits)
+    a, b = (open_checkpoint(tmp_path / name).weights() for name in ("8", "3"))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-3)
+
+
+def test_a_time_limit_stops_resumably(tokens, tmp_path):
+    with pytest.raises(Interrupted, match="time limit") as stop:
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", limits=Limits(time_limit_minutes=0))
+    assert "--resume" in stop.value.hint and stop.value.code == 130
+    assert pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", resume=True)["summary"]["steps"] == 12
+
+
+def test_divergence_keeps_the_last_good_state(tokens, tmp_path, monkeypatch):
+    real = pretrain.losses
+    calls = iter(range(100))
+
+    def poisoned(*args):
+        return {key: value * (math.inf if next(calls) == 4 else 1) for key, value in real(*args).items()}
+
+    monkeypatch.setattr(pretrain, "losses", poisoned)
+    with pytest.raises(Diverged, match="step 4") as fault:
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu")
+    assert fault.value.code == 3 and not (tmp_path / "m").exists()
+    state = torch.load(tmp_path / "m.partial" / "resume" / "state.pt", weights_only=True)
+    assert state["step"] == 4 and all(torch.isfinite(p).all() for p in state["model"].values())
+
+
+@pytest.mark.parametrize("scheme", ["rgb", "gray"])
+def test_other_schemes_train_and_evaluate(tmp_path, scheme):
+    t = write_tokens(tmp_path / "t.zarr", side=4, n_vocab=256, scheme=scheme)
+    pretrain.run(t, tmp_path / "m", recipe("train.augment=flip"), val_fraction=0.2, device="cpu")
+    numbers = evaluate.run(tmp_path / "m", t, device="cpu")
+    bits = numbers["nats_per_token"] / math.log(2)
+    if scheme == "rgb":
+        assert numbers["bits_per_dim"] == bits and numbers["bits_per_pixel"] == 3 * bits
+    else:
+        assert numbers["bits_per_pixel"] == bits and "bits_per_dim" not in numbers
+
+
+def test_muon_and_clipping_train_too(tokens, tmp_path):
+    config = recipe("train.optimizer=muon", "train.clip_norm=0.5", "train.steps=30", "train.log_every=1")
+    pretrain.run(tokens, tmp_path / "m", config, device="cpu")
+    rows = read_log(tmp_path / "m" / "log.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
+
+
+def test_bf16_trains(tokens, tmp_path):
+    record = pretrain.run(tokens, tmp_path / "m", recipe("train.steps=3"), device="cpu", precision="bf16")
+    assert record["summary"]["precision"] == "bf16"
+    assert all(w.dtype == torch.float32 for w in open_checkpoint(tmp_path / "m").weights().values())
+
+
+def test_evaluation_equals_the_loss_computed_by_hand(tokens, checkpoints):
+    from pixseq.artifacts.arrays import open_store
+
+    checkpoint = open_checkpoint(checkpoints["ar"])
+    model = ImageGPT(Shape(**checkpoint.shape))
+    model.load_state_dict(checkpoint.weights())
+    x = torch.from_numpy(open_store(tokens, "tokens").read("tokens").astype(np.int64))
+    with torch.no_grad():
+        want = torch.nn.functional.cross_entropy(model(x).logits.flatten(0, 1), x.flatten()).item()
+    numbers = evaluate.run(checkpoints["ar"], tokens, batch_size=17, device="cpu")
+    assert abs(numbers["nats_per_token"] - want) < 1e-5 and "accuracy" not in numbers
+    assert abs(numbers["bits_per_pixel"] - want / math.log(2)) < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_finetuning_learns_the_classes_and_keeps_the_best(tokens, checkpoints, tmp_path, objective):
+    sets = ["finetune.steps=60", "finetune.batch_size=16", "finetune.lr=0.01", "finetune.val_every=10"]
+    config = effective(FinetuneFile, sets=sets)
+    record = finetune.run(checkpoints[objective], tokens, tmp_path / "m", config, val_fraction=0.25, device="cpu")
+    assert record["summary"]["best"]["val_accuracy"] > 0.5
+    numbers = evaluate.run(tmp_path / "m", tokens, device="cpu")
+    assert numbers["accuracy"] > 0.5
+    row = read_log(tmp_path / "m" / "log.jsonl")[0]
+    assert abs(row["loss"] - row["clf_loss"] - row["gen_loss"]) < 1e-5 and abs(row["clf_loss"] - math.log(4)) < 1e-5
+
+
+def test_finetuning_stops_early(tokens, checkpoints, tmp_path):
+    sets = ["finetune.steps=500", "finetune.batch_size=8", "finetune.lr=1e-9", "finetune.val_every=1"]
+    config = effective(FinetuneFile, sets=[*sets, "finetune.patience=3"])
+    record = finetune.run(checkpoints["ar"], tokens, tmp_path / "m", config, device="cpu")
+    assert record["summary"]["stopped_early"] and record["summary"]["steps"] < 20
+    assert record["summary"]["best"]["step"] == record["summary"]["steps"] - 3
+
+
+def test_finetuning_needs_labels(tmp_path, checkpoints):
+    bare = write_tokens(tmp_path / "t.zarr", labels=False)
+    with pytest.raises(PixseqError, match="has no labels"):
+        finetune.run(checkpoints["ar"], bare, tmp_path / "m", effective(FinetuneFile), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"palette_id": "sha256:two"}, "sha256:one.*sha256:two"),
+        ({"side": 4}, "6x6.*4x4"),
+        ({"scheme": "gray", "n_vocab": 256}, "palette tokens.*gray tokens"),
+    ],
+)
+def test_tokens_that_do_not_pair_are_refused(checkpoints, tmp_path, change, words):
+    other = write_tokens(tmp_path / "t.zarr", **change)
+    with pytest.raises(PixseqError, match=words):
+        evaluate.run(checkpoints["ar"], other, device="cpu")
+
+
+def test_wild_tokens_are_refused_before_the_embedding(tmp_path):
+    wild = write_tokens(tmp_path / "t.zarr", n_vocab=16)
+    group = json.loads((wild / "zarr.json").read_text())
+    group["attributes"]["n_vocab"] = 8
+    (wild / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(PixseqError, match="its vocabulary has 8"):
+        pretrain.run(wild, tmp_path / "m", recipe(), device="cpu")
+
+
+def test_damaged_checkpoints_are_told(checkpoints, tokens, tmp_path):
+    shutil.copytree(checkpoints["ar"], tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    weights.write_bytes(data[: len(data) // 2])
+    with pytest.raises(PixseqError, match="damaged"):
+        evaluate.run(tmp_path / "m", tokens, device="cpu")
+    data[-1] ^= 0xFF
+    weights.write_bytes(data)
+    with pytest.raises(PixseqError, match=r"non-finite|does not match"):
+        show.run(tmp_path / "m", verify=True)
+    with pytest.raises(PixseqError, match="has no weights 'ema'"):
+        evaluate.run(checkpoints["ar"], tokens, weights="ema", device="cpu")
+
+
+def test_kill_9_leaves_no_target_and_the_run_goes_on(tokens, tmp_path):
+    sets = [x for pair in (("--set", s) for s in (*TINY, "train.steps=150", "train.val_every=5")) for x in pair]
+    command = [sys.executable, "-m", "pixseq", "pretrain", str(tokens), "--val-fraction", "0.1", "--device", "cpu"]
+    command += [*sets, "--save-minutes", "0", "--quiet", "--resume"]
+    whole = subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True)
+    assert whole.returncode == 0
+    wait = random.Random(0)
+    for _ in range(3):
+        run = subprocess.Popen([*command, "-o", str(tmp_path / "m")])
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "m.partial" / "resume").exists() and time.monotonic() < deadline and run.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait.uniform(0, 0.3))
+        run.kill()
+        if run.wait() == 0:
+            break
+        assert not (tmp_path / "m").exists()
+    if not (tmp_path / "m").exists():
+        subprocess.run([*command, "-o", str(tmp_path / "m")], check=True)
+    assert manifest.read(tmp_path / "m")["id"] == manifest.read(tmp_path / "whole")["id"]
+    assert losses(tmp_path / "m" / "log.jsonl") == losses(tmp_path / "whole" / "log.jsonl")
