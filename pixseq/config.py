@@ -81,6 +81,9 @@ class FinetuneFile:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
+SECTIONS = {"about", "model", "train", "finetune"}
+
+
 def effective(
     kind: type,
     preset: str | None = None,
@@ -98,7 +101,8 @@ def effective(
         _merge(values, read_preset(preset))
     if file is not None:
         _merge(values, read_yaml(file))
-    values.pop("about", None)
+    for section in SECTIONS - {f.name for f in dataclasses.fields(kind)}:
+        values.pop(section, None)  # one file may serve several stages
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():

@@ -59,11 +59,11 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(device: str = "auto", precision: str = "auto") -> Iterator[Machine]:
-    """The device and precision asked for; joins the other ranks when started by torchrun.
+def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) -> Iterator[Machine]:
+    """The device and precision asked for; with `ranks`, joins the other processes when started by torchrun.
 
     Precision auto is bf16 where the chip has matrix units for it (CUDA from Ampere on, AMX on a CPU), else fp32.
-    Raises UsageError for what this machine does not have.
+    Raises UsageError for what this machine does not have, and for several processes where the stage is of one.
     """
     if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
         raise UsageError(f"there is no device {device!r}", "one of: auto, cpu, cuda")
@@ -74,6 +74,8 @@ def machine(device: str = "auto", precision: str = "auto") -> Iterator[Machine]:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {device} was asked for, but torch sees no CUDA device here", "use --device cpu")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not ranks:
+        raise UsageError(f"this stage runs in one process, torchrun started {world}", "start it without torchrun")
     where = torch.device(device)
     if where.type == "cuda":
         where = torch.device("cuda", where.index if where.index is not None else int(os.environ.get("LOCAL_RANK", 0)))

@@ -63,10 +63,9 @@ class StoreWriter:
         self.recipe = json.loads(manifest.canonical_json(recipe))
         self.buffer: dict[str, list[np.ndarray]] = {name: [] for name in specs}
         self.buffered = 0
-        if resume and partial.exists():
-            self._reopen()
-        else:
-            atomic.remove(partial)
+        partial.mkdir(exist_ok=True)
+        if not (resume and self._reopen()):
+            atomic.clear(partial)
             self._create()
 
     def _create(self) -> None:
@@ -86,19 +85,25 @@ class StoreWriter:
             )
         self._commit({})
 
-    def _reopen(self) -> None:
+    def _reopen(self) -> bool:
+        """False where there is nothing to go on from: killed before the first commit, or after the last."""
+        if not (self.path / "zarr.json").is_file():
+            return False
         group = _open_group(self.path, mode="r+")
         unfinished = group.attrs.get(UNFINISHED)
-        if not isinstance(unfinished, dict) or unfinished["recipe"] != self.recipe:
-            theirs = unfinished["recipe"] if isinstance(unfinished, dict) else {}
+        if unfinished is None:
+            return False
+        theirs = unfinished["recipe"]
+        if theirs != self.recipe:
             differing = sorted(k for k in {*self.recipe, *theirs} if self.recipe.get(k) != theirs.get(k))
             raise PixseqError(
-                f"{self.path} was begun with another recipe (it differs in: {', '.join(differing) or 'everything'})",
+                f"{self.path} was begun with another recipe (it differs in: {', '.join(differing)})",
                 "repeat the command that began it, or start again without --resume",
             )
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         for name, spec in self.specs.items():
             group[name].resize(spec.sized(self.rows))
+        return True
 
     def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Add the same number of rows to every array; `state` is where the caller stands after them."""

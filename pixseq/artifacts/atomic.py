@@ -38,27 +38,45 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
 
 
 @contextlib.contextmanager
-def writing(target: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
-    """Yields the partial path to write a file or a folder at; publishes it on success.
+def writing(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields the partial path to write a file or a folder at; publishes it on success, removes it on any failure."""
+    target = check_target(target, overwrite)
+    partial = partial_path(target)
+    remove(partial)
+    try:
+        with _disk_full_said(target):
+            yield partial
+            publish(partial, target)
+    except BaseException:
+        remove(partial)
+        raise
 
-    On an error the partial is removed, unless `keep` (its stage can resume). An interrupt keeps it too, if `keep`.
+
+@contextlib.contextmanager
+def resuming(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields the partial folder, locked, with whatever an interrupted run left in it; publishes it on success.
+
+    On a failure it stays, so that its stage can go on. Raises PixseqError while another process writes there.
     """
     target = check_target(target, overwrite)
     partial = partial_path(target)
-    if not keep:
-        remove(partial)
-    try:
+    partial.mkdir(exist_ok=True)
+    with lock(partial), _disk_full_said(target):
         yield partial
         publish(partial, target)
-    except BaseException as error:
-        if not keep:
-            remove(partial)
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise PixseqError(
-                f"the disk is full: {target} could not be written",
-                f"free space on the disk that holds {target.parent.resolve()}, or choose another --out",
-            ) from error
-        raise
+
+
+@contextlib.contextmanager
+def _disk_full_said(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise PixseqError(
+            f"the disk is full: {target} could not be written",
+            f"free space on the disk that holds {target.parent.resolve()}, or choose another --out",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -67,13 +85,21 @@ def lock(partial: Path) -> Iterator[None]:
     handle = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(handle)
         raise PixseqError(
             f"another process is writing {partial}", "wait for it to end, or choose another --out"
         ) from None
+    try:
+        yield
     finally:
         os.close(handle)
+
+
+def clear(folder: Path) -> None:
+    """Remove what is in a folder, and keep the folder (and a lock on it)."""
+    for child in folder.iterdir():
+        remove(child)
 
 
 def publish(partial: Path, target: Path) -> None:

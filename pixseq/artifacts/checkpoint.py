@@ -125,6 +125,9 @@ def begin_run(target: str | Path, recipe: Mapping[str, Any], resume: bool, overw
     target = atomic.check_target(target, overwrite)
     partial = atomic.partial_path(target)
     recipe = json.loads(manifest.canonical_json(recipe))
+    if partial.exists():
+        with atomic.lock(partial):
+            pass
     if partial.exists() and not resume:
         if not overwrite:
             raise PixseqError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,16 @@ def save_png(
     with atomic.writing(path, overwrite) as partial:
         Image.fromarray(image).save(partial, format="PNG", pnginfo=text)
     return record
+
+
+def save_pngs(folder: str | Path, images: np.ndarray, rows: Iterable[int], overwrite: bool = False) -> None:
+    """A folder of single pictures, uint8 [N, H, W, 3], named by their rows, for tools that want files."""
+    from PIL import Image
+
+    with atomic.writing(folder, overwrite) as partial:
+        partial.mkdir()
+        for row, image in zip(rows, images):
+            Image.fromarray(image).save(partial / f"{row:06}.png", format="PNG")
 
 
 def picture_id(path: str | Path) -> str:

@@ -113,10 +113,10 @@ def _write(
     batch_bytes = batch * masks * len(layers) * width * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
     recipe = {"config": config, "inputs": {role: parent["id"] for role, parent in inputs.items()}}
-    with atomic.writing(out, overwrite, keep=True) as partial:
+    with atomic.resuming(out, overwrite) as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume)
         start = writer.rows // masks
-        with atomic.lock(partial), progress.track("features", total, "images", start) as bar:
+        with progress.track("features", total, "images", start) as bar:
             for first, tokens in token_batches(store, batch, start):
                 rows = {"features": compute(tokens, first).astype(config["dtype"])}
                 if labels is not None:

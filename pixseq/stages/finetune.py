@@ -45,7 +45,7 @@ def run(
     limits, recipe_config = limits or Limits(), config.finetune
     if val is None and val_fraction is None:
         val_fraction = 0.1  # the paper's split; early stopping needs one
-    with machine(device, precision) as where:
+    with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
         store, images, held, inputs = read_images(tokens, val, val_fraction, recipe_config.seed)
         check_pairing(parent, store)

@@ -44,7 +44,7 @@ def run(
     Ranks other than the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits = limits or Limits()
-    with machine(device, precision) as where:
+    with machine(device, precision, ranks=True) as where:
         store, images, held, inputs = read_images(tokens, val, val_fraction, config.train.seed)
         shape = model_shape(config.model, store)
         recipe = {

@@ -29,6 +29,7 @@ from pixseq.config import TrainConfig
 from pixseq.data.batches import augment, batch_indices
 from pixseq.errors import Diverged, Interrupted
 from pixseq.models.igpt import ImageGPT, Output
+from pixseq.models.muon import Muon
 from pixseq.models.objectives import generative_nats, random_mask, scored_images
 from pixseq.numerics.schedule import learning_rate, warmup_steps
 from pixseq.runtime import Machine, compiled, generator
@@ -249,10 +250,7 @@ def _batch(images: Images, config: TrainConfig, step: int, bert: bool):
 
 
 def make_optimizers(model: ImageGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam with decoupled decay on everything; with optimizer "muon", Muon on the blocks' matrices instead.
-
-    Muon's update is scaled to Adam's root mean square, so that one learning rate serves both.
-    """
+    """Adam with decoupled decay on everything; with optimizer "muon", Muon on the blocks' matrices instead."""
     parameters = dict(model.named_parameters())
     matrices = {}
     if config.optimizer == "muon":
@@ -269,11 +267,7 @@ def make_optimizers(model: ImageGPT, config: TrainConfig) -> list[torch.optim.Op
         )
     ]
     if matrices:
-        made.append(
-            torch.optim.Muon(
-                matrices.values(), lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        made.append(Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay))
     return made
 
 

@@ -1,0 +1,92 @@
+"""The command line: every command's signature, help and example, one lazy call each, and the exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from pixseq import __version__
+from pixseq.cli import images, measuring, training
+from pixseq.errors import BUG, INPUT, Interrupted, PixseqError
+
+app = typer.Typer(
+    help="Pretrain generative models on pixels: Image GPT as a chain of stages that read and write artifacts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+palette_app = typer.Typer(help="Fit and look at colour palettes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(palette_app, name="palette")
+
+# name: function, example (shown at the end of its help)
+COMMANDS = {
+    "encode": (images.encode, "pixseq encode photos/ --palette palette.json --size 32 -o train.zarr"),
+    "decode": (images.decode, "pixseq decode train.zarr -o grid.png"),
+    "pretrain": (training.pretrain, "pixseq pretrain train.zarr --preset igpt-s --val val.zarr -o model"),
+    "features": (measuring.features, "pixseq features model train.zarr -o train.features.zarr"),
+    "probe": (measuring.probe, "pixseq probe train.features.zarr --test test.features.zarr --plot probe.png"),
+    "finetune": (training.finetune, "pixseq finetune model train.zarr --val-fraction 0.1 -o tuned"),
+    "evaluate": (measuring.evaluate, "pixseq evaluate tuned test.zarr"),
+    "sample": (images.sample, "pixseq sample model --prompt test.zarr --keep 0.5 --count 8 -o halves.png"),
+    "show": (measuring.show, "pixseq show train.zarr --verify"),
+}
+PALETTE_COMMANDS = {
+    "fit": (images.palette_fit, "pixseq palette fit cifar-10-python.tar.gz --colors 512 -o palette.json"),
+    "show": (images.palette_show, "pixseq palette show palette.json -o swatch.png"),
+}
+for group, commands in ((app, COMMANDS), (palette_app, PALETTE_COMMANDS)):
+    for name, (function, example) in commands.items():
+        group.command(name, epilog=f"Example: {example}")(function)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command; turn faults into one error line, a hint and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        app()
+    except PixseqError as fault:
+        _fail(fault.message, fault.hint, fault.code)
+    except MemoryError:
+        _fail("out of memory", "choose a smaller --batch-size", INPUT)
+    except OSError as fault:
+        where = f"{fault.filename}: " if fault.filename else ""
+        _fail(f"{where}{fault.strerror or fault}", "check the path, its permissions and the space on its disk", INPUT)
+    except Exception as fault:
+        if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            _fail("the device is out of memory", "choose a smaller --batch-size or --micro-batch", INPUT)
+        traceback.print_exc()
+        _fail(f"this is a bug in pixseq {__version__}: {fault!r}", "please report it with the lines above", BUG)
+
+
+def _interrupted(number: int, frame: Any) -> None:
+    raise Interrupted(
+        f"stopped by {signal.Signals(number).name}",
+        "nothing was lost: run the command again; encode, features, pretrain and finetune go on with --resume",
+    )
+
+
+def _fail(message: str, hint: str | None, code: int) -> None:
+    text = f"error: {message}" + (f"\n\nhint: {hint}" if hint else "")
+    print("".join(c if c.isprintable() or c == "\n" else "?" for c in text), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,200 @@
+"""palette fit, palette show, encode, decode and sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixseq.cli import options as o
+from pixseq.cli.output import made, talk
+
+Size = Annotated[int, typer.Option("--size", help="Side of the square pictures, in pixels.")]
+Resize = Annotated[
+    str, typer.Option("--resize", help="crop: shorter side, then centre crop (paper); squash: as Hugging Face.")
+]
+Background = Annotated[str, typer.Option("--background", help="Colour under transparent pixels.")]
+OnError = Annotated[str, typer.Option("--on-error", help="fail or skip, at pictures that cannot be read.")]
+Columns = Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the grid.")]
+
+
+def palette_fit(
+    source: o.Source,
+    out: o.Out,
+    split: o.Split = "train",
+    colors: Annotated[int, typer.Option("--colors", help="Colours of the palette.")] = 512,
+    size: Size = 32,
+    resize: Resize = "crop",
+    max_images: Annotated[int | None, typer.Option("--max-images", help="Look at this many images at most.")] = None,
+    refine_steps: Annotated[
+        int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: enough].")
+    ] = None,
+    background: Background = "white",
+    on_error: OnError = "fail",
+    workers: o.Workers = 0,
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Cluster every pixel of a source into a palette."""
+    talk(quiet)
+    from pixseq.stages import palette as stage
+
+    record = stage.run_fit(
+        source,
+        out,
+        split,
+        colors,
+        size,
+        resize,
+        max_images,
+        seed,
+        refine_steps,
+        background,
+        on_error,
+        workers,
+        overwrite,
+    )
+    made(out, record, json)
+
+
+def palette_show(
+    palette: Annotated[
+        Path, typer.Argument(metavar="PALETTE", help="A palette, or what carries one.", show_default=False)
+    ],
+    out: o.Out,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="Columns of the swatch.")] = 32,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw a palette's colours, in order, as PNG."""
+    talk(quiet)
+    from pixseq.stages import palette as stage
+
+    made(out, stage.run_show(palette, out, columns, overwrite), json)
+
+
+def encode(
+    source: o.Source,
+    out: o.Out,
+    palette: Annotated[
+        Path | None,
+        typer.Option("--palette", help="A palette: ours, OpenAI's .npy, or a preprocessor_config.json."),
+    ] = None,
+    split: o.Split = "train",
+    size: Size = 32,
+    resize: Resize = "crop",
+    scheme: Annotated[
+        str, typer.Option("--scheme", help="palette; rgb: 3 tokens a pixel; gray: its luma.")
+    ] = "palette",
+    views: Annotated[
+        int, typer.Option("--views", help="Random resized crops of each image, as the paper trains on; 0: none.")
+    ] = 0,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first images.")] = None,
+    background: Background = "white",
+    on_error: OnError = "fail",
+    workers: o.Workers = 0,
+    seed: o.Seed = 0,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Turn pictures into tokens."""
+    talk(quiet)
+    from pixseq.stages import encode as stage
+
+    record = stage.run(
+        source,
+        out,
+        palette=palette,
+        split=split,
+        size=size,
+        resize=resize,
+        scheme=scheme,
+        views=views,
+        limit=limit,
+        seed=seed,
+        background=background,
+        on_error=on_error,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    made(out, record, json)
+
+
+def decode(
+    tokens: o.Tokens,
+    out: o.Out,
+    count: Annotated[int, typer.Option("--count", help="Pictures to draw.")] = 64,
+    first: Annotated[int, typer.Option("--first", help="Row to begin at.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draw random rows of this seed instead.")] = None,
+    columns: Columns = None,
+    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Screen pixels a pixel.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Also a folder of single PNGs.")] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Turn tokens back into pictures."""
+    talk(quiet)
+    from pixseq.stages import decode as stage
+
+    made(out, stage.run(tokens, out, count, first, seed, columns, scale, images, overwrite), json)
+
+
+def sample(
+    model: o.Model,
+    out: o.Out,
+    count: Annotated[int, typer.Option("--count", help="Pictures, or prompts, to draw.")] = 16,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Tokens, or a SOURCE of pictures, to complete.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a prompt SOURCE.")] = "test",
+    keep: Annotated[float, typer.Option("--keep", help="Part of the prompt's rows that is given.")] = 0.5,
+    completions: Annotated[int, typer.Option("--completions", help="Pictures drawn for each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", help="1 is the paper's; 0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Only the k likeliest colours; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest colours of this mass.")] = 1.0,
+    seed: o.Seed = 0,
+    tokens: Annotated[Path | None, typer.Option("--tokens", help="Also a tokens store of what was drawn.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Also a folder of single PNGs.")] = None,
+    columns: Columns = None,
+    weights: o.Weights = "model",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at once.")] = 64,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw pictures, or complete given ones."""
+    talk(quiet)
+    from pixseq.stages import sample as stage
+
+    record = stage.run(
+        model,
+        out,
+        count=count,
+        prompt=prompt,
+        split=split,
+        keep=keep,
+        completions=completions,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        tokens_out=tokens,
+        images_out=images,
+        columns=columns,
+        weights=weights,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    made(out, record, json)

@@ -1,0 +1,187 @@
+"""features, probe, evaluate and show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixseq.cli import options as o
+from pixseq.cli.output import emit, made, plain, table, talk, to_json
+from pixseq.errors import UsageError
+
+
+def features(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint, or the word pixels for raw colours.")],
+    tokens: o.Tokens,
+    out: o.Out,
+    layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    masks: o.Masks = None,
+    random_init: Annotated[
+        int | None, typer.Option("--random-init", min=0, help="Fresh weights of this seed instead: a baseline.")
+    ] = None,
+    weights: o.Weights = "model",
+    batch_size: o.BatchSize = None,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    seed: o.Seed = 0,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write every layer's mean-pooled features in one sweep.
+
+    Layer l is the ln_1 output that enters block l, the last layer the ln_f output.
+    """
+    talk(quiet)
+    from pixseq.stages import features as stage
+
+    record = stage.run(
+        model,
+        tokens,
+        out,
+        layers=layers,
+        dtype=dtype,
+        masks=masks,
+        random_init=random_init,
+        weights=weights,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    made(out, record, json)
+
+
+def probe(
+    features: Annotated[Path, typer.Argument(metavar="FEATURES", help="Features to fit on.", show_default=False)],
+    test: Annotated[Path, typer.Option("--test", help="Features to test on, once.", show_default=False)],
+    out: o.OptionalOut = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy by layer as PNG.")] = None,
+    method: Annotated[str, typer.Option("--method", help="logistic or knn.")] = "logistic",
+    layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
+    concat: Annotated[
+        int, typer.Option("--concat", min=0, help="Also probe this many layers centred on the best, concatenated.")
+    ] = 0,
+    labels_per_class: Annotated[
+        int | None, typer.Option("--labels-per-class", min=1, help="Also fit on so few labels, on random subsets.")
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Random subsets for --labels-per-class.")] = 5,
+    c: Annotated[str | None, typer.Option("--c", help="Inverse regularisations to choose from, as 0.01,1,100.")] = None,
+    val_fraction: Annotated[float, typer.Option("--val-fraction", help="Part of FEATURES that chooses C.")] = 0.1,
+    standardize: Annotated[
+        bool | None,
+        typer.Option("--standardize/--no-standardize", help="Scale by train mean and deviation [default: logistic]."),
+    ] = None,
+    max_iter: Annotated[int, typer.Option("--max-iter", min=1, help="L-BFGS iterations at most.")] = 1000,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", help="Another row, as NAME=TRAIN.zarr:TEST.zarr.")
+    ] = None,
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Fit a classifier on every layer's features and report the accuracy by layer."""
+    talk(quiet)
+    from pixseq.numerics.probes import DEFAULT_CS
+    from pixseq.stages import probe as stage
+
+    numbers = stage.run(
+        features,
+        test,
+        out=out,
+        plot=plot,
+        method=method,
+        layers=layers,
+        concat=concat,
+        labels_per_class=labels_per_class,
+        trials=trials,
+        c=c or DEFAULT_CS,
+        val_fraction=val_fraction,
+        standardize=standardize,
+        max_iter=max_iter,
+        baselines=[_baseline(text) for text in baseline or []],
+        seed=seed,
+        overwrite=overwrite,
+    )
+    emit(to_json(numbers) if json else _probe_table(numbers))
+
+
+def _baseline(text: str) -> tuple[str, str, str]:
+    name, equals, paths = text.partition("=")
+    train, colon, test = paths.partition(":")
+    if not (name and equals and train and colon and test):
+        raise UsageError(f"--baseline {text!r} is not of the form NAME=TRAIN.zarr:TEST.zarr")
+    return name, train, test
+
+
+def _probe_table(numbers: dict[str, Any]) -> str:
+    """The curve, then one line a summary figure."""
+    head = ("layer", "c", "val_accuracy", "test_accuracy", "converged")
+    lines = [table(head, [[row.get(key) for key in head] for row in numbers["layers"]]), ""]
+    rows = [(f"best layer {numbers['best_layer']} (by val)", numbers["test_accuracy"])]
+    for row in numbers.get("baselines", []):
+        rows.append((f"{row['name']}, layer {row['best_layer']}", row["test_accuracy"]))
+    if concat := numbers.get("concat"):
+        rows.append((f"layers {', '.join(map(str, concat['layers']))} concatenated", concat["test_accuracy"]))
+    if few := numbers.get("low_data"):
+        spread = plain(few["test_accuracy_std"])
+        name = f"{few['labels_per_class']} labels a class, mean of {few['trials']} (std {spread})"
+        rows.append((name, few["test_accuracy_mean"]))
+    rows.append(("majority class", numbers.get("majority")))
+    return "\n".join([*lines, table(("probe", "test_accuracy"), rows)])
+
+
+def evaluate(
+    model: o.Model,
+    tokens: o.Tokens,
+    out: o.OptionalOut = None,
+    masks: o.Masks = None,
+    weights: o.Weights = "model",
+    batch_size: o.BatchSize = None,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure nats per token, bits per pixel, and accuracy where the model has a classifier."""
+    talk(quiet)
+    from pixseq.stages import evaluate as stage
+
+    numbers = stage.run(model, tokens, out, weights, masks, batch_size, device, precision, seed, overwrite)
+    emit(to_json(numbers) if json else table(("measure", "value"), list(numbers.items())))
+
+
+def show(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Anything a stage made.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare it with its id.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a checkpoint's loss curve as PNG.")] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show what an artifact is, how it was made, and from what."""
+    talk(quiet)
+    from pixseq.stages import show as stage
+
+    record = stage.run(artifact, verify, plot, overwrite)
+    if json:
+        emit(to_json(record))
+        return
+    rows = [(key, record.get(key)) for key in ("kind", "id", "stage", "version")]
+    rows += [
+        (f"{part}.{key}", value) for part in ("config", "inputs", "summary") for key, value in record[part].items()
+    ]
+    rows += [("made", record["made"]["at"]), ("command", " ".join(record["argv"]))]
+    if verify:
+        rows.append(("verified", "content equals its id"))
+    shown = [(key, value if isinstance(value, str) else to_json(value)) for key, value in rows]
+    emit(table(("key", "value"), [(key, value if len(value) < 200 else value[:200] + " ...") for key, value in shown]))

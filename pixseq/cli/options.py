@@ -1,0 +1,33 @@
+"""Options that several commands share: one word, one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="What to make.", show_default=False)]
+OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result here.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target, once the new one is whole.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0)]
+Split = Annotated[str, typer.Option("--split", help="train, test or another split of the source.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
+Weights = Annotated[str, typer.Option("--weights", help="Which weights of the checkpoint: model, best, last or ema.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
+Masks = Annotated[
+    int | None, typer.Option("--masks", min=1, help="Random masks an image, for bert models [default: 5].")
+]
+
+SOURCE_HELP = (
+    "digits; a folder of class folders or of pictures; CIFAR-10/100 (folder or .tar.gz); an idx (MNIST), STL-10, .npz, "
+    ".npy, .parquet or WebDataset .tar source; or - for paths on stdin."
+)
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False)]
+Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A tokens store.", show_default=False)]

@@ -1,0 +1,60 @@
+"""stdout carries one document: a path, a table, or one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pixseq import progress
+from pixseq.errors import CLOSED_PIPE
+
+
+def talk(quiet: bool) -> None:
+    """Progress on stderr from here on, unless quiet."""
+    progress.enable(not quiet)
+
+
+def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:
+    """What a stage made: its path, or its manifest. None: another rank reports."""
+    if manifest is not None:
+        emit(to_json(manifest) if as_json else str(path))
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def emit(text: str) -> None:
+    """Write to stdout; a closed pipe ends the program silently."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+        raise SystemExit(CLOSED_PIPE) from None
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned columns, numbers to the right; None is a dash."""
+    cells = [[plain(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    numeric = [all(row[i] is None or isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    lines = []
+    for row in cells:
+        padded = (c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric))
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> str:
+    """A cell's text; control characters of foreign names do not reach the terminal."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
+    return "".join(c if c.isprintable() else "?" for c in str(value))

@@ -1,0 +1,140 @@
+"""pretrain and finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixseq.cli import options as o
+from pixseq.cli.output import emit, made, table, talk, to_json
+
+Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.")]
+ValFraction = Annotated[float | None, typer.Option("--val-fraction", help="Or hold out this part of TOKENS.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")]
+GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a step, over micro-batches and ranks.")]
+MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Images at once [default: by memory].")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Augment = Annotated[str | None, typer.Option("--augment", help="none, flip or crop-flip.")]
+TrainSeed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML of the shape and recipe; over the preset.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One key, as train.ema=0.999; over the file.")]
+TimeLimit = Annotated[
+    float | None, typer.Option("--time-limit", help="Minutes after which to stop, resumable (exit 130).")
+]
+SaveMinutes = Annotated[float, typer.Option("--save-minutes", help="How often the resumable state is saved.")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile [default: on CUDA].")]
+
+
+def pretrain(
+    tokens: o.Tokens,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="ar or bert.")] = None,
+    val: Val = None,
+    val_fraction: ValFraction = None,
+    steps: Steps = None,
+    batch_size: GlobalBatch = None,
+    micro_batch: MicroBatch = None,
+    lr: Rate = None,
+    augment: Augment = None,
+    seed: TrainSeed = None,
+    config: Config = None,
+    set_: Set = None,
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    compile: Compile = None,
+    time_limit: TimeLimit = None,
+    save_minutes: SaveMinutes = 10.0,
+    resume: o.Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show recipe, size and cost; train nothing.")] = False,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train an Image GPT on tokens."""
+    from pixseq.config import PretrainFile, effective
+    from pixseq.errors import UsageError
+
+    talk(quiet)
+    flags = {
+        "model.objective": objective,
+        "train.steps": steps,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.augment": augment,
+        "train.seed": seed,
+    }
+    recipe = effective(PretrainFile, preset, config, set_ or [], flags)
+    if out is None and not dry_run:
+        raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
+
+    from pixseq.stages import pretrain as stage
+    from pixseq.stages.training import Limits
+
+    limits = Limits(micro_batch, time_limit, save_minutes, compile)
+    if dry_run:
+        plan = stage.plan(tokens, recipe, val_fraction, device, precision, limits)
+        if json:
+            emit(to_json(plan))
+        else:
+            flat = {f"{s}.{k}": v for s in ("model", "train") for k, v in plan.pop(s).items()} | plan
+            emit(table(("key", "value"), [(key, str(value)) for key, value in flat.items()]))
+        return
+    made(out, stage.run(tokens, out, recipe, val, val_fraction, device, precision, limits, resume, overwrite), json)
+
+
+def finetune(
+    model: o.Model,
+    tokens: o.Tokens,
+    out: o.Out,
+    val: Val = None,
+    val_fraction: ValFraction = None,
+    gen_weight: Annotated[
+        float | None, typer.Option("--gen-weight", help="Weight of the generative loss [default: 1.0].")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="Validations without a better accuracy before the stop.")
+    ] = None,
+    steps: Steps = None,
+    batch_size: GlobalBatch = None,
+    micro_batch: MicroBatch = None,
+    lr: Rate = None,
+    augment: Augment = None,
+    seed: TrainSeed = None,
+    config: Config = None,
+    set_: Set = None,
+    weights: o.Weights = "model",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    compile: Compile = None,
+    time_limit: TimeLimit = None,
+    save_minutes: SaveMinutes = 10.0,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train a classifier on a pretrained model with the joint loss, stopping on validation accuracy."""
+    from pixseq.config import FinetuneFile, effective
+
+    talk(quiet)
+    flags = {
+        "finetune.gen_weight": gen_weight,
+        "finetune.patience": patience,
+        "finetune.steps": steps,
+        "finetune.batch_size": batch_size,
+        "finetune.lr": lr,
+        "finetune.augment": augment,
+        "finetune.seed": seed,
+    }
+    recipe = effective(FinetuneFile, None, config, set_ or [], flags)
+    from pixseq.stages import finetune as stage
+    from pixseq.stages.training import Limits
+
+    limits = Limits(micro_batch, time_limit, save_minutes, compile)
+    record = stage.run(
+        model, tokens, out, recipe, val, val_fraction, weights, device, precision, limits, resume, overwrite
+    )
+    made(out, record, json)

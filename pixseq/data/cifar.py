@@ -1,0 +1,157 @@
+"""CIFAR-10 and CIFAR-100: python or binary version, a folder or the official .tar.gz, which is never extracted.
+
+Every batch is read and checked once on opening and again when its images are wanted, one held at a time (of an
+archive as many as come before their turn: at most the 155 MB of a split).
+https://www.cs.toronto.edu/~kriz/cifar.html gives both layouts.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pixseq.data import unpickle
+from pixseq.data.records import Pixels, Source, parts, pick_split, reading, shown
+from pixseq.errors import PixseqError
+
+BATCH = re.compile(r"(?P<kind>data_batch_(?P<number>\d+)|test_batch|train|test)(?P<binary>\.bin)?")
+NAMES = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
+PLANES = 3 * 32 * 32  # bytes an image: red, green, blue, each 32 rows of 32
+MAX_MEMBER_BYTES = 1 << 29  # the largest official file has 155 MB
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: np.ndarray  # uint8 [N, 32, 32, 3]
+    labels: np.ndarray  # uint8 or int64 [N]; CIFAR-100: the fine ones
+    classes: int  # 10 or 100
+
+
+def open_cifar(path: Path, wanted: str) -> Source:
+    """A folder or tar that holds CIFAR's batches. Raises PixseqError for gaps, mixtures and damaged batches."""
+    found: dict[str, list[tuple[int, str, int]]] = {}  # split -> (batch number, file, images)
+    class_names, classes, binary = None, set(), set()
+    for name, data in _files(path):
+        if name in NAMES:
+            class_names = _class_names(f"{shown(path)}/{name}", name, data)
+            continue
+        match = BATCH.fullmatch(name)
+        batch = _parse(f"{shown(path)}/{name}", name, data)
+        classes.add(batch.classes)
+        binary.add(match["binary"])
+        split = "test" if match["kind"].startswith("test") else "train"
+        found.setdefault(split, []).append((int(match["number"] or 1), name, len(batch.labels)))
+    if len(classes) > 1 or len(binary) > 1:
+        raise PixseqError(
+            f"{shown(path)} mixes CIFAR-10 and CIFAR-100, or their python and binary versions",
+            "give a folder that holds one of them",
+        )
+    split = pick_split(path, found, wanted)
+    numbers, names, counts = zip(*sorted(found[split]))
+    if numbers != tuple(range(1, len(numbers) + 1)):
+        raise PixseqError(f"{shown(path)} has the batches {numbers}: one is missing", "copy or download it again")
+    (total,) = classes
+    if class_names and len(class_names) != total:
+        raise PixseqError(f"{shown(path)} names {len(class_names)} classes, but its labels have {total}")
+
+    def read(start: int, stop: int | None) -> Iterator[Pixels]:
+        wanted = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
+        order, early = list(wanted), {}
+        for name, data in _files(path, wanted):  # in one pass: an archive has its own order, so some batches wait
+            early[name] = data
+            while order and order[0] in early:
+                name = order.pop(0)
+                batch = _parse(f"{shown(path)}/{name}", name, early.pop(name))
+                yield Pixels(batch.images[wanted[name]], batch.labels[wanted[name]])
+        if order:
+            raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
+
+    return Source(f"cifar{total}", str(path), split, sum(counts), class_names, True, read)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a tar holds CIFAR: told by the names of its first few members, content unread."""
+    with reading(path), tarfile.open(path, "r|*") as tar:
+        for _, member in zip(range(4), tar):
+            name = member.name.rpartition("/")[2]
+            if member.isfile() and (name in NAMES or BATCH.fullmatch(name)):
+                return True
+    return False
+
+
+def _files(path: Path, only: Collection[str] = ()) -> Iterator[tuple[str, bytes]]:
+    """The batches and class names in a folder or tar. A tar is streamed; a name is matched, never used as a path."""
+
+    def wanted(name: str) -> bool:
+        return name in only if only else name in NAMES or BATCH.fullmatch(name) is not None
+
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            if wanted(file.name) and file.is_file():
+                with reading(file):
+                    yield file.name, file.read_bytes()
+        return
+    with reading(path), tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            name = member.name.rpartition("/")[2]
+            if member.isfile() and wanted(name):
+                if member.size > MAX_MEMBER_BYTES:
+                    raise ValueError(f"{name} declares {member.size} bytes")
+                yield name, tar.extractfile(member).read()
+
+
+def _parse(where: str, name: str, data: bytes) -> Batch:
+    batch = _parse_binary(where, name, data) if name.endswith(".bin") else _parse_pickle(where, data)
+    if batch.labels.min() < 0 or batch.labels.max() >= batch.classes:
+        raise PixseqError(
+            f"{where} has labels from {batch.labels.min()} to {batch.labels.max()}, but {batch.classes} classes"
+        )
+    return batch
+
+
+def _parse_pickle(where: str, data: bytes) -> Batch:
+    content = unpickle.load(data, where)
+    key = next((key for key in ("fine_labels", "labels") if key in content), None)
+    if key is None or "data" not in content:
+        raise PixseqError(f"{where} is no CIFAR batch: it holds {shown(sorted(content))}", "is it another pickle?")
+    rows = content["data"]
+    if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == PLANES):
+        got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise PixseqError(f"{where}: data is {got}, but a CIFAR batch has uint8 [N, {PLANES}]")
+    labels = content[key]
+    if not all(isinstance(label, int) for label in labels) if isinstance(labels, list) else True:
+        raise PixseqError(f"{where}: {key} is not a list of whole numbers")
+    return _batch(where, rows, np.array(labels, dtype=np.int64), 100 if key == "fine_labels" else 10)
+
+
+def _parse_binary(where: str, name: str, data: bytes) -> Batch:
+    classes = 10 if name.startswith(("data_batch", "test_batch")) else 100
+    head = 1 if classes == 10 else 2  # the label; CIFAR-100: coarse label, fine label
+    if not data or len(data) % (head + PLANES):
+        raise PixseqError(
+            f"{where} has {len(data)} bytes, no multiple of the {head + PLANES} of a CIFAR-{classes} record",
+            "it is cut short, or not CIFAR: copy or download it again",
+        )
+    rows = np.frombuffer(data, np.uint8).reshape(-1, head + PLANES)
+    return _batch(where, rows[:, head:], rows[:, head - 1], classes)
+
+
+def _batch(where: str, rows: np.ndarray, labels: np.ndarray, classes: int) -> Batch:
+    if len(rows) != len(labels) or not len(rows):
+        raise PixseqError(f"{where} has {len(rows)} images, but {len(labels)} labels", "copy or download it again")
+    return Batch(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, classes)
+
+
+def _class_names(where: str, name: str, data: bytes) -> list[str]:
+    if name.endswith(".txt"):
+        return [shown(line) for line in data.decode("latin1").split("\n") if line.strip()]
+    content = unpickle.load(data, where)
+    names = content.get("fine_label_names", content.get("label_names"))
+    if not isinstance(names, list):
+        raise PixseqError(f"{where} names no classes: it holds {shown(sorted(content))}", "copy or download it again")
+    return [shown(n.decode("latin1") if isinstance(n, bytes) else n) for n in names]

@@ -1,0 +1,304 @@
+"""From a source to batches of square uint8 pictures: how they are cut and resized, and the reader that streams them.
+
+Shapes: B source images a batch, N = B * max(views, 1) rows, S the side. The same pictures come out whatever the number
+of worker threads and wherever reading starts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from pixseq.data.decode import MIN_SIDE, PILLOW_LIMIT, BadPicture, decode, prepare_process
+from pixseq.data.records import Encoded, Pixels, Source, shown
+from pixseq.errors import PixseqError, UsageError
+
+DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
+DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
+RESIZE_CHUNK = 256
+KEPT_PROBLEMS = 20
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+}
+CROP, SHORTER = 224, (256.0, 384.0)  # pixels: the paper's crop, and the shorter side it is drawn from (3.1)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that decides the pixels. Raises UsageError for values that make no sense.
+
+    resize   crop: shorter side to S, centre crop S, in one resize of the centre square (the paper's evaluation passes
+             through a 224 crop, which is the same square); squash: both sides straight to S, as Hugging Face does.
+    filter   The paper names none. Pillow's antialiased bilinear is Hugging Face's, so that squash gives its tokens.
+    views    N > 0: N rows an image, each a random crop as in the paper's training (3.1): shorter side drawn from
+             256..384, a 224 crop anywhere, then to S. A view is a function of (seed, image number, view number).
+    """
+
+    size: int = 32
+    resize: str = "crop"
+    filter: str = "bilinear"
+    background: str = "white"
+    views: int = 0
+    seed: int = 0
+    on_error: str = "fail"
+    max_pixels: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("resize", self.resize, ("crop", "squash")),
+            ("filter", self.filter, tuple(FILTERS)),
+            ("on-error", self.on_error, ("fail", "skip")),
+        ):
+            if value not in choices:
+                raise UsageError(f"--{name} {value} is not one of {', '.join(choices)}")
+        for name, value, low, high in (
+            ("size", self.size, 1, 4096),
+            ("views", self.views, 0, 1_000_000),
+            ("seed", self.seed, 0, 2**63 - 1),
+            ("max-pixels", self.max_pixels, 1, PILLOW_LIMIT),
+        ):
+            if not low <= value <= high:
+                raise UsageError(f"--{name} {value} is not between {low} and {high}")
+        if self.views and self.resize == "squash":
+            raise UsageError(
+                "--views draws square crops, so it cannot go with --resize squash", "leave one of them out"
+            )
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise UsageError(
+                f"--background {shown(self.background)} is no colour", "e.g. white, black or #808080"
+            ) from None
+
+    @property
+    def backdrop(self) -> tuple[int, int, int]:
+        return ImageColor.getrgb(self.background)[:3]
+
+    def boxes(self, width: int, height: int, index: int) -> list[tuple[float, float, float, float]]:
+        """The regions (left, upper, right, lower) of picture number `index` that become its rows."""
+        if self.resize == "squash":
+            return [(0, 0, width, height)]
+        side = min(width, height)
+        if not self.views:  # whole pixels, so that a picture whose shorter side is S is copied, not blurred
+            left, upper = (width - side) // 2, (height - side) // 2
+            return [(left, upper, left + side, upper + side)]
+        boxes = []
+        for view in range(self.views):
+            rng = np.random.default_rng((self.seed, index, view))
+            crop = side * CROP / rng.uniform(*SHORTER)
+            left, upper = rng.uniform(0, width - crop), rng.uniform(0, height - crop)
+            boxes.append((left, upper, min(left + crop, width), min(upper + crop, height)))
+        return boxes
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """images uint8 [N, S, S, 3], labels int32 [N]; `stop` is the image number to start from to go on after it."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one chunk of `count` source images became; fewer rows where pictures were skipped."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    count: int
+    tally: Counter = field(default_factory=Counter)
+    problems: tuple[str, ...] = ()
+
+
+class Reader:
+    """Streams images [start, start + limit) of a source as batches of `batch_size` source images, prepared.
+
+    Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (Pillow lets go
+    of the GIL); 0 works in the caller's. `counts` says what was met so far (images, skipped, exif_rotated,
+    alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what occurred), `problems` the first pictures
+    skipped. Raises PixseqError for a bad picture (unless on_error is skip) and for labels outside the classes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prep: Preparation,
+        start: int = 0,
+        limit: int | None = None,
+        batch_size: int = 1024,
+        workers: int = 0,
+    ):
+        self.source, self.prep = source, prep
+        self.start, self.stop = start, None if limit is None else start + limit
+        self.batch_size, self.workers = batch_size, workers
+        self.counts: dict[str, int] = {}
+        self.problems: list[str] = []
+        prepare_process()
+
+    @property
+    def total(self) -> int | None:
+        """Source images to come, where the source knows."""
+        if self.source.count is None:
+            return None
+        end = self.source.count if self.stop is None else min(self.stop, self.source.count)
+        return max(end - self.start, 0)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        tally: Counter = Counter()
+        self.counts, self.problems = {}, []
+        held: list[_Result] = []
+        index = self.start
+        for result in self._results():
+            held.append(result)
+            index += result.count
+            tally += result.tally
+            self.counts = dict(tally)
+            self.problems += result.problems[: KEPT_PROBLEMS - len(self.problems)]
+            if (index - self.start) % self.batch_size == 0:
+                yield from self._batch(held, index)
+                held = []
+        yield from self._batch(held, index)
+        if index > self.start == 0 and not tally["images"]:
+            raise PixseqError(
+                f"none of the {tally['skipped']} pictures of {shown(self.source.path)} could be used",
+                f"the first: {self.problems[0]}",
+            )
+
+    def _batch(self, held: list[_Result], stop: int) -> Iterator[ImageBatch]:
+        """At most one batch: none, if all its pictures were skipped."""
+        images = np.concatenate([result.images for result in held]) if held else ()
+        if not len(images):
+            return
+        labels = None
+        if self.source.has_labels:
+            labels = np.concatenate([result.labels for result in held])
+            most = len(self.source.class_names or ()) or np.iinfo(np.int32).max
+            wrong = labels[(labels < 0) | (labels >= most)]
+            if len(wrong):
+                raise PixseqError(
+                    f"{shown(self.source.path)} has the label {wrong[0]}, but its classes are 0 to {most - 1}",
+                    "mend the labels, or leave them out",
+                )
+        yield ImageBatch(images, None if labels is None else labels.astype(np.int32), stop)
+
+    def _results(self) -> Iterator[_Result]:
+        """The chunks' results in order, at most a few chunks ahead of the one asked for."""
+        if self.workers == 0:
+            for job in self._jobs():
+                yield job()
+            return
+        window: deque[Future[_Result]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for job in self._jobs():
+                    window.append(pool.submit(job))
+                    if len(window) > 2 * self.workers:
+                        yield window.popleft().result()
+                while window:
+                    yield window.popleft().result()
+            finally:
+                for future in window:
+                    future.cancel()
+
+    def _jobs(self) -> Iterator[Callable[[], _Result]]:
+        """The source cut into chunks, none of which crosses the end of a batch."""
+        index, waiting, waiting_bytes = self.start, [], 0
+        for item in self.source.read(self.start, self.stop):
+            if isinstance(item, Pixels):
+                done = 0
+                while done < len(item.images):
+                    size = self._room(index) if self._is_ready(item.images) else min(RESIZE_CHUNK, self._room(index))
+                    part = slice(done, done + size)
+                    images = item.images[part]
+                    yield partial(self._arrays, images, None if item.labels is None else item.labels[part], index)
+                    done += len(images)
+                    index += len(images)
+                continue
+            waiting.append(item)
+            waiting_bytes += len(item.data)
+            if len(waiting) == min(DECODE_CHUNK, self._room(index)) or waiting_bytes > DECODE_CHUNK_BYTES:
+                yield partial(self._files, waiting, index)
+                index, waiting, waiting_bytes = index + len(waiting), [], 0
+        if waiting:
+            yield partial(self._files, waiting, index)
+
+    def _room(self, index: int) -> int:
+        return self.batch_size - (index - self.start) % self.batch_size
+
+    def _is_ready(self, images: np.ndarray) -> bool:
+        return not self.prep.views and images.shape[1:3] == (self.prep.size, self.prep.size)
+
+    def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
+        grey = images.ndim == 3
+        tally = Counter(images=len(images), grey=len(images) * grey)
+        if self._is_ready(images):
+            return _Result(_three_channels(images), labels, len(images), tally)
+        if min(images.shape[1:3]) < MIN_SIDE:
+            raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
+        if not self.prep.views and images.shape[1] == images.shape[2]:
+            rows = _resize_squares(images, self.prep.size, FILTERS[self.prep.filter])
+            return _Result(_three_channels(rows), labels, len(images), tally)
+        images = np.ascontiguousarray(images)
+        rows = np.concatenate([self._rows(Image.fromarray(image), index + i) for i, image in enumerate(images)])
+        labels = None if labels is None else np.repeat(labels, max(self.prep.views, 1))
+        return _Result(rows, labels, len(images), tally)
+
+    def _files(self, files: list[Encoded], index: int) -> _Result:
+        rows, labels, problems = [np.empty((0, self.prep.size, self.prep.size, 3), np.uint8)], [], []
+        tally: Counter = Counter()
+        for i, file in enumerate(files):
+            try:
+                image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels)
+            except BadPicture as error:
+                problem = f"{shown(file.name)}: {shown(error)}"
+                if self.prep.on_error == "fail":
+                    raise PixseqError(
+                        problem, "mend or remove it, or pass over such pictures with --on-error skip"
+                    ) from error
+                problems.append(problem)
+                tally["skipped"] += 1
+                continue
+            rows.append(self._rows(image, index + i))
+            labels += [file.label] * len(rows[-1])
+            tally.update(["images", *done])
+        labels = np.array(labels, dtype=np.int64) if self.source.has_labels else None
+        return _Result(np.concatenate(rows), labels, len(files), tally, tuple(problems))
+
+    def _rows(self, image: Image.Image, index: int) -> np.ndarray:
+        """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels."""
+        size, method = self.prep.size, FILTERS[self.prep.filter]
+        boxes = self.prep.boxes(*image.size, index)
+        rows = np.empty((len(boxes), size, size, 3), np.uint8)
+        for row, box in zip(rows, boxes):
+            pixels = np.asarray(image.resize((size, size), method, box))
+            row[:] = pixels[..., None] if pixels.ndim == 2 else pixels
+        return rows
+
+
+def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
+    """[n, h, h(, 3)] to [n, S, S(, 3)] in two calls, with the very bytes of n calls.
+
+    A square Pillow too resizes across first, rounds to 8 bits, then down. Stacked on each other, all pictures go across
+    in one call; turned on their sides, they go down in another.
+    """
+
+    def across(stack: np.ndarray) -> np.ndarray:
+        n, height, width, *channels = stack.shape
+        tall = Image.fromarray(np.ascontiguousarray(stack).reshape(n * height, width, *channels))
+        return np.asarray(tall.resize((size, n * height), method)).reshape(n, height, size, *channels)
+
+    return across(across(images).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _three_channels(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3], contiguous, of grey or colour."""
+    return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else np.ascontiguousarray(images)

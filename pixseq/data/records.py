@@ -1,0 +1,156 @@
+"""What a source of images is: what it knows in advance, its split, and a stream of pictures in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import lzma
+import re
+import struct
+import tarfile
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pixseq.errors import PixseqError
+
+# What splits are called in the wild, and what pixseq calls them.
+SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test", "t10k": "test",
+    "val": "val", "valid": "val", "validation": "val",
+    "unlabeled": "unlabeled",
+}  # fmt: skip
+
+# What the libraries underneath raise for a file cut short, flipped or made up.
+DAMAGE = (
+    EOFError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,  # these two: numpy on the header of an array
+    tokenize.TokenError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A block of n pictures of one size, decoded: images uint8 [n, H, W] (grey) or [n, H, W, 3]; labels int [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One picture still in its file format: its bytes, or the path of its file. `name` is for messages."""
+
+    name: str
+    data: bytes | str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source. Nothing is decoded until `read(start, stop)` is iterated: images [start, stop), in order.
+
+    `name` is the recognised format; `split` the split really read, "all" where the source has none; `count` the images
+    in it, None when only a pass over the stream can tell; `notes` what the user should hear (an empty class folder).
+    """
+
+    name: str
+    path: str
+    split: str
+    count: int | None
+    class_names: list[str] | None
+    has_labels: bool
+    read: Callable[[int, int | None], Iterator[Pixels | Encoded]] = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+
+
+def shown(name: object) -> str:
+    """A foreign name made safe for messages and JSON: no undecodable bytes, no control or escape characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turns whatever an unreadable or damaged file raises into one PixseqError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # gzip and Pillow use a bare OSError for bad content
+            raise PixseqError(f"{shown(path)} is damaged: {error}", "copy or download it again") from error
+        raise PixseqError(f"{shown(path)} cannot be read: {error.strerror}", "check the path and its rights") from error
+    except DAMAGE as error:
+        why = str(error) or type(error).__name__
+        raise PixseqError(f"{shown(path)} is damaged: {shown(why)}", "copy or download it again") from error
+
+
+def pick_split(path: object, available: Collection[str], wanted: str) -> str:
+    """The split to read. A source without splits (`available` empty) is read whole for the default, train."""
+    name = SPLITS.get(wanted.lower(), wanted)
+    if name in available:
+        return name
+    if available:
+        raise PixseqError(
+            f"{shown(path)} has the split{'s' * (len(available) > 1)} {', '.join(sorted(available))}, not {wanted}",
+            "choose one that it has with --split",
+        )
+    if name in ("train", "all"):
+        return "all"
+    raise PixseqError(
+        f"{shown(path)} has no splits, but split {wanted} was asked for", "leave --split out to read all of it"
+    )
+
+
+def split_of(name: str) -> str | None:
+    """The split a shard's name carries as a word: train-00000-of-00002.parquet, imagenet_val_07.tar."""
+    found = {SPLITS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def shards_of_split(path: Path, shards: Iterable[Path], wanted: str) -> tuple[str, list[Path]]:
+    """The shards of one split, by the word in their names or in their folder's, numbers in numeric order.
+
+    A single file is read whatever its name says, unless another split than the default is asked of it.
+    """
+    if path.is_file():
+        named = split_of(path.name)
+        return named if named == SPLITS.get(wanted.lower()) else pick_split(path, (), wanted), [path]
+    groups: dict[str | None, list[Path]] = {}
+    for shard in sorted(shards, key=lambda p: _numeric(p.relative_to(path))):
+        inside = split_of(shard.parent.name) if shard.parent != path else None
+        groups.setdefault(inside or split_of(shard.name), []).append(shard)
+    if None in groups and len(groups) > 1:
+        named = next(group[0] for split, group in groups.items() if split)
+        raise PixseqError(
+            f"{shown(path)}: {shown(named.name)} names a split, {shown(groups[None][0].name)} does not",
+            "give a folder where all shards, or none, carry train or test in their names",
+        )
+    split = pick_split(path, [name for name in groups if name], wanted)
+    return split, groups[None if None in groups else split]
+
+
+def _numeric(path: Path) -> list:
+    return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", str(path))]
+
+
+def parts(counts: Sequence[int], start: int, stop: int | None) -> Iterator[tuple[int, int, int]]:
+    """Where images [start, stop) lie in consecutive parts of `counts` images: (part, from, to within the part)."""
+    for part, (end, count) in enumerate(zip(itertools.accumulate(counts), counts)):
+        low, high = max(start - (end - count), 0), min(count if stop is None else stop - (end - count), count)
+        if low < high:
+            yield part, low, high

@@ -1,0 +1,96 @@
+"""Reading CIFAR's pickles without running what they say: arrays and plain containers, nothing else.
+
+A pickle is a program, and `find_class` is the only way it reaches code. Here it resolves a handful of names, all of
+them to stand-ins made for this load: not even numpy's own unpickling runs, which trusts the state it is given.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+from pixseq.data.records import DAMAGE, shown
+from pixseq.errors import PixseqError
+
+CONTAINERS = {"list": list, "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+class Refused(Exception):
+    """The pickle asks for more than arrays and containers."""
+
+
+class _DType:
+    """Stands in for numpy.dtype: plain numbers only, so no objects and no records."""
+
+    def __init__(self, code: str | bytes, *align_and_copy: Any):
+        self.plain = np.dtype(_text(code))
+        if self.plain.kind not in "buif":
+            raise Refused(f"it holds an array of {self.plain}")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.plain = self.plain.newbyteorder(_text(state[1]))
+
+
+class _Array:
+    """Stands in for numpy.ndarray: built from a shape, a number type and its bytes."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, dtype, fortran, raw = state
+        self.array = np.frombuffer(raw, dtype.plain).reshape(shape, order="F" if fortran else "C")
+
+
+class ArraysOnly(pickle.Unpickler):
+    """For dicts of lists and arrays, as Python 2 and 3 and numpy 1 and 2 write them at protocols 0 to 5."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        where = (module.replace("numpy._core", "numpy.core"), name)
+        if where == ("numpy.core.multiarray", "_reconstruct"):
+            return lambda subtype, shape, code: _Array()
+        if where == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
+            return _from_buffer
+        if where == ("numpy", "ndarray"):
+            return "ndarray"  # only ever the subtype above
+        if where == ("numpy", "dtype"):
+            return lambda *arguments: _DType(*arguments)
+        if where == ("_codecs", "encode"):  # how Python 3 writes bytes at protocols 0 to 2
+            return _latin1
+        if module in ("builtins", "__builtin__") and name in CONTAINERS:
+            return CONTAINERS[name]
+        raise Refused(f"it asks for {module}.{name}, which is neither an array nor a container")
+
+
+def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, axis_order: object = None) -> _Array:
+    if axis_order is not None:
+        raise Refused("it holds an array with permuted axes")
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise Refused(f"it encodes text as {encoding}")
+    return text.encode("latin1")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def load(data: bytes, where: str) -> dict[str, Any]:
+    """The dict in a CIFAR pickle, its keys as text. Raises PixseqError, naming `where`, for anything else."""
+    try:
+        # encoding="bytes" keeps Python 2's strings as they are: array buffers and latin-1 file names alike.
+        content = ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+        return {_text(key): value.array if isinstance(value, _Array) else value for key, value in dict(content).items()}
+    except Refused as error:
+        raise PixseqError(
+            f"{where}: this pickle is refused: {shown(error)}",
+            "CIFAR's official files hold arrays and lists only: download them again from a source you trust",
+        ) from error
+    # Garbage in, anything out.
+    except (pickle.UnpicklingError, *DAMAGE, TypeError, AttributeError, LookupError, ImportError) as error:
+        raise PixseqError(f"{where} is damaged: {shown(error)}", "copy or download it again") from error

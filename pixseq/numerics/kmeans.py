@@ -1,0 +1,186 @@
+"""k-means over every pixel (Image GPT, section 3.2: 512 clusters of RGB values), from a histogram of colours.
+
+scikit-learn starts it, on cells of RGB space that stand for their colours by their mean and count. Lloyd steps over all
+distinct colours go on from there: each assigns every colour to its exactly nearest centre, and pushes the centres
+towards the means, with momentum. All sums are integers below 2^53, so the order of addition, hence the number of
+threads, changes no bit.
+
+Why so: on a million CIFAR-10 pixels scikit-learn alone needs 92 s to a mean squared error of 66.2; the cells alone stop
+at 67.6 after 3 s. The steps cost 0.15 s each, and 16 of them reach 66.4.
+
+Shapes: K clusters; a histogram is int64 [2^24] (see numerics/quantize.py). Positions are on the 0..255 scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixseq.numerics.nearest import EDGE, SIDE, Distances, contested_cubes
+from pixseq.numerics.quantize import nearest_table, psnr_db, unpack
+
+REFINE_STEPS = 16
+START_POINTS = 1 << 15  # scikit-learn's share of the time stays below a second at 512 clusters
+PUSH, MOMENTUM = 1.5, 0.7  # 16 steps of these go as far as some 50 plain ones (1, 0)
+OFFSETS = np.stack(np.unravel_index(np.arange(EDGE**3), (EDGE, EDGE, EDGE)), axis=1)
+
+
+@dataclass(frozen=True)
+class PaletteFit:
+    """`colors` float64 [K, 3] in [-1, 1] of float32 values, ordered by luma, then red, green, blue.
+
+    `mse` is the squared distance to the nearest colour, summed over channels on the 0..255 scale, mean over all pixels.
+    """
+
+    colors: np.ndarray
+    mse: float
+    psnr_db: float | None
+    distinct: int
+    pixels: int
+
+
+def fit_palette(histogram: np.ndarray, colors: int, seed: int = 0, refine_steps: int = REFINE_STEPS) -> PaletteFit:
+    """Cluster the pixels counted in `histogram` into at most `colors`; fewer where there are fewer distinct colours."""
+    distinct = int(np.count_nonzero(histogram))
+    cells = Cells(histogram)
+    if distinct <= colors:
+        centres = unpack(np.flatnonzero(histogram)).astype(np.float64)
+    else:
+        centres = _refine(cells, _start(cells, distinct, colors, seed), refine_steps)
+    palette = _in_order(centres)
+    mse = max(round(cells.mse(_positions(palette), *cells.assign(_positions(palette))), 6), 0.0)
+    return PaletteFit(palette, mse, psnr_db(mse), distinct, cells.pixels)
+
+
+class Cells:
+    """A histogram by cubes of 4 x 4 x 4 colours, with the sums that move centres."""
+
+    def __init__(self, histogram: np.ndarray):
+        self.histogram = histogram
+        self.blocks = histogram.reshape(SIDE, EDGE, SIDE, EDGE, SIDE, EDGE).transpose(0, 2, 4, 1, 3, 5)
+        self.moments = cell_moments(histogram, EDGE)
+        self.occupied = self.moments[..., 0] > 0
+        self.pixels = int(histogram.sum())
+        level = np.arange(256.0) ** 2
+        cube = histogram.reshape(256, 256, 256)
+        self.square = sum(float(cube.sum(axis=axes) @ level) for axes in ((1, 2), (0, 2), (0, 1)))
+
+    def assign(self, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels nearest to each centre: their number [K] and the sum of their values [K, 3]."""
+        palette = centres / 127.5 - 1.0
+        distances = Distances(palette)
+        totals = np.zeros((4, len(centres)))
+        for cubes, candidates in contested_cubes(palette, self.occupied):
+            if candidates.shape[1] == 1:  # the whole cube goes to one centre
+                owners, moments = candidates[:, 0], self.moments[tuple(cubes.T)].T
+            else:
+                owners, moments = self._colour_by_colour(cubes, distances.nearest(cubes, candidates))
+            for total, moment in zip(totals, moments):
+                total += np.bincount(owners, moment, minlength=len(centres))
+        return totals[0], totals[1:].T
+
+    def _colour_by_colour(self, cubes: np.ndarray, nearest: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The owners of the cubes' distinct colours, and (count, count * r, count * g, count * b) of each colour."""
+        counts = self.blocks[tuple(cubes.T)].reshape(-1)
+        seen = np.flatnonzero(counts)
+        cube, colour = np.divmod(seen, EDGE**3)
+        count = counts[seen].astype(np.float64)
+        values = [count * (EDGE * cubes[:, axis][cube] + OFFSETS[:, axis][colour]) for axis in range(3)]
+        return nearest.reshape(-1)[seen], [count, *values]
+
+    def mse(self, centres: np.ndarray, count: np.ndarray, sums: np.ndarray) -> float:
+        """Mean squared distance of all pixels to `centres`, given the pixels that belong to each."""
+        at_centres = (count * (centres**2).sum(axis=1)).sum()
+        return float((self.square - 2 * (centres * sums).sum() + at_centres) / self.pixels)
+
+
+def cell_moments(histogram: np.ndarray, edge: int) -> np.ndarray:
+    """float64 [256/edge, 256/edge, 256/edge, 4]: count, sum of red, of green, of blue of the pixels in each cube."""
+    side = 256 // edge
+    blocks = histogram.reshape(side, edge, side, edge, side, edge)
+    levels = np.arange(256).reshape(side, edge)
+    moments = np.empty((side, side, side, 4))
+    moments[..., 0] = blocks.sum(axis=(1, 3, 5))
+    moments[..., 1] = np.einsum("iajbkc,ia->ijk", blocks, levels)
+    moments[..., 2] = np.einsum("iajbkc,jb->ijk", blocks, levels)
+    moments[..., 3] = np.einsum("iajbkc,kc->ijk", blocks, levels)
+    return moments
+
+
+def _start(cells: Cells, distinct: int, colors: int, seed: int) -> np.ndarray:
+    """Centres [K, 3] by scikit-learn's weighted k-means on at most START_POINTS points.
+
+    The points are the colours themselves if they are few, else means of the finest cells that are few enough. An eighth
+    of the limit is always exceeded, since cells split in eight: hence more points than centres.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    limit = max(START_POINTS, 8 * colors)
+    if distinct <= limit:
+        codes = np.flatnonzero(cells.histogram)
+        points, weights = unpack(codes).astype(np.float64), cells.histogram[codes].astype(np.float64)
+    else:
+        edges = (8,) if np.count_nonzero(cells.occupied) > limit else (2, EDGE)
+        for edge in edges:
+            moments = cell_moments(cells.histogram, edge).reshape(-1, 4)
+            moments = moments[moments[:, 0] > 0]
+            if len(moments) <= limit:
+                break
+        points, weights = moments[:, 1:] / moments[:, :1], moments[:, 0]
+    with threadpool_limits(1):  # its sums depend on the number of threads
+        fit = KMeans(colors, init="k-means++", n_init=1, algorithm="lloyd", random_state=seed)
+        return fit.fit(points, sample_weight=weights).cluster_centers_
+
+
+def _refine(cells: Cells, centres: np.ndarray, steps: int) -> np.ndarray:
+    """The best centres met in `steps` Lloyd steps with momentum; a step that made things worse ends the momentum."""
+    best, least = centres, np.inf
+    velocity = np.zeros_like(centres)
+    for _ in range(steps):
+        count, sums = cells.assign(centres)
+        filled = count > 0
+        means = np.where(filled[:, None], sums / np.maximum(count, 1)[:, None], centres)
+        error = cells.mse(means, count, sums)
+        if filled.all() and error < least:
+            best, least = means, error
+        elif filled.all():
+            velocity[:] = 0
+        if np.array_equal(means, centres) and filled.all():
+            break
+        velocity = MOMENTUM * velocity + PUSH * (means - centres)
+        centres = centres + velocity
+        empty = np.flatnonzero(~filled)
+        if len(empty):
+            relocated = _worst_colours(cells.histogram, means, len(empty))
+            centres[empty[: len(relocated)]] = relocated
+            velocity[empty] = 0
+    return best
+
+
+def _worst_colours(histogram: np.ndarray, centres: np.ndarray, wanted: int) -> np.ndarray:
+    """Up to `wanted` colours [n, 3], of different red, that add most to the error: where empty clusters start again."""
+    table = nearest_table(centres / 127.5 - 1.0)
+    worst = []
+    for plane in range(0, len(histogram), 1 << 16):
+        codes = plane + np.flatnonzero(histogram[plane : plane + (1 << 16)])
+        if len(codes):
+            error = histogram[codes] * ((unpack(codes) - centres[table[codes]]) ** 2).sum(axis=1)
+            worst.append((-error.max(), codes[error.argmax()]))
+    return unpack(np.array([code for _, code in sorted(worst)[:wanted]])).astype(np.float64)
+
+
+def _positions(palette: np.ndarray) -> np.ndarray:
+    return 127.5 * (palette + 1.0)
+
+
+def _in_order(centres: np.ndarray) -> np.ndarray:
+    """A palette in [-1, 1], dark to light, so that near indices mean near brightness.
+
+    Values are rounded to float32, the precision in which palettes travel elsewhere (.npy, Hugging Face), so that the
+    same palette keeps its id in every form.
+    """
+    palette = (centres / 127.5 - 1.0).astype(np.float32).astype(np.float64)
+    luma = palette @ np.array([0.299, 0.587, 0.114])
+    return palette[np.lexsort((palette[:, 2], palette[:, 1], palette[:, 0], luma))]

@@ -1,0 +1,313 @@
+"""Probes: how well a simple classifier reads the class of an image from its features (Image GPT §2.4, §3.4, §4.4-4.7).
+
+- Linear probe: multinomial logistic regression by L-BFGS, C chosen on a held-out part of train, refitted on all of
+  train with that C, scored on test once. The authors used scikit-learn's solver; C and scaling they do not state.
+- Low data: the same on a few labels a class, mean and deviation over random subsets.
+- k-NN: DINO's weighted vote of cosine neighbours (Caron et al. 2021, appendix F.1), a check that fits nothing.
+- BERT models see masked inputs at evaluation too: M masks give M consecutive rows an image. A probe is fitted on all
+  rows; an image's class is the modal prediction of its rows, ties broken at random (§4.6).
+
+Shapes: n images, M rows (masks) an image, D features, K classes. Labels are one an image, from 0 to K - 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# C multiplies the summed loss, so the best C falls as train grows. Measured on 10,000 to 50,000 standardised CIFAR-10
+# features it lies in 1e-3 .. 10; larger ones take minutes a fit and gain nothing.
+DEFAULT_CS = tuple(10.0**exponent for exponent in range(-4, 3))
+MAX_ITER = 1000
+TOLERANCE = 1e-4  # scikit-learn's default: largest gradient component of the mean loss
+PATIENCE = 2  # C's in a row without a better held-out accuracy, after which larger ones are not tried (see _search)
+KNN_NEIGHBOURS = 20
+KNN_TEMPERATURE = 0.07
+FOLDS = 5  # at most, of the cross-validation inside a low-data subset
+SIMILARITIES_AT_ONCE = 1 << 23
+SPLIT_STREAM, TIE_STREAM, SUBSET_STREAM = 21, 22, 23  # independent random numbers from one seed
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features X [n * M, D] float32 of n images, M consecutive rows each, and their labels y [n]."""
+
+    X: np.ndarray
+    y: np.ndarray
+    masks: int = 1
+
+    @property
+    def row_labels(self) -> np.ndarray:
+        return np.repeat(self.y, self.masks)
+
+    def take(self, images: np.ndarray) -> Labelled:
+        """Some images, with all their rows."""
+        rows = (images[:, None] * self.masks + np.arange(self.masks)).ravel()
+        return Labelled(self.X[rows], self.y[images], self.masks)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One C and what it gave on the held-out images."""
+
+    c: float
+    val_accuracy: float
+    converged: bool
+    n_iter: int
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The probe of one set of features. `converged` and `n_iter` are of the last fit, on all of train."""
+
+    c: float
+    val_accuracy: float
+    test_accuracy: float
+    converged: bool
+    n_iter: int
+    tried: list[Tried]
+
+
+@dataclass(frozen=True)
+class LowData:
+    """Test accuracy and chosen C of each random subset."""
+
+    test_accuracies: list[float]
+    cs: list[float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.test_accuracies))
+
+    @property
+    def std(self) -> float | None:
+        """Of the sample (ddof 1); None for a single trial."""
+        return float(np.std(self.test_accuracies, ddof=1)) if len(self.test_accuracies) > 1 else None
+
+
+def standardize(train: np.ndarray, test: np.ndarray) -> None:
+    """Centre and scale both in place by mean and deviation of `train`; a constant feature becomes 0.
+
+    All of train counts, the held-out part too: no label enters, and the refit needs the same scale.
+    """
+    mean = train.mean(axis=0, dtype=np.float64)
+    squares = np.zeros_like(mean)
+    for start in range(0, len(train), 4096):  # in blocks: float64 copies of everything would not be bounded
+        squares += ((train[start : start + 4096] - mean) ** 2).sum(axis=0)
+    deviation = np.sqrt(squares / len(train))
+    deviation[deviation <= 1e-6 * np.abs(mean)] = np.inf  # what float32 rounding leaves of a constant is not variation
+    for features in (train, test):
+        features -= mean.astype(features.dtype)
+        features /= deviation.astype(features.dtype)
+
+
+def held_out_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images to fit on and images to choose by, sorted. Stratified: `fraction` of every class is held out.
+
+    At least one image of a class, and never all: a class of one image is only fitted. Raises ValueError where every
+    class has one image.
+    """
+    rng = np.random.default_rng([seed, SPLIT_STREAM])
+    held = []
+    for label in np.unique(y):
+        images = rng.permutation(np.flatnonzero(y == label))
+        held.append(images[: min(max(1, round(fraction * len(images))), len(images) - 1)])
+    held_out = np.sort(np.concatenate(held))
+    if not len(held_out):
+        raise ValueError("every class has one image, which leaves none to hold out")
+    return np.setdiff1d(np.arange(len(y)), held_out), held_out
+
+
+# ---- logistic regression
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Around all fits, entered once, by the main thread: both settings are of the whole process.
+
+    The products of a fit are so narrow (K columns) that a second BLAS thread costs more than it brings; layers side by
+    side use the cores. ConvergenceWarning is silenced because `converged` reports it.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def linear_probe(
+    train: Labelled,
+    test: Labelled,
+    split: tuple[np.ndarray, np.ndarray],
+    cs: Sequence[float] = DEFAULT_CS,
+    max_iter: int = MAX_ITER,
+    tol: float = TOLERANCE,
+    seed: int = 0,
+) -> LinearProbe:
+    """Choose C on the held-out images of `split` (see `held_out_split`), refit on all of train, score test once."""
+    fit, held = (train.take(images) for images in split)
+    tried, best, model = _search(fit, held, cs, max_iter, tol, seed)
+    del fit, held
+    model.C = best.c
+    model.fit(train.X, train.row_labels)
+    n_iter = int(model.n_iter_.max())
+    return LinearProbe(best.c, best.val_accuracy, _accuracy(model, test, seed), n_iter < max_iter, n_iter, tried)
+
+
+def low_data_probe(
+    train: Labelled,
+    test: Labelled,
+    labels_per_class: int,
+    trials: int,
+    cs: Sequence[float] = DEFAULT_CS,
+    max_iter: int = MAX_ITER,
+    tol: float = TOLERANCE,
+    seed: int = 0,
+) -> LowData:
+    """Fit on `labels_per_class` random images of every class, `trials` times over (§4.7).
+
+    C is chosen inside the subset, so that no other label helps; a single C is taken as it is. Raises ValueError where a
+    class has too few images, or one label a class leaves nothing to choose C by.
+    """
+    counts = np.unique(train.y, return_counts=True)[1]
+    if counts.min() < labels_per_class:
+        raise ValueError(f"{labels_per_class} labels a class were asked for, one class has {counts.min()} images")
+    if labels_per_class < 2 and len(cs) > 1:
+        raise ValueError("one label a class leaves none to choose C by")
+    accuracies, chosen = [], []
+    for trial in range(trials):
+        rng = np.random.default_rng([seed, SUBSET_STREAM, trial])
+        picked = [
+            rng.choice(np.flatnonzero(train.y == label), labels_per_class, replace=False)
+            for label in np.unique(train.y)
+        ]
+        subset = train.take(np.concatenate(picked))
+        c = cs[0] if len(cs) == 1 else _cross_validated_c(subset, labels_per_class, cs, max_iter, tol)
+        model = _regression(c, max_iter, tol).fit(subset.X, subset.row_labels)
+        accuracies.append(_accuracy(model, test, seed))
+        chosen.append(c)
+    return LowData(accuracies, chosen)
+
+
+def concat_window(best: int, count: int, layers: int) -> range:
+    """`count` neighbouring layers centred on the best one, shifted inwards at the ends (§4.4)."""
+    count = min(count, layers)
+    start = min(max(best - count // 2, 0), layers - count)
+    return range(start, start + count)
+
+
+def _regression(c: float, max_iter: int, tol: float):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=max_iter, tol=tol, warm_start=True)
+
+
+def _search(fit: Labelled, held: Labelled, cs: Sequence[float], max_iter: int, tol: float, seed: int):
+    """Along increasing C, each fit starting from the one before: accuracy on the held-out images.
+
+    Equal accuracy goes to the smaller C. Larger C's, by far the slowest fits, are left out once PATIENCE in a row were
+    no better than the best, or one was worse by more than a standard error: accuracy rises and falls once along C.
+    Returns what was tried, the best of it, and the model fitted with the best.
+    """
+    model = _regression(1.0, max_iter, tol)
+    tried: list[Tried] = []
+    best = weights = None
+    for c in sorted(cs):
+        model.C = c
+        model.fit(fit.X, fit.row_labels)
+        n_iter = int(model.n_iter_.max())
+        now = Tried(c, _accuracy(model, held, seed), n_iter < max_iter, n_iter)
+        tried.append(now)
+        if best is None or now.val_accuracy > best.val_accuracy:
+            best, weights, waited = now, (model.coef_, model.intercept_), 0
+            continue
+        waited += 1
+        standard_error = (best.val_accuracy * (1 - best.val_accuracy) / len(held.y)) ** 0.5
+        if waited == PATIENCE or now.val_accuracy < best.val_accuracy - standard_error:
+            break
+    model.coef_, model.intercept_ = weights
+    return tried, best, model
+
+
+def _cross_validated_c(
+    subset: Labelled, labels_per_class: int, cs: Sequence[float], max_iter: int, tol: float
+) -> float:
+    """The C of the least log loss over stratified folds of a subset, whose images lie class by class.
+
+    Loss, not accuracy: counting hits among 40 images is so coarse that it often picks an extreme C. Loss was better in
+    all of six measurements, by up to two points of test accuracy (digits, and pixels and patch features of CIFAR-10).
+    """
+    folds = min(labels_per_class, FOLDS)
+    fold = np.arange(len(subset.y)) % labels_per_class % folds
+    parts = [(subset.take(np.flatnonzero(fold != f)), subset.take(np.flatnonzero(fold == f))) for f in range(folds)]
+    models = [_regression(1.0, max_iter, tol) for _ in parts]
+    losses: list[float] = []
+    for c in sorted(cs):
+        losses.append(0.0)
+        for model, (fit, held) in zip(models, parts):
+            model.C = c
+            model.fit(fit.X, fit.row_labels)
+            right = np.searchsorted(model.classes_, held.row_labels)
+            losses[-1] -= float(model.predict_log_proba(held.X)[np.arange(len(right)), right].sum())
+        if len(losses) - np.argmin(losses) > PATIENCE:
+            break
+    return sorted(cs)[int(np.argmin(losses))]
+
+
+def _accuracy(model, data: Labelled, seed: int) -> float:
+    return accuracy(model.predict(data.X), data, seed)
+
+
+def accuracy(predictions: np.ndarray, data: Labelled, seed: int) -> float:
+    """Share of images whose voted class is their label; `predictions` [n * M] are by row."""
+    return float((vote(predictions, data.masks, np.random.default_rng([seed, TIE_STREAM])) == data.y).mean())
+
+
+def vote(predictions: np.ndarray, masks: int, rng: np.random.Generator) -> np.ndarray:
+    """Classes [n * M] -> the most frequent class of each M consecutive ones, [n]; ties are broken at random."""
+    if masks == 1:
+        return predictions
+    votes = predictions.reshape(-1, masks)
+    counts = _tally(votes, np.ones(votes.shape), int(predictions.max()) + 1)
+    return (counts + rng.random(counts.shape)).argmax(axis=1)  # less than one vote: it decides only between equals
+
+
+def _tally(classes: np.ndarray, weights: np.ndarray, K: int) -> np.ndarray:
+    """Classes and weights [n, M] -> summed weight of each class [n, K]."""
+    n = len(classes)
+    cells = np.arange(n)[:, None] * K + classes
+    return np.bincount(cells.ravel(), weights.ravel(), minlength=n * K).reshape(n, K)
+
+
+# ---- nearest neighbours
+
+
+def knn_predict(
+    train: Labelled, queries: np.ndarray, k: int = KNN_NEIGHBOURS, temperature: float = KNN_TEMPERATURE
+) -> np.ndarray:
+    """The class of each query row: its k nearest rows by cosine vote with weight exp(cosine / temperature).
+
+    Raises ValueError if train has fewer than k rows. Memory holds SIMILARITIES_AT_ONCE cosines.
+    """
+    rows = len(train.X)
+    if k > rows:
+        raise ValueError(f"k is {k}, but there are only {rows} training rows")
+    labels, known = train.row_labels, _unit_rows(train.X)
+    block = max(1, SIMILARITIES_AT_ONCE // rows)
+    predictions = np.empty(len(queries), labels.dtype)
+    for start in range(0, len(queries), block):
+        cosines = _unit_rows(queries[start : start + block]) @ known.T
+        nearest = np.argpartition(cosines, rows - k, axis=1)[:, rows - k :]
+        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1).astype(np.float64) / temperature)
+        votes = _tally(labels[nearest], weights, int(labels.max()) + 1)
+        predictions[start : start + block] = votes.argmax(axis=1)
+    return predictions
+
+
+def _unit_rows(X: np.ndarray) -> np.ndarray:
+    return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float32).tiny)

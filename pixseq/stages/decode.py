@@ -1,0 +1,56 @@
+"""decode: tokens back into pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pixseq.artifacts.manifest import Manifest
+from pixseq.errors import UsageError
+
+
+def run(
+    tokens: str | Path,
+    out: str | Path,
+    count: int = 64,
+    first: int = 0,
+    seed: int | None = None,
+    columns: int | None = None,
+    scale: int | None = None,
+    images_dir: str | Path | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Draw `count` rows of a tokens store as a grid, from row `first` on, or drawn at random by `seed`.
+
+    `images_dir`: also a folder of single PNGs, in the same order. Returns the manifest of the grid.
+    """
+    import numpy as np
+
+    from pixseq.artifacts.arrays import open_store
+    from pixseq.artifacts.atomic import check_target
+    from pixseq.artifacts.manifest import reference
+    from pixseq.artifacts.picture import save_png, save_pngs
+    from pixseq.drawing import grid
+    from pixseq.numerics.quantize import to_images
+
+    check_target(out, overwrite)
+    if images_dir is not None:
+        check_target(images_dir, overwrite)
+    store = open_store(tokens, "tokens")
+    total = store.shape("tokens")[0]
+    if not 0 <= first < total:
+        raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
+    if count < 1 or (columns is not None and columns < 1):
+        raise UsageError(f"--count {count} and --columns {columns} must be at least 1")
+    if seed is None:
+        picked = store.read("tokens", slice(first, first + count))
+    else:
+        rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+        picked = np.concatenate([store.read("tokens", slice(row, row + 1)) for row in rows])
+    codec = store.meta
+    images = to_images(picked, codec["scheme"], codec["height"], codec["width"], codec["palette"])
+    columns = columns or min(round(len(images) ** 0.5) or 1, 16)
+    config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
+    inputs = {"tokens": reference(tokens, store.manifest)}
+    if images_dir is not None:
+        save_pngs(images_dir, images, overwrite)
+    return save_png(out, grid(images, columns, scale), "decode", config, inputs, {"images": len(images)}, overwrite)

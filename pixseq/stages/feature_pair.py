@@ -1,0 +1,128 @@
+"""Features of train and of test that belong together: what probes and other comparisons read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq.artifacts.arrays import Store, open_store
+from pixseq.artifacts.manifest import reference
+from pixseq.errors import PixseqError
+from pixseq.numerics.probes import Labelled, standardize
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Features of train and of test by one model. `layers` are the stored ones; labels are one an image."""
+
+    train: Store
+    test: Store
+    layers: list[int]
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+    class_names: list[str] | None
+
+    def name(self, label: int) -> str:
+        return self.class_names[label] if self.class_names and label < len(self.class_names) else f"class {label}"
+
+    def references(self, train: str, test: str) -> dict[str, dict[str, str]]:
+        return {
+            train: reference(self.train.path, self.train.manifest),
+            test: reference(self.test.path, self.test.manifest),
+        }
+
+    def read(self, layers: Sequence[int], scaled: bool) -> tuple[Labelled, Labelled]:
+        """These layers side by side, as float32. Raises PixseqError where a value is not finite."""
+        both = []
+        for store in (self.train, self.test):
+            parts = []
+            for layer in layers:
+                values = store.read("features", self.layers.index(layer)).astype(np.float32, copy=False)
+                if not np.isfinite(values).all():
+                    raise PixseqError(
+                        f"{store.path}: layer {layer} holds values that are not finite",
+                        "the model diverged, or --dtype float16 was too narrow: make the features again in float32",
+                    )
+                parts.append(values)
+            both.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
+        if scaled:
+            standardize(*both)
+        train, test = both
+        return (
+            Labelled(train, self.train_labels, masks(self.train)),
+            Labelled(test, self.test_labels, masks(self.test)),
+        )
+
+    def bytes_per_layer(self) -> int:
+        """While one layer is probed: both sides, and a copy of the part that is fitted."""
+        (_, train, D), (_, test, _) = self.train.shape("features"), self.test.shape("features")
+        return 4 * D * (2 * train + test)
+
+
+def masks(store: Store) -> int:
+    """Consecutive rows an image (BERT's masks)."""
+    return store.meta.get("masks") or 1
+
+
+def open_pair(train_path: str | Path, test_path: str | Path) -> Pair:
+    """Raises PixseqError where the two do not belong together, or cannot be probed."""
+    train, test = open_store(train_path, "features"), open_store(test_path, "features")
+    tokens = [store.manifest["inputs"].get("tokens", {}).get("id") for store in (train, test)]
+    if train.manifest["id"] == test.manifest["id"] or (tokens[0] and tokens[0] == tokens[1]):
+        raise PixseqError(
+            f"{test.path} holds features of the same images as {train.path}",
+            "a probe is tested on images it was not fitted on: make features of the test split",
+        )
+    for store in (train, test):
+        if len(store.shape("features")) != 3:
+            raise PixseqError(f"{store.path} holds unpooled features", "probe features made with pooling")
+    for what, ours, theirs, hint in _differences(train, test):
+        if ours != theirs:
+            ours, theirs = str(ours)[:200], str(theirs)[:200]
+            raise PixseqError(f"{what} differ: {train.path} has {ours}, {test.path} has {theirs}", hint)
+    train_labels, test_labels = image_labels(train), image_labels(test)
+    classes = np.unique(train_labels)
+    if len(classes) < 2:
+        raise PixseqError(
+            f"{train.path} holds one class only (label {classes[0]})", "a probe needs images of two classes or more"
+        )
+    return Pair(train, test, train.meta["layers"], train_labels, test_labels, train.meta.get("class_names"))
+
+
+def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str]]:
+    """What must agree: its name, both sides, the way out."""
+    same_model = "make both features with the same model and options"
+
+    def of(store: Store, key: str) -> Any:
+        return store.manifest["config"].get(key)
+
+    def model(store: Store) -> Any:
+        return store.manifest["inputs"].get("model", {}).get("id", "no model")
+
+    yield "the models", model(train), model(test), same_model
+    yield "the weights", of(train, "weights"), of(test, "weights"), same_model
+    yield "the random models", of(train, "random_init"), of(test, "random_init"), same_model
+    for key in ("tap", "pool"):
+        yield f"the features ({key})", train.meta.get(key), test.meta.get(key), same_model
+    yield "the layers", train.meta["layers"], test.meta["layers"], "make both features with the same --layers"
+    yield "the widths", train.shape("features")[2], test.shape("features")[2], "encode both splits at one size"
+    names = [store.meta.get("class_names") for store in (train, test)]
+    if all(names):
+        yield "the class names", *names, "train and test must come from one data set, with the same class folders"
+
+
+def image_labels(store: Store) -> np.ndarray:
+    """int32 [n], one an image. Raises PixseqError where there are none."""
+    labels = store.labels()
+    if labels is None or not len(labels):
+        raise PixseqError(
+            f"{store.path} holds no {'images' if labels is not None else 'labels'}",
+            "encode a source with labels (class folders, CIFAR-10 ...) and make its features again",
+        )
+    if labels.min() < 0:
+        raise PixseqError(f"{store.path}: {(labels < 0).sum()} rows have no label", "encode labelled images only")
+    return labels[:: masks(store)]

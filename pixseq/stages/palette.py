@@ -1,0 +1,141 @@
+"""palette: cluster the colours of a source, and look at the result (section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixseq import progress
+from pixseq.artifacts.manifest import Manifest
+from pixseq.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pixseq.data.images import Preparation
+    from pixseq.data.sources import Encoded, Pixels, Source
+
+MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
+BLOCKS = 32  # a sample of a folder comes from so many places, since neighbours there are of one class
+
+
+def run_fit(
+    source: str,
+    out: str | Path,
+    split: str = "train",
+    colors: int = 512,
+    size: int = 32,
+    resize: str = "crop",
+    max_images: int | None = None,
+    seed: int = 0,
+    refine_steps: int | None = None,
+    background: str = "white",
+    on_error: str = "fail",
+    workers: int = 0,
+    overwrite: bool = False,
+) -> Manifest:
+    """Count every pixel of `source` at `size`, cluster the counted colours, write the palette; returns its manifest.
+
+    Where the source has fewer distinct colours than `colors`, the palette is these colours.
+    """
+    from pixseq.artifacts.atomic import check_target
+    from pixseq.artifacts.palette import save_palette
+    from pixseq.data.images import Preparation
+    from pixseq.data.sources import open_source
+    from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
+
+    refine_steps = REFINE_STEPS if refine_steps is None else refine_steps
+    for name, value, low, high in (
+        ("colors", colors, 1, MAX_COLORS),
+        ("refine-steps", refine_steps, 0, 1_000_000),
+        ("max-images", max_images if max_images is not None else 1, 1, 2**62),
+        ("seed", seed, 0, 2**32 - 1),
+    ):
+        if not low <= value <= high:
+            raise UsageError(f"--{name} {value} is not between {low} and {high}")
+    check_target(out, overwrite)
+    prep = Preparation(size=size, resize=resize, background=background, on_error=on_error)
+    opened = open_source(source, split)
+    for note in opened.notes:
+        progress.say(f"note: {note}")
+    read = opened if max_images is None else _sampled(opened, max_images)
+    histogram, counts = _count_colours(read, prep, workers)
+    progress.say(f"palette fit: clustering {counts['images'] * size * size:,} pixels")
+    fit = fit_palette(histogram, colors, seed, refine_steps)
+    if len(fit.colors) < colors:
+        progress.say(
+            f"note: {source} has only {fit.distinct} distinct colours at size {size}, so the palette has "
+            f"{len(fit.colors)} instead of {colors}"
+        )
+    config = {
+        **asdict(prep),
+        "split": opened.split,
+        "colors": colors,
+        "max_images": max_images,
+        "refine_steps": refine_steps,
+        "seed": seed,
+    }
+    summary = {
+        **counts,
+        "pixels": fit.pixels,
+        "distinct_colors": fit.distinct,
+        "colors": len(fit.colors),
+        "mse": fit.mse,
+        "psnr_db": fit.psnr_db,
+    }
+    return save_palette(out, fit.colors, "palette fit", config, {"source": describe(opened)}, summary, overwrite)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """How a manifest names a source of images. The id is cheap: it tells one set from another, not every byte."""
+    return {"path": source.path, "id": f"{source.name}:{source.split}:{source.count or 'stream'}"}
+
+
+def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite: bool = False) -> Manifest:
+    """Draw the colours in order. `palette` may also be tokens or a checkpoint: the palette that travels inside."""
+    from pixseq.artifacts.atomic import check_target
+    from pixseq.artifacts.palette import load_palette
+    from pixseq.artifacts.picture import save_png
+    from pixseq.drawing import swatch
+    from pixseq.numerics.quantize import palette_bytes
+
+    check_target(out, overwrite)
+    loaded = load_palette(palette, inside=True)
+    inputs = {"palette": {"path": str(palette), "id": loaded.id}}
+    image = swatch(palette_bytes(loaded.colors), columns)
+    return save_png(out, image, "palette show", {"columns": columns}, inputs, {"colors": loaded.size}, overwrite)
+
+
+def _count_colours(source: Source, prep: Preparation, workers: int) -> tuple[np.ndarray, dict[str, int]]:
+    """The histogram of a source's pixels, and what was met on the way."""
+    from pixseq.data.images import Reader
+    from pixseq.numerics.quantize import add_to_histogram, empty_histogram
+
+    histogram = empty_histogram()
+    reader = Reader(source, prep, workers=workers)
+    with progress.track("palette fit", source.count, "images") as bar:
+        for batch in reader:
+            add_to_histogram(histogram, batch.images)
+            bar.advance(batch.stop - bar.done)
+    for problem in reader.problems:
+        progress.say(f"skipped {problem}")
+    return histogram, reader.counts
+
+
+def _sampled(source: Source, wanted: int) -> Source:
+    """`wanted` images of a source: from all over a folder, where neighbours are of one class; else the first ones."""
+    if source.count is not None and wanted >= source.count:
+        return source
+    if source.name != "folder":
+        return replace(source, count=source.count and wanted, read=lambda start, stop: source.read(0, wanted))
+    blocks = min(BLOCKS, wanted)
+    firsts = [source.count * i // blocks for i in range(blocks)]
+    sizes = [wanted * (i + 1) // blocks - wanted * i // blocks for i in range(blocks)]
+
+    def read(start: int, stop: int | None) -> Iterator[Pixels | Encoded]:
+        for first, size in zip(firsts, sizes):
+            yield from source.read(first, first + size)
+
+    return replace(source, count=wanted, read=read)

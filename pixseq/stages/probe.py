@@ -1,0 +1,317 @@
+"""probe: read the classes of images from features, layer by layer, and compare with baselines (Image GPT §4.1-4.7)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq import progress
+from pixseq.artifacts import atomic
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics import probes
+from pixseq.stages.feature_pair import Pair, masks, open_pair
+
+METHODS = ("logistic", "knn")
+MEMORY_BYTES = 2 << 30  # of the features that are probed at once
+
+Row = dict[str, Any]
+
+
+def run(
+    features: str | Path,
+    test: str | Path,
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    method: str = "logistic",
+    layers: str | Sequence[int] = "all",
+    concat: int = 0,
+    labels_per_class: int | None = None,
+    trials: int = 5,
+    c: str | Sequence[float] = probes.DEFAULT_CS,
+    val_fraction: float = 0.1,
+    standardize: bool | None = None,
+    seed: int = 0,
+    max_iter: int = probes.MAX_ITER,
+    baselines: Sequence[tuple[str, str | Path, str | Path]] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The metrics as a mapping, written to `out` as metrics and to `plot` as a PNG curve where these are given.
+
+    `layers` is "all", "0,4,8" or a list; `c` a list of C's or "0.01,0.1". `baselines` are (name, train features, test
+    features) of the same images. `standardize` None: yes for logistic, no for knn (DINO takes features as they are).
+    Accuracies are shares of 1. `best_layer` is chosen by `val_accuracy` alone, equal ones go to the lower layer; the
+    main `c`, `val_accuracy` and `test_accuracy` are its.
+    """
+    recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter)
+    _check_extras(method, concat, labels_per_class, trials)
+    for target in filter(None, (out, plot)):
+        atomic.check_target(target, overwrite)
+    pair = open_pair(features, test)
+    chosen = _chosen_layers(layers, pair)
+    others = {name: open_pair(*paths) for name, *paths in baselines}
+    if len(others) < len(baselines):
+        raise UsageError("two baselines have one name", "give each its own")
+    for name, other in others.items():
+        _check_baseline(name, other, pair)
+    split = _split(pair, recipe, labels_per_class)
+
+    with probes.one_blas_thread():
+        rows = _probe_layers(pair, chosen, split, recipe, "probe")
+        best = _best(rows)
+        numbers: dict[str, Any] = {"method": method, **_data_facts(pair), "layers": rows, "best_layer": best["layer"]}
+        numbers |= {key: best[key] for key in ("c", "val_accuracy", "test_accuracy")}
+        numbers["concat"] = _concat(pair, best["layer"], concat, split, recipe) if concat else None
+        numbers["low_data"] = (
+            _low_data(pair, best["layer"], labels_per_class, trials, recipe) if labels_per_class else None
+        )
+        numbers["baselines"] = []
+        for name, other in others.items():
+            same = [layer for layer in chosen if layer in other.layers] or other.layers
+            found = _probe_layers(other, same, split, recipe, f"probe {name}")
+            top = _best(found)
+            summary = {key: top[key] for key in ("c", "val_accuracy", "test_accuracy")}
+            numbers["baselines"].append({"name": name, "layers": found, "best_layer": top["layer"], **summary})
+    _remark(numbers, recipe)
+
+    config = {**asdict(recipe), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
+    config |= {"trials": trials, "baselines": list(others)}
+    inputs = pair.references("features", "test")
+    for name, other in others.items():
+        inputs |= other.references(f"{name}: features", f"{name}: test")
+    if out is not None:
+        from pixseq.artifacts.metrics import write_metrics
+
+        write_metrics(out, "probe", config, inputs, numbers, overwrite)
+    if plot is not None:
+        from pixseq.artifacts.picture import save_png
+
+        save_png(
+            plot, curve(numbers, _model_name(pair)), "probe", config, inputs, {"best_layer": best["layer"]}, overwrite
+        )
+    return numbers
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every set of features is probed."""
+
+    method: str
+    c: list[float]
+    val_fraction: float
+    standardize: bool
+    seed: int
+    max_iter: int
+
+    @classmethod
+    def checked(cls, method, c, val_fraction, standardize, seed, max_iter) -> Recipe:
+        """Raises UsageError where a value cannot be used."""
+        if method not in METHODS:
+            raise UsageError(f"--method is {method!r}", f"one of: {', '.join(METHODS)}")
+        try:
+            cs = sorted({float(part) for part in (c.split(",") if isinstance(c, str) else c)})
+        except ValueError:
+            raise UsageError(f"--c {c!r} is no list of numbers", "for example 0.01,0.1,1") from None
+        if not cs or not all(0 < value < math.inf for value in cs):
+            raise UsageError(f"--c {c!r} must hold positive numbers", "C is the inverse strength of regularisation")
+        if not 0 < val_fraction < 1:
+            raise UsageError(f"--val-fraction is {val_fraction}", "it lies between 0 and 1; the paper takes 0.1")
+        if max_iter < 1:
+            raise UsageError(f"--max-iter is {max_iter}, it must be at least 1")
+        return cls(
+            method, cs, val_fraction, method == "logistic" if standardize is None else standardize, seed, max_iter
+        )
+
+
+def _check_extras(method: str, concat: int, labels_per_class: int | None, trials: int) -> None:
+    if concat < 0:
+        raise UsageError(f"--concat is {concat}", "a number of layers, as 5, or 0 for none")
+    if labels_per_class is not None and labels_per_class < 1:
+        raise UsageError(f"--labels-per-class is {labels_per_class}, it must be at least 1")
+    if trials < 1:
+        raise UsageError(f"--trials is {trials}, it must be at least 1")
+    if labels_per_class is not None and method != "logistic":
+        raise UsageError(f"--labels-per-class goes with --method logistic, not with {method}")
+
+
+# ---- checks before any work
+
+
+def _check_baseline(name: str, other: Pair, pair: Pair) -> None:
+    for ours, theirs, store in (
+        (pair.train_labels, other.train_labels, other.train),
+        (pair.test_labels, other.test_labels, other.test),
+    ):
+        if not np.array_equal(ours, theirs):
+            raise PixseqError(
+                f"baseline {name!r}: {store.path} holds {len(theirs)} images whose labels are not those of the "
+                f"{len(ours)} images it is compared with",
+                "make the baseline's features from the same tokens",
+            )
+
+
+def _split(pair: Pair, recipe: Recipe, labels_per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images to fit on and to choose by; also checks, before any work, that there are enough of them."""
+    classes, counts = np.unique(pair.train_labels, return_counts=True)
+    if counts.max() < 2:
+        raise PixseqError(
+            f"every class of {pair.train.path} has a single image, which leaves none to choose by", "add images"
+        )
+    split = probes.held_out_split(pair.train_labels, recipe.val_fraction, recipe.seed)
+    rows = len(split[0]) * masks(pair.train)
+    if recipe.method == "knn" and rows < probes.KNN_NEIGHBOURS:
+        raise PixseqError(
+            f"knn needs {probes.KNN_NEIGHBOURS} neighbours, {pair.train.path} has {rows} rows beside the held-out part",
+            "give it more training images, or use --method logistic",
+        )
+    if labels_per_class and counts.min() < labels_per_class:
+        scarce = pair.name(int(classes[counts.argmin()]))
+        raise PixseqError(
+            f"--labels-per-class is {labels_per_class}, but {pair.train.path} has {counts.min()} images of {scarce}",
+            f"ask for at most {counts.min()}",
+        )
+    if labels_per_class == 1 and len(recipe.c) > 1:
+        raise UsageError("--labels-per-class 1 leaves no label to choose C by", "give one value, as --c 0.1")
+    return split
+
+
+def _chosen_layers(layers: str | Sequence[int], pair: Pair) -> list[int]:
+    if layers == "all":
+        return list(pair.layers)
+    try:
+        wanted = sorted({int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)})
+    except ValueError:
+        raise UsageError(f"--layers {layers!r} is no list of numbers", "all, or for example 0,4,8") from None
+    missing = [layer for layer in wanted if layer not in pair.layers]
+    if missing or not wanted:
+        raise UsageError(
+            f"--layers {','.join(map(str, missing))}: {pair.train.path} holds the layers {pair.layers}",
+            "choose among those, or make features of more layers",
+        )
+    return wanted
+
+
+# ---- measuring
+
+
+def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
+    """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(cores, len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
+    probe = _prober(pair, split, recipe)
+    rows = []
+    # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
+    with progress.track(name, len(layers), "layers") as bar, ThreadPool(workers) as pool:
+        for layer, found in zip(layers, pool.imap(lambda layer: probe([layer]), layers)):
+            rows.append({"layer": layer, **found})
+            bar.note(f"layer {layer}: {found['val_accuracy']:.4f} held out, {found['test_accuracy']:.4f} test")
+            bar.advance(1)
+    return rows
+
+
+def _prober(pair: Pair, split, recipe: Recipe) -> Callable[[Sequence[int]], Row]:
+    """Layers, taken side by side -> c, val_accuracy, test_accuracy, converged and what was tried."""
+
+    def logistic(layers: Sequence[int]) -> Row:
+        train, test = pair.read(layers, recipe.standardize)
+        return asdict(probes.linear_probe(train, test, split, recipe.c, recipe.max_iter, seed=recipe.seed))
+
+    def knn(layers: Sequence[int]) -> Row:
+        train, test = pair.read(layers, recipe.standardize)
+        fit, held = (train.take(images) for images in split)
+        return {
+            "c": None,
+            "val_accuracy": probes.accuracy(probes.knn_predict(fit, held.X), held, recipe.seed),
+            "test_accuracy": probes.accuracy(probes.knn_predict(train, test.X), test, recipe.seed),
+            "converged": None,
+        }
+
+    return {"logistic": logistic, "knn": knn}[recipe.method]
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """By held-out accuracy alone; the first, so the lowest layer, of equal ones."""
+    return max(rows, key=lambda row: row["val_accuracy"])
+
+
+def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
+    window = probes.concat_window(pair.layers.index(best), count, len(pair.layers))
+    layers = [pair.layers[i] for i in window]
+    progress.say(f"probe: layers {layers[0]} to {layers[-1]} side by side")
+    return {"layers": layers, **_prober(pair, split, recipe)(layers)}
+
+
+def _low_data(pair: Pair, layer: int, labels_per_class: int, trials: int, recipe: Recipe) -> Row:
+    progress.say(f"probe: layer {layer} on {labels_per_class} labels a class, {trials} trials")
+    train, test = pair.read([layer], recipe.standardize)
+    found = probes.low_data_probe(train, test, labels_per_class, trials, recipe.c, recipe.max_iter, seed=recipe.seed)
+    return {
+        "layer": layer,  # chosen with all labels, as the best of the whole probe
+        "labels_per_class": labels_per_class,
+        "trials": trials,
+        "test_accuracy_mean": found.mean,
+        "test_accuracy_std": found.std,
+        "test_accuracies": found.test_accuracies,
+        "cs": found.cs,
+    }
+
+
+def _data_facts(pair: Pair) -> Row:
+    """Counts, and the accuracy of always answering the most frequent class of train."""
+    classes, counts = np.unique(pair.train_labels, return_counts=True)
+    majority = classes[counts.argmax()]
+    unseen = np.setdiff1d(pair.test_labels, classes)
+    return {
+        "n_train": len(pair.train_labels),
+        "n_test": len(pair.test_labels),
+        "n_classes": len(classes),
+        "majority": float((pair.test_labels == majority).mean()),
+        "classes_only_in_test": [pair.name(int(label)) for label in unseen],
+    }
+
+
+def _remark(numbers: Row, recipe: Recipe) -> None:
+    """What a reader of the table should know."""
+    if numbers["classes_only_in_test"]:
+        names = ", ".join(numbers["classes_only_in_test"][:5])
+        progress.say(f"note: test has classes that train lacks, never predicted: {names}")
+    stuck = [row["layer"] for row in numbers["layers"] if row["converged"] is False]
+    if stuck:
+        progress.say(f"note: not converged after {recipe.max_iter} iterations: layers {stuck}; raise --max-iter")
+    at_end = [row["layer"] for row in numbers["layers"] if row["c"] in (recipe.c[0], recipe.c[-1])]
+    if at_end and len(recipe.c) > 1:
+        progress.say(f"note: the best C is an end of the list at layers {at_end}: widen --c")
+
+
+def _model_name(pair: Pair) -> str:
+    model = pair.train.manifest["inputs"].get("model")
+    return Path(model["path"] if model else pair.train.path).name
+
+
+def curve(numbers: Row, name: str) -> np.ndarray:
+    """Test accuracy by layer as a chart, uint8 [H, W, 3]; baselines of one layer are dashed levels."""
+    from pixseq.drawing import line_chart
+
+    def line(name: str, rows: Sequence[Row]) -> tuple:
+        return name, [row["layer"] for row in rows], [100 * row["test_accuracy"] for row in rows]
+
+    series = [line(name, numbers["layers"])]
+    levels = []
+    for baseline in numbers["baselines"]:
+        if len(baseline["layers"]) > 1:
+            series.append(line(baseline["name"], baseline["layers"]))
+        else:
+            levels.append((baseline["name"], 100 * baseline["test_accuracy"]))
+    if numbers["concat"]:
+        layers = numbers["concat"]["layers"]
+        levels.append((f"layers {layers[0]} to {layers[-1]} together", 100 * numbers["concat"]["test_accuracy"]))
+    levels.append(("most frequent class", 100 * numbers["majority"]))
+    method = {"logistic": "Linear probe", "knn": "k-nearest-neighbour probe"}[numbers["method"]]
+    title = f"{method} by layer: {100 * numbers['test_accuracy']:.1f} % at layer {numbers['best_layer']}"
+    return line_chart(series, title, "layer", "test accuracy, %", h_lines=levels)

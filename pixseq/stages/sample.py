@@ -1,0 +1,174 @@
+"""sample: pictures from nothing, or completions of given ones (§2, figure 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixseq import progress
+from pixseq.artifacts import atomic
+from pixseq.artifacts.arrays import Spec, StoreWriter
+from pixseq.artifacts.checkpoint import Checkpoint
+from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.picture import save_png, save_pngs
+from pixseq.drawing import grid
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.igpt import ImageGPT
+from pixseq.models.sampling import sample
+from pixseq.numerics.quantize import to_images
+from pixseq.runtime import Machine, generator, machine
+from pixseq.stages import opening
+
+DRAW_STREAM = 17
+HIDDEN = 128  # the grey that stands for what a completion did not see
+
+
+def run(
+    model: str | Path,
+    out: str | Path,
+    count: int = 16,
+    prompt: str | None = None,
+    split: str = "test",
+    keep: float = 0.5,
+    completions: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    tokens_out: str | Path | None = None,
+    images_out: str | Path | None = None,
+    columns: int | None = None,
+    weights: str = "model",
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: str = "auto",
+    overwrite: bool = False,
+) -> Manifest:
+    """Draw `count` pictures; with a `prompt` (tokens or a source of images), `completions` of each of `count` images.
+
+    The prompt's first `keep` of the rows stay untouched. A completion grid shows, row by row: what was given, what was
+    drawn, the original. `tokens_out`: also a tokens store (all first completions, then all second ones ...);
+    `images_out`: also a folder of single PNGs. Returns the picture's manifest.
+    """
+    _check(count, keep, completions, temperature, top_k, top_p, prompt)
+    for target in (out, tokens_out, images_out):
+        if target is not None:
+            atomic.check_target(target, overwrite)
+    with machine(device, precision) as where:
+        net, checkpoint = opening.open_model(model, where, weights)
+        if net.shape.objective != "ar":
+            raise PixseqError(f"{model} is a bert model: it has no order to draw pixels in", "sample an ar model")
+        inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
+        given = None
+        if prompt is not None:
+            given, inputs["prompt"] = _prompt(checkpoint, prompt, split, count)
+        kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
+        starts = np.tile(given[:, :kept], (completions, 1)) if given is not None else np.zeros((count, 0), np.uint16)
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        tokens = _draw(where, net, starts, seed, batch_size, settings)
+    config = {
+        "count": count,
+        "seed": seed,
+        **settings,
+        "weights": weights,
+        "precision": where.precision,
+        **({"keep": keep, "completions": completions, "split": split} if given is not None else {}),
+    }
+    images = pictures(tokens, checkpoint.codec)
+    if tokens_out is not None:
+        _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
+    if images_out is not None:
+        save_pngs(images_out, images, range(len(images)), overwrite)
+    if given is None:
+        drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
+    else:
+        drawn = _completion_grid(images, pictures(given, checkpoint.codec), kept, checkpoint.codec, completions)
+    return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
+
+
+def _check(count: int, keep: float, completions: int, temperature: float, top_k: int, top_p: float, prompt) -> None:
+    if count < 1 or completions < 1:
+        raise UsageError(f"--count {count} and --completions {completions} must be at least 1")
+    if not 0 <= keep < 1:
+        raise UsageError(f"--keep is {keep}, it must lie in [0, 1)", "0.5 keeps the top half of the rows")
+    if not 0 <= temperature < float("inf"):
+        raise UsageError(f"--temperature is {temperature}, it must not be negative", "0 takes the likeliest colour")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise UsageError(f"--top-k {top_k} must not be negative, and --top-p {top_p} must lie in (0, 1]")
+    if completions > 1 and prompt is None:
+        raise UsageError("--completions was given without --prompt", "use --count for more pictures")
+
+
+def kept_tokens(codec: dict[str, Any], keep: float) -> int:
+    """How many tokens `keep` of the rows are."""
+    rows, columns, channels = opening.grid(codec)
+    return round(keep * rows) * columns * channels
+
+
+def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
+    return to_images(tokens, codec["scheme"], codec["height"], codec["width"], codec["palette"])
+
+
+def _prompt(checkpoint: Checkpoint, prompt: str, split: str, count: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The first `count` images as the model's tokens, uint16 [n, T], and the parent's reference."""
+    if (Path(prompt) / "zarr.json").is_file():
+        store = opening.open_tokens(prompt)
+        opening.check_pairing(checkpoint, store)
+        return store.read("tokens", slice(0, count)), reference(prompt, store.manifest)
+    from pixseq.data.images import Preparation, Reader
+    from pixseq.data.sources import open_source
+    from pixseq.numerics.quantize import nearest_table, to_tokens
+    from pixseq.stages.palette import describe
+
+    codec = checkpoint.codec
+    source = open_source(prompt, split)
+    reader = Reader(source, Preparation(size=codec["height"]), limit=count, batch_size=count)
+    images = next(iter(reader)).images
+    table = None if codec["palette"] is None else nearest_table(np.array(codec["palette"]))
+    return to_tokens(images, codec["scheme"], table), describe(source)
+
+
+def _draw(
+    where: Machine, net: ImageGPT, starts: np.ndarray, seed: int, batch_size: int, settings: dict[str, Any]
+) -> np.ndarray:
+    """Complete `starts` [N, P] to uint16 [N, T]. Picture i uses the random numbers of (seed, i), whatever its batch."""
+    n, drawn = len(starts), net.shape.n_ctx - starts.shape[1]
+    finished = []
+    with progress.track("sample", n * drawn, "tokens") as bar:
+        for first in range(0, n, batch_size):
+            part = range(first, min(first + batch_size, n))
+            uniform = torch.stack([torch.rand(drawn, generator=generator(seed, i, DRAW_STREAM)) for i in part])
+            prompt = torch.from_numpy(starts[part.start : part.stop].astype(np.int64))
+            with where.autocast():
+                done = sample(net, prompt.to(where.device), uniform.to(where.device), **settings, advance=bar.advance)
+            finished.append(done.cpu().numpy().astype(np.uint16))
+    return np.concatenate(finished)
+
+
+def _save_tokens(
+    path: str | Path,
+    tokens: np.ndarray,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    inputs: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    with atomic.writing(path, overwrite) as partial:
+        writer = StoreWriter(partial, {"tokens": Spec("uint16", (None, tokens.shape[1]))}, {}, chunk_rows=1024)
+        writer.append({"tokens": tokens}, {})
+        writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec)
+
+
+def _completion_grid(
+    drawn: np.ndarray, originals: np.ndarray, kept: int, codec: dict[str, Any], completions: int
+) -> np.ndarray:
+    """One row an image: what was given, its completions, the original."""
+    shown = originals.copy()
+    shown[:, kept // (codec["width"] * opening.grid(codec)[2]) :] = HIDDEN
+    by_image = drawn.reshape(completions, len(originals), *drawn.shape[1:]).swapaxes(0, 1)
+    rows = np.concatenate([shown[:, None], by_image, originals[:, None]], axis=1)
+    labels = ["prompt", *[f"sample {i + 1}" for i in range(completions)], "original"]
+    return grid(rows.reshape(-1, *drawn.shape[1:]), completions + 2, column_labels=labels)
