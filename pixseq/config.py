@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -120,12 +121,6 @@ def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def to_yaml(config: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(as_dict(config), sort_keys=False)
-
-
 def preset_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
 
@@ -161,17 +156,38 @@ def check(config: Any) -> None:
                     "choose a width that is a multiple of the number of heads",
                 )
         if isinstance(part, TrainConfig):
-            for key in ("steps", "batch_size", "val_images", "log_every"):
-                if getattr(part, key) < 1:
-                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must be at least 1")
-            for key in ("warmup_epochs", "weight_decay", "clip_norm", "val_every", "seed"):
-                if getattr(part, key) < 0:
-                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must not be negative")
-            if not 0 < part.lr < float("inf"):
-                raise UsageError(f"{section.name}.lr is {part.lr}, it must be above 0")
-            for key in ("beta1", "beta2", "ema", "warmup_fraction"):
-                if not 0 <= getattr(part, key) < 1:
-                    raise UsageError(f"{section.name}.{key} is {getattr(part, key)}, it must lie in [0, 1)")
+            _check_recipe(part, section.name)
+
+
+# The range of every number of a recipe: low, whether low itself is allowed, and the bound it stays below.
+RANGES = {
+    "steps": (1, True, math.inf),
+    "batch_size": (1, True, math.inf),
+    "lr": (0, False, math.inf),
+    "warmup_epochs": (0, True, math.inf),
+    "warmup_fraction": (0, True, 1),
+    "beta1": (0, True, 1),
+    "beta2": (0, True, 1),
+    "eps": (0, False, math.inf),
+    "weight_decay": (0, True, math.inf),
+    "clip_norm": (0, True, math.inf),
+    "ema": (0, True, 1),
+    "seed": (0, True, 2**63),
+    "val_every": (0, True, math.inf),
+    "val_images": (1, True, math.inf),
+    "log_every": (1, True, math.inf),
+    "gen_weight": (0, True, math.inf),
+    "patience": (0, True, math.inf),
+}
+
+
+def _check_recipe(part: TrainConfig, where: str) -> None:
+    for key, (low, included, high) in RANGES.items():
+        value = getattr(part, key, low + 0.5)  # not every recipe has every key
+        if not (low <= value < high and (included or value > low)):  # false for NaN too
+            above = f"{'at least' if included else 'above'} {low}"
+            below = " and below 1" if high == 1 else ""
+            raise UsageError(f"{where}.{key} is {value}, it must be {above}{below}")
 
 
 class _Shell(str):
@@ -256,7 +272,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     if isinstance(value, str) and not isinstance(value, _Shell) and hint is float:
         with contextlib.suppress(ValueError):
             hintline = f"YAML reads {value} as text, since it has no decimal point: write {float(value):.1e}"
-    raise UsageError(f"{key} is the {type(value).__name__.lstrip('_').lower()} {value!r}, not a number", hintline)
+    raise UsageError(f"{key} is {value!r}, not {'a whole number' if hint is int else 'a number'}", hintline)
 
 
 def _guess(word: str, known: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """What pixseq raises when something is wrong, and the exit code each kind of fault gets."""
 
-OK = 0
 INPUT = 1  # an input or artifact is at fault
 USAGE = 2  # the command line or configuration is at fault
 DIVERGED = 3  # training met a non-finite loss
@@ -36,3 +35,9 @@ class Interrupted(PixseqError):
     """A clean stop before the end: a signal or a time limit. What was done is kept for --resume."""
 
     code = INTERRUPTED
+
+
+class Stop(BaseException):
+    """A signal to end. Not an Exception: code that turns any failure of a library into a fault of its input must not
+    take the user's Ctrl-C for damage.
+    """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -55,7 +56,11 @@ class Machine:
         """All memory of the device (not what is free now, so that choices made from it repeat)."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_properties(self.device).total_memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return host_memory_bytes()
+
+
+def host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager
@@ -124,3 +129,18 @@ def generator(*seed: int) -> torch.Generator:
 
     state = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def matrix_rate(machine: Machine) -> float:
+    """Floating point operations a second of a square matrix product in the training precision."""
+    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    a = torch.randn(2048, 2048, device=machine.device, dtype=dtype)
+    done, began = 0, 0.0
+    for i in range(6):
+        if i == 1:  # the first one warms up
+            began = time.perf_counter()
+        a @ a
+        done += i > 0
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize()
+    return done * 2 * 2048**3 / (time.perf_counter() - began)

@@ -44,6 +44,15 @@ def test_overwrite_loses_nothing_until_the_new_one_is_whole(tmp_path):
     assert [p.name for p in target.iterdir()] == ["new"] and [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_overwrite_never_replaces_a_foreign_folder(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").touch()
+    with pytest.raises(PixseqError, match="did not make"), atomic.writing(photos, overwrite=True):
+        pass
+    assert (photos / "holiday.jpg").exists()
+
+
 def test_an_existing_target_is_refused(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(PixseqError, match="already exists"):
@@ -106,6 +115,21 @@ def test_every_damage_to_a_chunk_is_found_and_named(tokens, tmp_path, damage):
         show.run(path, verify=True)
     with pytest.raises(PixseqError, match="tokens"):
         open_store(path, "tokens").read("tokens")
+
+
+@pytest.mark.parametrize("damage", ["no array", "cut metadata", "no metadata"])
+def test_damaged_metadata_is_told(tokens, tmp_path, damage):
+    path = tmp_path / "t.zarr"
+    shutil.copytree(tokens, path)
+    if damage == "no array":
+        shutil.rmtree(path / "tokens")
+    elif damage == "cut metadata":
+        (path / "tokens" / "zarr.json").write_text('{"shape": ')
+    else:
+        (path / "tokens" / "zarr.json").unlink()
+    for check in (lambda: open_store(path, "tokens"), lambda: show.run(path, verify=True)):
+        with pytest.raises(PixseqError, match=r"no array tokens|does not open"):
+            check()
 
 
 def test_changed_content_with_valid_checksums_is_found(tokens, tmp_path):

@@ -21,7 +21,7 @@ from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import Diverged, Interrupted, PixseqError
 from pixseq.models.igpt import ImageGPT, Shape
-from pixseq.stages import evaluate, finetune, pretrain, show, training
+from pixseq.stages import evaluate, finetune, pretrain, sample, show, training
 from pixseq.stages.training import Limits
 
 
@@ -41,9 +41,10 @@ def test_loss_starts_at_ln_vocabulary_and_falls(tokens, tmp_path):
     assert manifest.read(tmp_path / "loss.png")["kind"] == "picture"
 
 
-@pytest.mark.parametrize("objective", ["ar", "bert"])
-def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, monkeypatch, objective):
-    config = recipe("train.ema=0.9", "train.augment=crop-flip", "train.log_every=1", f"model.objective={objective}")
+@pytest.mark.parametrize(("objective", "optimizer"), [("ar", "adam"), ("bert", "adam"), ("ar", "muon")])
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, monkeypatch, objective, optimizer):
+    sets = ["train.ema=0.9", "train.augment=crop-flip", "train.log_every=1", f"train.optimizer={optimizer}"]
+    config = recipe(*sets, f"model.objective={objective}")
     whole = pretrain.run(tokens, tmp_path / "a", config, val_fraction=0.1, device="cpu")
     stop_after(monkeypatch, 5)
     with pytest.raises(Interrupted, match="5 of 12"):
@@ -53,7 +54,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, m
     with pytest.raises(PixseqError, match="interrupted run"):
         pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")
     with pytest.raises(PixseqError, match=r"another recipe.*train.lr"):
-        other = recipe("train.ema=0.9", "train.augment=crop-flip", "train.lr=0.1", f"model.objective={objective}")
+        other = recipe(*sets, f"model.objective={objective}", "train.lr=0.1")
         pretrain.run(tokens, tmp_path / "b", other, val_fraction=0.1, device="cpu", resume=True)
     parts = pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu", resume=True)
     assert parts["id"] == whole["id"]
@@ -85,6 +86,58 @@ def test_micro_batches_do_not_change_the_gradient(tokens, tmp_path):
         torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-3)
 
 
+def test_a_resumed_finetuning_equals_an_uninterrupted_one(tokens, checkpoints, tmp_path, monkeypatch):
+    sets = ["finetune.steps=12", "finetune.batch_size=8", "finetune.val_every=4"]
+    config = effective(FinetuneFile, sets=sets)
+    whole = finetune.run(checkpoints["ar"], tokens, tmp_path / "a", config, device="cpu")
+    stop_after(monkeypatch, 7)
+    with pytest.raises(Interrupted, match="7 of 12"):
+        finetune.run(checkpoints["ar"], tokens, tmp_path / "b", config, device="cpu")
+    monkeypatch.undo()
+    parts = finetune.run(checkpoints["ar"], tokens, tmp_path / "b", config, device="cpu", resume=True)
+    assert parts["id"] == whole["id"] and parts["summary"]["weights"] == whole["summary"]["weights"]
+
+
+def test_with_resume_and_overwrite_another_recipe_begins_anew(tokens, tmp_path):
+    """What a Makefile needs: the same command goes on after an interrupt and starts again after a change."""
+    with pytest.raises(Interrupted):
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", limits=Limits(time_limit_minutes=0))
+    record = pretrain.run(tokens, tmp_path / "m", recipe("train.lr=0.1"), device="cpu", resume=True, overwrite=True)
+    assert record["config"]["train"]["lr"] == 0.1 and read_log(tmp_path / "m" / "log.jsonl")[0]["step"] == 0
+
+
+def test_a_kill_between_the_last_write_and_the_new_name_loses_nothing(tokens, tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    for module in (pretrain, finetune):
+        monkeypatch.setattr(module.atomic, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", val_fraction=0.1)
+    monkeypatch.undo()
+    monkeypatch.setattr(pretrain, "train", killed)  # it must not be needed again
+    record = pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", val_fraction=0.1, resume=True)
+    assert show.run(tmp_path / "m", verify=True)["id"] == record["id"]
+    assert not (tmp_path / "m" / "recipe.json").exists() and not (tmp_path / "m" / "resume").exists()
+
+
+def test_two_runs_of_one_target_are_told(tokens, tmp_path):
+    from pixseq.artifacts.atomic import lock
+
+    (tmp_path / "m.partial").mkdir()
+    with lock(tmp_path / "m.partial"), pytest.raises(PixseqError, match="another process"):
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", resume=True, overwrite=True)
+
+
+def test_a_full_disk_while_saving_is_said(tokens, tmp_path, monkeypatch):
+    def full(*args):
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(PixseqError, match=r"cannot write .*state.pt"):
+        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", limits=Limits(save_minutes=0))
+
+
 def test_a_time_limit_stops_resumably(tokens, tmp_path):
     with pytest.raises(Interrupted, match="time limit") as stop:
         pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", limits=Limits(time_limit_minutes=0))
@@ -107,8 +160,15 @@ def test_divergence_keeps_the_last_good_state(tokens, tmp_path, monkeypatch):
     assert state["step"] == 4 and all(torch.isfinite(p).all() for p in state["model"].values())
 
 
+def test_a_validation_that_is_not_finite_diverges(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "generative_loss", lambda *args: math.nan)
+    with pytest.raises(Diverged, match="validated after 1 steps"):
+        pretrain.run(tokens, tmp_path / "m", recipe(), val_fraction=0.1, device="cpu")
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("scheme", ["rgb", "gray"])
-def test_other_schemes_train_and_evaluate(tmp_path, scheme):
+def test_other_schemes_train_evaluate_and_sample(tmp_path, scheme):
     t = write_tokens(tmp_path / "t.zarr", side=4, n_vocab=256, scheme=scheme)
     pretrain.run(t, tmp_path / "m", recipe("train.augment=flip"), val_fraction=0.2, device="cpu")
     numbers = evaluate.run(tmp_path / "m", t, device="cpu")
@@ -117,6 +177,8 @@ def test_other_schemes_train_and_evaluate(tmp_path, scheme):
         assert numbers["bits_per_dim"] == bits and numbers["bits_per_pixel"] == 3 * bits
     else:
         assert numbers["bits_per_pixel"] == bits and "bits_per_dim" not in numbers
+    sample.run(tmp_path / "m", tmp_path / "s.png", count=2, prompt=str(t), device="cpu")
+    assert manifest.read(tmp_path / "s.png")["kind"] == "picture"
 
 
 def test_muon_and_clipping_train_too(tokens, tmp_path):
@@ -176,14 +238,18 @@ def test_finetuning_needs_labels(tmp_path, checkpoints):
     ("change", "words"),
     [
         ({"palette_id": "sha256:two"}, "sha256:one.*sha256:two"),
-        ({"side": 4}, "6x6.*4x4"),
+        ({"class_names": list("abce")}, "a, b, c, d.*a, b, c, e"),
+        ({"side": 4}, "6x6 pictures.*4x4"),
         ({"scheme": "gray", "n_vocab": 256}, "palette tokens.*gray tokens"),
     ],
 )
-def test_tokens_that_do_not_pair_are_refused(checkpoints, tmp_path, change, words):
+def test_tokens_that_do_not_pair_are_refused(checkpoints, tokens, tmp_path, change, words):
     other = write_tokens(tmp_path / "t.zarr", **change)
     with pytest.raises(PixseqError, match=words):
-        evaluate.run(checkpoints["ar"], other, device="cpu")
+        finetune.run(checkpoints["ar"], tokens, tmp_path / "m", effective(FinetuneFile), val=other, device="cpu")
+    if "class_names" not in change:  # which do not matter to a model without a classifier
+        with pytest.raises(PixseqError, match=words):
+            evaluate.run(checkpoints["ar"], other, device="cpu")
 
 
 def test_wild_tokens_are_refused_before_the_embedding(tmp_path):
@@ -205,6 +271,11 @@ def test_damaged_checkpoints_are_told(checkpoints, tokens, tmp_path):
     data[-1] ^= 0xFF
     weights.write_bytes(data)
     with pytest.raises(PixseqError, match=r"non-finite|does not match"):
+        show.run(tmp_path / "m", verify=True)
+    weights.write_bytes((checkpoints["ar"] / "model.safetensors").read_bytes())
+    other = tmp_path / "m" / "best.safetensors"
+    other.write_bytes(other.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(PixseqError, match=r"best.safetensors"):
         show.run(tmp_path / "m", verify=True)
     with pytest.raises(PixseqError, match="has no weights 'ema'"):
         evaluate.run(checkpoints["ar"], tokens, weights="ema", device="cpu")

@@ -53,16 +53,22 @@ class StoreWriter:
     """Appends rows in order to NAME.partial, in whole chunks; memory holds at most one chunk of rows.
 
     Each flush also saves the caller's `state`, so that `resume` goes on from exactly there. `rows` is how many rows are
-    safely written. Raises PixseqError on resume if the partial was made by another recipe.
+    safely written. On resume, a partial of another recipe raises PixseqError, or with `restart` is begun anew.
     """
 
     def __init__(
-        self, partial: Path, specs: Mapping[str, Spec], recipe: Mapping[str, Any], chunk_rows: int, resume: bool = False
+        self,
+        partial: Path,
+        specs: Mapping[str, Spec],
+        recipe: Mapping[str, Any],
+        chunk_rows: int,
+        resume: bool = False,
+        restart: bool = False,
     ):
         self.path, self.specs, self.chunk_rows = partial, dict(specs), chunk_rows
         self.recipe = json.loads(manifest.canonical_json(recipe))
         self.buffer: dict[str, list[np.ndarray]] = {name: [] for name in specs}
-        self.buffered = 0
+        self.buffered, self.restart = 0, restart
         partial.mkdir(exist_ok=True)
         if not (resume and self._reopen()):
             atomic.clear(partial)
@@ -94,6 +100,8 @@ class StoreWriter:
         if unfinished is None:
             return False
         theirs = unfinished["recipe"]
+        if theirs != self.recipe and self.restart:
+            return False
         if theirs != self.recipe:
             differing = sorted(k for k in {*self.recipe, *theirs} if self.recipe.get(k) != theirs.get(k))
             raise PixseqError(
@@ -194,10 +202,7 @@ def _open_group(path: Path, mode: str) -> zarr.Group:
 def open_store(path: str | Path, *kinds: str) -> Store:
     """Open for reading. Raises PixseqError for another kind, or if a chunk file is missing (it is named)."""
     path = Path(path)
-    record = manifest.expect(path, *kinds)
-    store = Store(path, record, _open_group(path, mode="r"))
-    if not store.names:
-        raise PixseqError(f"{path} holds no arrays", "it is damaged: make the store again")
+    store = _open(path, manifest.expect(path, *kinds))
     missing = [key for name in store.names for key in chunk_files(store, name) if not (path / key).is_file()]
     if missing:
         raise PixseqError(
@@ -205,6 +210,20 @@ def open_store(path: str | Path, *kinds: str) -> Store:
             "files were lost after it was written: copy the store again, or make it again",
         )
     return store
+
+
+def _open(path: Path, record: manifest.Manifest) -> Store:
+    try:
+        store = Store(path, record, _open_group(path, mode="r"))
+        if record["kind"] in store.names:  # the array that a kind is named after
+            return store
+    except PixseqError:
+        raise
+    except Exception as error:  # damaged metadata comes as many types
+        raise PixseqError(f"{path} does not open as a zarr store: {error}", "it is damaged: make it again") from error
+    raise PixseqError(
+        f"{path} has no array {record['kind']}", "files were lost: copy the store again, or make it again"
+    )
 
 
 def chunk_files(store: Store, name: str) -> Iterator[str]:
@@ -218,7 +237,7 @@ def chunk_files(store: Store, name: str) -> Iterator[str]:
 def verify(path: str | Path) -> list[str]:
     """Read every chunk and compare the content id. Returns the faults, each naming its file; none when all is well."""
     path = Path(path)
-    store = Store(path, manifest.read(path), _open_group(path, mode="r"))
+    store = _open(path, manifest.read(path))
     faults = []
     for name in store.names:
         array = store.group[name]

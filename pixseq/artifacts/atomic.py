@@ -7,11 +7,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixseq.errors import PixseqError
+from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -25,8 +26,15 @@ def partial_path(target: str | Path) -> Path:
 def check_target(target: str | Path, overwrite: bool) -> Path:
     """Called before any work. Raises PixseqError if the target exists (without overwrite) or cannot be written."""
     target = Path(target)
+    if target.name in ("", ".."):
+        raise UsageError(f"{target} cannot be a target", "name the file or folder to make")
     if target.exists() and not overwrite:
         raise PixseqError(f"{target} already exists", "choose another --out, or replace it with --overwrite")
+    if target.is_dir() and not _is_ours(target):
+        raise PixseqError(
+            f"{target} is a folder that pixseq did not make",
+            "choose another --out: --overwrite replaces artifacts only",
+        )
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +43,14 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PixseqError(f"cannot write in {parent}: permission denied", "choose another --out")
     return target
+
+
+def _is_ours(folder: Path) -> bool:
+    """An artifact, a folder of numbered pictures, or nothing: what --overwrite may replace."""
+    names = {path.name for path in folder.iterdir()}
+    if "zarr.json" in names or {"manifest.json", "codec.json"} <= names:
+        return True
+    return all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ KEY = "pixseq"
 # The newest layout of each kind that this code writes and reads.
 FORMATS = {"palette": 1, "tokens": 1, "features": 1, "checkpoint": 1, "metrics": 1, "picture": 1}
 
+KEYS = {"kind", "format", "id", "stage", "version", "config", "inputs", "summary", "made", "argv"}
+
 Manifest = dict[str, Any]
 
 
@@ -70,16 +72,21 @@ def build(
         "stage": stage,
         "version": __version__,
         "config": dict(config),
-        "inputs": {role: dict(parent) for role, parent in inputs.items()},
+        "inputs": {role: {key: _text(value) for key, value in parent.items()} for role, parent in inputs.items()},
         "summary": dict(summary),
         "made": {"at": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()},
-        "argv": list(sys.argv),
+        "argv": [_text(word) for word in sys.argv],
     }
+
+
+def _text(value: Any) -> Any:
+    """File names that are not UTF-8 become text that is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def reference(path: str | Path, manifest: Manifest) -> dict[str, str]:
     """How a child names its parent; the id is what is checked, the path is for people."""
-    return {"path": str(path), "id": manifest["id"]}
+    return {"path": _text(str(path)), "id": manifest["id"]}
 
 
 def _json_in(path: Path) -> Any:
@@ -133,7 +140,7 @@ def read(path: str | Path) -> Manifest:
             )
         raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")
     manifest = _embedded(path)
-    if not isinstance(manifest, dict) or not {"kind", "format", "id"} <= manifest.keys():
+    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS or not isinstance(manifest["format"], int):
         raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")
     known = FORMATS.get(manifest["kind"])
     if known is None or manifest["format"] > known:

@@ -50,10 +50,9 @@ class Log:
     def __init__(self, path: Path, resume_step: int | None = None):
         """On resume, rows after `resume_step` are dropped: they will be made again."""
         rows = read_log(path) if resume_step is not None and path.exists() else []
-        with path.open("w") as file:
-            for row in rows:
-                if row["step"] < resume_step or ("val_loss" in row and row["step"] == resume_step):
-                    file.write(json.dumps(row) + "\n")
+        kept = [row for row in rows if row["step"] < resume_step or (row["step"] == resume_step and "val_loss" in row)]
+        if path.is_file() or not path.exists():  # not the null device that other ranks write to
+            atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:

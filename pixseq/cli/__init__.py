@@ -11,7 +11,7 @@ import typer
 
 from pixseq import __version__
 from pixseq.cli import images, measuring, training
-from pixseq.errors import BUG, INPUT, Interrupted, PixseqError
+from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
 
 app = typer.Typer(
     help="Pretrain generative models on pixels: Image GPT as a chain of stages that read and write artifacts.",
@@ -67,22 +67,29 @@ def main() -> None:
         app()
     except PixseqError as fault:
         _fail(fault.message, fault.hint, fault.code)
-    except MemoryError:
-        _fail("out of memory", "choose a smaller --batch-size", INPUT)
+    except Stop as stop:
+        hint = "nothing was lost: run the command again; encode, features, pretrain and finetune go on with --resume"
+        _fail(f"stopped by {stop}", hint, INTERRUPTED)
     except OSError as fault:
         where = f"{fault.filename}: " if fault.filename else ""
         _fail(f"{where}{fault.strerror or fault}", "check the path, its permissions and the space on its disk", INPUT)
     except Exception as fault:
-        if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-            _fail("the device is out of memory", "choose a smaller --batch-size or --micro-batch", INPUT)
+        if _out_of_memory(fault):
+            _fail("out of memory", "choose a smaller --batch-size or --micro-batch", INPUT)
         traceback.print_exc()
         _fail(f"this is a bug in pixseq {__version__}: {fault!r}", "please report it with the lines above", BUG)
 
 
 def _interrupted(number: int, frame: Any) -> None:
-    raise Interrupted(
-        f"stopped by {signal.Signals(number).name}",
-        "nothing was lost: run the command again; encode, features, pretrain and finetune go on with --resume",
+    raise Stop(signal.Signals(number).name)
+
+
+def _out_of_memory(fault: Exception) -> bool:
+    """Python's, or one of torch's, which is not imported here."""
+    return (
+        isinstance(fault, MemoryError)
+        or type(fault).__name__ == "OutOfMemoryError"
+        or (isinstance(fault, RuntimeError) and "allocate memory" in str(fault))
     )
 
 

@@ -154,7 +154,9 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Tokens, or a SOURCE of pictures, to complete.")
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="Split of a prompt SOURCE.")] = "test",
+    split: Annotated[
+        str | None, typer.Option("--split", help="Split of a prompt SOURCE [default: test, where there is one].")
+    ] = None,
     keep: Annotated[float, typer.Option("--keep", help="Part of the prompt's rows that is given.")] = 0.5,
     completions: Annotated[int, typer.Option("--completions", help="Pictures drawn for each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", help="1 is the paper's; 0 is greedy.")] = 1.0,
@@ -165,7 +167,7 @@ def sample(
     images: Annotated[Path | None, typer.Option("--images", help="Also a folder of single PNGs.")] = None,
     columns: Columns = None,
     weights: o.Weights = "model",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at once.")] = 64,
+    batch_size: o.BatchSize = None,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     overwrite: o.Overwrite = False,

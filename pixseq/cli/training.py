@@ -54,7 +54,7 @@ def pretrain(
     quiet: o.Quiet = False,
 ) -> None:
     """Train an Image GPT on tokens."""
-    from pixseq.config import PretrainFile, effective
+    from pixseq.config import PretrainFile, effective, read_preset
     from pixseq.errors import UsageError
 
     talk(quiet)
@@ -76,6 +76,8 @@ def pretrain(
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     if dry_run:
         plan = stage.plan(tokens, recipe, val_fraction, device, precision, limits)
+        if preset:
+            plan |= {f"preset.{key}": value for key, value in read_preset(preset)["about"].items()}
         if json:
             emit(to_json(plan))
         else:

@@ -31,6 +31,7 @@ def run(
     from pixseq.artifacts.picture import save_png, save_pngs
     from pixseq.drawing import grid
     from pixseq.numerics.quantize import to_images
+    from pixseq.stages.opening import some_tokens
 
     check_target(out, overwrite)
     if images_dir is not None:
@@ -42,15 +43,16 @@ def run(
     if count < 1 or (columns is not None and columns < 1):
         raise UsageError(f"--count {count} and --columns {columns} must be at least 1")
     if seed is None:
-        picked = store.read("tokens", slice(first, first + count))
+        rows = np.arange(first, min(first + count, total))
+        picked = some_tokens(store, slice(first, first + count))
     else:
         rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-        picked = np.concatenate([store.read("tokens", slice(row, row + 1)) for row in rows])
+        picked = np.concatenate([some_tokens(store, slice(row, row + 1)) for row in rows])
     codec = store.meta
     images = to_images(picked, codec["scheme"], codec["height"], codec["width"], codec["palette"])
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}
     if images_dir is not None:
-        save_pngs(images_dir, images, overwrite)
+        save_pngs(images_dir, images, rows, overwrite)
     return save_png(out, grid(images, columns, scale), "decode", config, inputs, {"images": len(images)}, overwrite)

@@ -91,7 +91,7 @@ def run(
         specs["labels"] = Spec("int32", (None,))
     _check_space(out, opened, prep, limit, width, codec["n_vocab"])
     with atomic.resuming(out, overwrite) as partial:
-        writer = StoreWriter(partial, specs, recipe, max(min(CHUNK_TOKENS // width, 1024), 1), resume)
+        writer = StoreWriter(partial, specs, recipe, max(min(CHUNK_TOKENS // width, 1024), 1), resume, overwrite)
         try:
             tally = _encode(opened, prep, codec, writer, limit, workers)
         except BaseException:
@@ -124,7 +124,7 @@ class Tally:
             squared_error=self.squared_error + error,
             met=met,
             tokens=_added(self.tokens, tokens.reshape(-1), codec["n_vocab"]),
-            classes=_added(self.classes, labels, len(codec["class_names"] or ())),
+            classes=_added(self.classes, labels, len(codec["class_names"])) if codec["class_names"] else [],
         )
 
     def summary(self, codec: Codec) -> dict[str, Any]:

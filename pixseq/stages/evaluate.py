@@ -11,6 +11,7 @@ import torch
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.atomic import check_target
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import PixseqError
@@ -41,10 +42,12 @@ def run(
     `nats_per_token` averages over all tokens (ar) or over the masked ones of `masks` masks an image (bert); a
     classifier's prediction for bert is the vote over the masks, ties broken at random (§4.6).
     """
+    if out is not None:
+        check_target(out, overwrite)
     store = open_tokens(tokens)
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights)
-        check_pairing(checkpoint, store)
+        check_pairing(checkpoint.path, checkpoint.codec, store, classes=net.shape.n_classes > 0)
         batch = batch_size or 2 * micro_batch_images(net, where)
         nats, hits = _measure(where, net, store, batch, mask_count(net.shape, masks), seed)
     bits = nats / math.log(2)
@@ -85,7 +88,8 @@ def _measure(
             for mask in range(masks):
                 masked = None
                 if bert:
-                    masked = random_mask(*x.shape, generator(seed, first, mask, MASK_STREAM)).to(where.device)
+                    streams = (generator(seed, first + i, mask, MASK_STREAM) for i in range(len(x)))
+                    masked = torch.cat([random_mask(1, x.shape[1], stream) for stream in streams]).to(where.device)
                 with where.autocast():
                     output = net(x, masked)
                     per_image = generative_nats(output.logits, x, masked)
@@ -94,7 +98,9 @@ def _measure(
                 if net.shape.n_classes:
                     votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
             if labels is not None:
-                ties = np.random.default_rng([seed, first, TIE_STREAM]).random(votes.shape)
-                hits += int(((votes + 0.5 * ties).argmax(1) == labels[first : first + len(x)]).sum())
+                if masks > 1:  # less than one vote: it decides only between equals
+                    streams = (np.random.default_rng([seed, first + i, TIE_STREAM]) for i in range(len(x)))
+                    votes = votes + np.stack([stream.random(votes.shape[1]) for stream in streams])
+                hits += int((votes.argmax(1) == labels[first : first + len(x)]).sum())
             bar.advance(len(x))
     return nats / max(scored, 1), hits / n if labels is not None else None

@@ -21,7 +21,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.opening import check_pairing, load_weights, open_tokens, token_batches
+from pixseq.stages.opening import check_pairing, load_weights, open_tokens, some_tokens, token_batches
 from pixseq.stages.training import micro_batch_images
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
@@ -58,11 +58,13 @@ def run(
     inputs = {"tokens": reference(tokens, store.manifest)}
     with machine(device, precision) as where, torch.inference_mode():
         if str(model) == PIXELS:
-            chosen, masks, batch = [0], 1, 4096
+            if layers != "all" or masks is not None or random_init is not None:
+                raise UsageError("raw pixels have no layers, masks or weights", "leave those options out")
+            chosen, masks, batch = [0], 1, max(min(BUFFER_BYTES // (12 * store.shape("tokens")[1]), 4096), 1)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
         else:
             checkpoint = open_checkpoint(model)
-            check_pairing(checkpoint, store)
+            check_pairing(checkpoint.path, checkpoint.codec, store)
             inputs["model"] = reference(model, checkpoint.manifest)
             shape = Shape(**checkpoint.shape)
             net = load_weights(shape, checkpoint, weights)
@@ -73,7 +75,7 @@ def run(
             masks = mask_count(shape, masks)
             batch = batch_size or micro_batch_images(net, where)
             compute = _activations(where, net, chosen, masks, seed)
-        width = compute(store.read("tokens", slice(0, 1)), 0).shape[-1]
+        width = compute(some_tokens(store, slice(0, 1)), 0).shape[-1]
         config = {
             "layers": chosen,
             "dtype": dtype,
@@ -114,7 +116,7 @@ def _write(
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
     recipe = {"config": config, "inputs": {role: parent["id"] for role, parent in inputs.items()}}
     with atomic.resuming(out, overwrite) as partial:
-        writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume)
+        writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         start = writer.rows // masks
         with progress.track("features", total, "images", start) as bar:
             for first, tokens in token_batches(store, batch, start):

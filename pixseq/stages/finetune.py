@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.checkpoint import finish_checkpoint, open_checkpoint
+from pixseq.artifacts.checkpoint import finish_checkpoint, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneFile, as_dict
 from pixseq.errors import PixseqError
 from pixseq.models.igpt import ImageGPT, Output, Shape
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.opening import check_pairing, load_weights
-from pixseq.stages.pretrain import averaged_weights, begin, codec, first_images, read_images
-from pixseq.stages.training import VALIDATION_MASK_STREAM, Images, Limits, micro_batch_images, train
+from pixseq.stages.opening import check_pairing, first_images, load_weights, read_images
+from pixseq.stages.training import (
+    VALIDATION_MASK_STREAM,
+    Images,
+    Limits,
+    averaged_weights,
+    begin,
+    micro_batch_images,
+    run_summary,
+    train,
+)
+
+MOST_CLASSES = 100_000  # more are not labels of classes
 
 
 def run(
@@ -42,65 +51,48 @@ def run(
 
     Raises what pretrain raises, and PixseqError for tokens without labels.
     """
-    limits, recipe_config = limits or Limits(), config.finetune
+    limits, train_config = limits or Limits(), config.finetune
     if val is None and val_fraction is None:
         val_fraction = 0.1  # the paper's split; early stopping needs one
     with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
-        store, images, held, inputs = read_images(tokens, val, val_fraction, recipe_config.seed)
-        check_pairing(parent, store)
+        store, images, held, inputs = read_images(tokens, val, val_fraction, train_config.seed, classes=True)
+        check_pairing(parent.path, parent.codec, store)
         inputs["model"] = reference(model, parent.manifest)
-        n_classes = count_classes(store, images, held)
-        recipe = {
-            "config": as_dict(config),
-            "inputs": {role: parent["id"] for role, parent in inputs.items()},
-            "val_fraction": val_fraction,
-            "weights": weights,
-            "precision": where.precision,
-        }
-        partial, state = begin(where, out, recipe, resume, overwrite)
-        shape = dataclasses.replace(Shape(**parent.shape), n_classes=n_classes)
-        net = with_new_head(load_weights(Shape(**parent.shape), parent, weights), shape).to(where.device)
-        held = first_images(held, recipe_config.val_images)
-        micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
-        end = train(
-            where,
-            net,
-            recipe_config,
-            images,
-            joint_loss(recipe_config.gen_weight),
-            lambda m: accuracy_and_loss(where, m, held, micro, recipe_config.gen_weight, recipe_config.seed),
-            partial,
-            state,
-            limits,
-            score=lambda row: row["val_accuracy"],
-            patience=recipe_config.patience,
-            name="finetune",
-        )
-        if not where.leads:
-            return None
-        from safetensors.torch import load_file
-
-        kept = {"model": load_file(partial / "best.safetensors"), "last": end["model"]}
-        if end["ema"] is not None:
-            kept["ema"] = averaged_weights(end["ema"])
-        (partial / "best.safetensors").unlink()  # it is `model` here
-        summary = {
-            "parameters": shape.parameter_count(),
-            "images": len(images),
-            "steps": end["step"],
-            "stopped_early": end["stopped_early"],
-            "training_seconds": round(end["seconds"], 1),
-            "best": end["best"],
-            "device": str(where.device),
-            "precision": where.precision,
-        }
-        effective = {**as_dict(config), "val_fraction": val_fraction, "weights": weights}
-        record = finish_checkpoint(
-            partial, kept, dataclasses.asdict(shape), codec(store), "finetune", effective, inputs, summary
-        )
-        atomic.publish(partial, Path(out))
-        return record
+        shape = replace(Shape(**parent.shape), n_classes=count_classes(store, images, held))
+        flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision}
+        recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
+        with begin(where, out, recipe, resume, overwrite) as (partial, state, record):
+            if record is None:
+                net = with_new_head(load_weights(Shape(**parent.shape), parent, weights), shape).to(where.device)
+                held = first_images(held, train_config.val_images)
+                micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
+                end = train(
+                    where,
+                    net,
+                    train_config,
+                    images,
+                    joint_loss(train_config.gen_weight),
+                    lambda m: accuracy_and_loss(where, m, held, micro, train_config.gen_weight, train_config.seed),
+                    partial,
+                    state,
+                    limits,
+                    score=lambda row: row["val_accuracy"],
+                    patience=train_config.patience,
+                    name="finetune",
+                )
+                if where.leads:
+                    kept = {"model": read_weights(partial / "best.safetensors"), "last": end["model"]}
+                    if end["ema"] is not None:
+                        kept["ema"] = averaged_weights(end["ema"])
+                    summary = run_summary(where, shape, images, end)
+                    record = finish_checkpoint(
+                        partial, kept, asdict(shape), store.meta, "finetune", as_dict(config), flags, inputs, summary
+                    )
+            if not where.leads:
+                return None
+            atomic.publish(partial, Path(out))
+            return record
 
 
 def count_classes(store: Store, images: Images, held: Images) -> int:
@@ -112,6 +104,8 @@ def count_classes(store: Store, images: Images, held: Images) -> int:
     names = store.meta.get("class_names")
     highest = int(max(images.labels.max(), held.labels.max()))
     n_classes = max(len(names) if names else 0, highest + 1)
+    if n_classes > MOST_CLASSES:
+        raise PixseqError(f"{store.path} holds the label {highest}", f"labels count classes, up to {MOST_CLASSES}")
     if n_classes < 2 or images.labels.min() < 0:
         raise PixseqError(f"{store.path} holds labels of {n_classes} class", "fine-tuning needs two classes or more")
     return n_classes
@@ -143,14 +137,13 @@ def accuracy_and_loss(
     net.eval()
     masks = None
     if net.shape.objective == "bert":
-        masks = random_mask(*held.tokens.shape, generator(seed, VALIDATION_MASK_STREAM))
+        masks = random_mask(len(held), net.shape.n_ctx, generator(seed, VALIDATION_MASK_STREAM))
     totals = torch.zeros(2, dtype=torch.float64, device=where.device)
     share, losses = where.share(len(held)), joint_loss(gen_weight)
     for start in range(share.start, share.stop, batch):
-        part = slice(start, min(start + batch, share.stop))
-        x = torch.from_numpy(held.tokens[part].astype(np.int64)).to(where.device)
-        y = torch.from_numpy(held.labels[part].astype(np.int64)).to(where.device)
-        m = None if masks is None else masks[part].to(where.device)
+        part = range(start, min(start + batch, share.stop))
+        x, y = (tensor.to(where.device) for tensor in held.batch(part))
+        m = None if masks is None else masks[part.start : part.stop].to(where.device)
         with where.autocast():
             output = net(x, m)
             totals[0] += losses(output, x, y, m)["loss"].double().sum()

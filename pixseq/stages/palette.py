@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -89,8 +91,24 @@ def run_fit(
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """How a manifest names a source of images. The id is cheap: it tells one set from another, not every byte."""
-    return {"path": source.path, "id": f"{source.name}:{source.split}:{source.count or 'stream'}"}
+    """How a manifest names a source of images.
+
+    The id is cheap: over the names and sizes of its files and the first bytes of a single file, not over every byte.
+    """
+    listing = hashlib.sha256()
+    path = Path(source.path)
+    if path.is_dir():
+        for folder, folders, names in os.walk(path):
+            folders.sort()
+            for name in sorted(names):
+                file = Path(folder, name)
+                size = file.stat().st_size if file.exists() else 0
+                listing.update(os.fsencode(file.relative_to(path)) + f" {size}\n".encode())
+    elif path.is_file():
+        with path.open("rb") as file:
+            listing.update(f"{path.stat().st_size}\n".encode() + file.read(1 << 20))
+    found = f"{source.name}:{source.split}:{source.count or 'stream'}"
+    return {"path": source.path, "id": f"{found}:{listing.hexdigest()[:16]}"}
 
 
 def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite: bool = False) -> Manifest:

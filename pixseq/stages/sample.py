@@ -31,7 +31,7 @@ def run(
     out: str | Path,
     count: int = 16,
     prompt: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     keep: float = 0.5,
     completions: int = 1,
     temperature: float = 1.0,
@@ -42,7 +42,7 @@ def run(
     images_out: str | Path | None = None,
     columns: int | None = None,
     weights: str = "model",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
@@ -68,7 +68,9 @@ def run(
         kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
         starts = np.tile(given[:, :kept], (completions, 1)) if given is not None else np.zeros((count, 0), np.uint16)
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        tokens = _draw(where, net, starts, seed, batch_size, settings)
+        if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+            raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
+        tokens = _draw(where, net, starts, seed, batch_size or pictures_at_once(where, net), settings)
     config = {
         "count": count,
         "seed": seed,
@@ -112,23 +114,40 @@ def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
     return to_images(tokens, codec["scheme"], codec["height"], codec["width"], codec["palette"])
 
 
-def _prompt(checkpoint: Checkpoint, prompt: str, split: str, count: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _prompt(checkpoint: Checkpoint, prompt: str, split: str | None, count: int) -> tuple[np.ndarray, dict[str, Any]]:
     """The first `count` images as the model's tokens, uint16 [n, T], and the parent's reference."""
     if (Path(prompt) / "zarr.json").is_file():
         store = opening.open_tokens(prompt)
-        opening.check_pairing(checkpoint, store)
-        return store.read("tokens", slice(0, count)), reference(prompt, store.manifest)
+        opening.check_pairing(checkpoint.path, checkpoint.codec, store)
+        return opening.some_tokens(store, slice(0, count)), reference(prompt, store.manifest)
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
     from pixseq.numerics.quantize import nearest_table, to_tokens
     from pixseq.stages.palette import describe
 
     codec = checkpoint.codec
-    source = open_source(prompt, split)
+    source = open_source(prompt, split) if split else _test_or_all(prompt)
     reader = Reader(source, Preparation(size=codec["height"]), limit=count, batch_size=count)
     images = next(iter(reader)).images
     table = None if codec["palette"] is None else nearest_table(np.array(codec["palette"]))
     return to_tokens(images, codec["scheme"], table), describe(source)
+
+
+def _test_or_all(prompt: str):
+    """The test split of a source where it has one, else whatever it has."""
+    from pixseq.data.sources import open_source
+
+    try:
+        return open_source(prompt, "test")
+    except PixseqError:
+        return open_source(prompt, "train")
+
+
+def pictures_at_once(where: Machine, net: ImageGPT) -> int:
+    """As many as fit their keys and values into a quarter of the memory, up to 64."""
+    s = net.shape
+    cache = 2 * s.n_layer * s.n_ctx * s.d_model * (2 if where.precision == "bf16" else 4)
+    return max(min(where.memory_bytes() // 4 // cache, 64), 1)
 
 
 def _draw(

@@ -12,9 +12,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.artifacts.checkpoint import save_state, save_weights
+from pixseq.artifacts.atomic import partial_path
+from pixseq.artifacts.checkpoint import has_state, load_state, run_folder, save_state, save_weights
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
-from pixseq.data.batches import augment, batch_indices
-from pixseq.errors import Diverged, Interrupted
-from pixseq.models.igpt import ImageGPT, Output
+from pixseq.data.batches import PAD, augment, batch_indices
+from pixseq.errors import Diverged, Interrupted, UsageError
+from pixseq.models.igpt import ImageGPT, Output, Shape
 from pixseq.models.muon import Muon
 from pixseq.models.objectives import generative_nats, random_mask, scored_images
 from pixseq.numerics.schedule import learning_rate, warmup_steps
@@ -39,17 +40,27 @@ MASK_STREAM, VALIDATION_MASK_STREAM = 11, 12  # random streams of their own, see
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded images in memory: tokens uint16 [N, T], labels int [N] or None, and the token grid of one image."""
+    """Encoded images: tokens uint16 [N, T], labels int [N] or None, the token grid of one image.
+
+    `chosen` picks some of the rows without copying them: training and validation share the arrays.
+    """
 
     tokens: np.ndarray
     labels: np.ndarray | None
     grid: tuple[int, int, int]
-
-    def rows(self, index: np.ndarray) -> Images:
-        return Images(self.tokens[index], None if self.labels is None else self.labels[index], self.grid)
+    chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens if self.chosen is None else self.chosen)
+
+    def subset(self, rows: np.ndarray) -> Images:
+        return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
+
+    def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
+        """tokens int64 [B, T] and labels int64 [B] or None."""
+        rows = np.asarray(rows) if self.chosen is None else self.chosen[rows]
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
+        return torch.from_numpy(self.tokens[rows].astype(np.int64)), labels
 
 
 # (output, tokens, labels, masked) -> {"loss": [B], ...}: what is minimised and what is logged beside it, per image
@@ -79,11 +90,11 @@ class Run:
             self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+        self.model.load_state_dict(state.pop("model"))  # pop: a second copy of everything would stay in memory
+        for optimizer, saved in zip(self.optimizers, state.pop("optimizers")):
             optimizer.load_state_dict(saved)
         if self.averaged is not None:
-            self.averaged.load_state_dict(state["ema"])
+            self.averaged.load_state_dict(state.pop("ema"))
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.seconds_before = state["seconds"]
 
@@ -101,6 +112,9 @@ class Run:
             "since_best": self.since_best,
             "seconds": self.seconds(),
         }
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def update(self, rate: float) -> None:
         """One optimizer step at learning rate `rate` from the gradients at hand."""
@@ -142,10 +156,12 @@ def train(
 ) -> dict[str, Any]:
     """Train `model` in place; returns the state at the end (weights, best, ema, step, seconds) and `stopped_early`.
 
-    `score` of a validation row decides the best weights, higher is better; after `patience` rows without a better one
-    the run stops early (0: never). Raises Diverged on a non-finite loss or gradient and Interrupted on SIGINT, SIGTERM
-    or the time limit; in both cases the last good state is in `partial` first.
+    `score` of a validation row, of the weights themselves and not of their average, decides the best weights: higher is
+    better; after `patience` rows without a better one the run stops early (0: never). Raises Diverged on a non-finite
+    loss, gradient or validation and Interrupted on SIGINT, SIGTERM or the time limit; the last good state is in
+    `partial` first.
     """
+    check_fit(machine, config, images)
     run = Run(model, config, state)
     forward = compiled(model, machine, limits.compile)
     micro = limits.micro_batch or micro_batch_images(model, machine)
@@ -156,6 +172,16 @@ def train(
     def save() -> None:
         if machine.leads:
             save_state(partial, run.snapshot())
+
+    def diverged(what: str) -> Diverged:
+        """Weights that gave a non-finite number are not worth more than the state saved before them."""
+        if not has_state(partial) and run.is_finite():
+            save()
+        return Diverged(
+            f"{name} met {what}",
+            f"the last good state is kept in {partial}; begin anew with a learning rate below {config.lr:g} "
+            "or with clipping (clip_norm)",
+        )
 
     with (
         Log(partial / "log.jsonl" if machine.leads else Path(os.devnull), run.step) as log,
@@ -170,12 +196,7 @@ def train(
             stopping = row.pop("stop") > 0
             norm = _gradient_norm(model, config.clip_norm)
             if not math.isfinite(row["loss"]) or not math.isfinite(norm):
-                save()
-                raise Diverged(
-                    f"{name} met a loss of {row['loss']} and a gradient norm of {norm} at step {step}",
-                    f"the last good state is kept in {partial}; begin anew with a learning rate below {config.lr:g} "
-                    "or with clipping (--set train.clip_norm=1.0)",
-                )
+                raise diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {step}")
             run.update(rate)
             bar.note(f"loss {row['loss']:.4f}")
             bar.advance()
@@ -186,6 +207,8 @@ def train(
 
             if validate is not None and (run.step % val_every == 0 or run.step == config.steps):
                 measured, better = run.measure(validate, score)
+                if not all(map(math.isfinite, measured.values())):
+                    raise diverged(f"{measured} when it validated after {run.step} steps")
                 log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
                 if better and machine.leads:
                     save_weights(partial / "best.safetensors", model.state_dict())
@@ -205,7 +228,53 @@ def train(
             if time.monotonic() - last_save > 60 * limits.save_minutes:
                 save()
                 last_save = time.monotonic()
+        if not run.is_finite():
+            raise diverged("weights that are not finite after its last step")
+        save()  # so that nothing that goes wrong while the checkpoint is written costs the run
     return {**run.snapshot(), "stopped_early": stopped_early}
+
+
+def check_fit(machine: Machine, config: TrainConfig, images: Images) -> None:
+    """What configuration, data and machine can only say together. Raises UsageError."""
+    if config.batch_size < machine.world:
+        raise UsageError(f"batch_size {config.batch_size} cannot be shared by {machine.world} processes")
+    if config.augment == "crop-flip" and min(images.grid[:2]) <= PAD:
+        raise UsageError(
+            f"augment crop-flip pads by {PAD} reflected pixels, the pictures are {images.grid[0]}x{images.grid[1]}",
+            "use flip or none",
+        )
+
+
+@contextmanager
+def begin(machine: Machine, out: str | Path, recipe: dict[str, Any], resume: bool, overwrite: bool) -> Iterator[tuple]:
+    """`run_folder` for all ranks: the first one makes and locks it, the others read it."""
+    if machine.leads:
+        with run_folder(out, recipe, resume, overwrite) as opened:
+            machine.wait()
+            yield opened
+        return
+    machine.wait()
+    partial = partial_path(out)
+    finished = (partial / "manifest.json").is_file()
+    yield partial, None if finished else load_state(partial), {} if finished else None
+
+
+def run_summary(machine: Machine, shape: Shape, images: Images, end: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's manifest says of the run that made it."""
+    return {
+        "parameters": shape.parameter_count(),
+        "images": len(images),
+        "steps": end["step"],
+        "stopped_early": end["stopped_early"],
+        "training_seconds": round(end["seconds"], 1),
+        "best": end["best"],
+        "device": str(machine.device),
+    }
+
+
+def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The plain names of an AveragedModel's state."""
+    return {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
 
 
 def accumulate(
@@ -241,10 +310,8 @@ def accumulate(
 
 def _batch(images: Images, config: TrainConfig, step: int, bert: bool):
     """The global batch of a step on the CPU: tokens int64 [B, T], labels [B] or None, masked [B, T] or None."""
-    rows = batch_indices(config.seed, step, config.batch_size, len(images))
-    moved = augment(images.tokens[rows], images.grid, config.augment, config.seed, step)
-    tokens = torch.from_numpy(moved.astype(np.int64))
-    labels = None if images.labels is None else torch.from_numpy(images.labels[rows].astype(np.int64))
+    tokens, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
+    tokens = torch.from_numpy(augment(tokens.numpy(), images.grid, config.augment, config.seed, step))
     masked = random_mask(*tokens.shape, generator(config.seed, step, MASK_STREAM)) if bert else None
     return tokens, labels, masked
 
@@ -291,13 +358,13 @@ def generative_loss(machine: Machine, model: ImageGPT, images: Images, batch_siz
     """Mean nats a token over `images`, each rank scoring its share; bert scores one random mask an image."""
     model.eval()
     bert = model.shape.objective == "bert"
-    masks = random_mask(*images.tokens.shape, generator(seed, VALIDATION_MASK_STREAM)) if bert else None
+    masks = random_mask(len(images), model.shape.n_ctx, generator(seed, VALIDATION_MASK_STREAM)) if bert else None
     total = torch.zeros((), dtype=torch.float64, device=machine.device)
     share = machine.share(len(images))
     for start in range(share.start, share.stop, batch_size):
-        part = slice(start, min(start + batch_size, share.stop))
-        x = torch.from_numpy(images.tokens[part].astype(np.int64)).to(machine.device)
-        m = masks[part].to(machine.device) if masks is not None else None
+        part = range(start, min(start + batch_size, share.stop))
+        x = images.batch(part)[0].to(machine.device)
+        m = masks[part.start : part.stop].to(machine.device) if masks is not None else None
         with machine.autocast():
             nats = generative_nats(model(x, m).logits, x, m)
         total += nats.double().sum()

@@ -1,0 +1,311 @@
+"""The command line keeps its promises: stdout is data, stderr is talk, the exit code is the verdict."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixseq.cli import COMMANDS, PALETTE_COMMANDS, main
+from pixseq.config import preset_names
+
+ALL = [[name] for name in COMMANDS] + [["palette", name] for name in PALETTE_COMMANDS]
+TINY = ["--set", "model.n_layer=2", "--set", "model.n_head=2", "--set", "model.d_model=16", "--device", "cpu"]
+
+
+def pixseq(*args, cwd=None, **kwargs):
+    command = [sys.executable, "-m", "pixseq", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, **kwargs)
+
+
+def good(*args, cwd=None):
+    run = pixseq(*args, cwd=cwd)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def helps():
+    return {tuple(command): good(*command, "--help") for command in ALL}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with pictures, palettes, tokens and a model, all made by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / "good" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
+    for name, colors in (("", 16), ("8", 8)):
+        good("palette", "fit", "good", "--colors", colors, "--size", 8, "-o", f"p{name}.json", "--quiet", cwd=folder)
+        good("encode", "good", "--palette", f"p{name}.json", "--size", 8, "-o", f"t{name}.zarr", "--quiet", cwd=folder)
+    good("pretrain", "t.zarr", "--preset", "igpt-s", *TINY, "--steps", 2, "--batch-size", 4, "-o", "m", cwd=folder)
+    return folder
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    began = time.monotonic()
+    heavy = "{'torch', 'numpy', 'zarr', 'sklearn', 'scipy', 'PIL'}"
+    code = f"import sys; from pixseq.cli import app\ntry: app(['--help'])\nfinally: print({heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.rstrip().endswith("set()") and time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_every_command_has_help_with_an_example_that_parses(command, helps):
+    out = helps[tuple(command)]
+    example = re.search(r"Example: (pixseq .*)", " ".join(out.split())).group(1)
+    assert example.startswith(f"pixseq {' '.join(command)} ")
+    for flag in re.findall(r"--[a-z-]+", example):
+        assert flag in out
+    for flag in ("--json", "--quiet", "--overwrite"):
+        assert flag in out
+
+
+def test_the_list_of_options_grows_only_on_purpose(helps):
+    """A flag is a promise. Add to FLAGS when you mean to make one."""
+    flags = {flag for command in ALL for flag in re.findall(r"(?m)^\s+(?:-\w, )?(--[a-z-]+)", helps[tuple(command)])}
+    assert flags == set(FLAGS.split())
+
+
+FLAGS = """
+    --augment --background --baseline --batch-size --c --colors --columns --compile --completions --concat --config
+    --count --device --dry-run --dtype --first --gen-weight --help --images --json --keep --labels-per-class --layers
+    --limit --lr --masks --max-images --max-iter --method --micro-batch --objective --on-error --out --overwrite
+    --palette --patience --plot --precision --preset --prompt --quiet --random-init --refine-steps --resize --resume
+    --save-minutes --scale --scheme --seed --set --size --split --standardize --steps --temperature --test
+    --time-limit --tokens --top-k --top-p --trials --val --val-fraction --verify --views --weights --workers
+"""
+
+
+def test_stdout_is_the_path_or_one_json_line(work):
+    out = good("encode", "digits", "--palette", "p.json", "--size", 8, "--limit", 20, "-o", "d.zarr", cwd=work)
+    assert out == "d.zarr"
+    manifest = json.loads(good("show", out, "--verify", "--json", cwd=work))
+    assert manifest["kind"] == "tokens" and manifest["id"].startswith("sha256:")
+    made = json.loads(good("decode", out, "-o", "d.png", "--json", cwd=work))
+    assert made == json.loads(good("show", "d.png", "--json", cwd=work))
+    assert "nats_per_token" in json.loads(good("evaluate", "m", "t.zarr", "--json", cwd=work))
+
+
+def test_quiet_is_quiet_and_talk_goes_to_stderr(work):
+    run = pixseq("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "talk.json", cwd=work)
+    assert run.stdout == "talk.json\n" and "clustering" in run.stderr
+    run = pixseq("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "hush.json", "--quiet", cwd=work)
+    assert run.stderr == ""
+
+
+def test_dry_run_shows_the_recipe_and_makes_nothing(work):
+    for preset in preset_names():
+        plan = json.loads(
+            good("pretrain", "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu", cwd=work)
+        )
+        assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["model"]["objective"] == "ar"
+    assert not list(work.glob("*.partial"))
+
+
+def test_configuration_of_a_checkpoint_is_accepted_back(work):
+    plan = good("pretrain", "t.zarr", "--config", "m/config.yaml", "--dry-run", "--json", cwd=work)
+    assert json.loads(plan)["model"] == {"n_layer": 2, "n_head": 2, "d_model": 16, "objective": "ar"}
+
+
+class Gadget:
+    def __reduce__(self):
+        return (os.system, ("touch pwned",))
+
+
+@pytest.fixture(scope="module")
+def bad(work):
+    """The same folder with bad input beside the good."""
+    for name in ("text", "trunc", "empty", "evil"):
+        (work / name).mkdir()
+    (work / "text" / "x.png").write_text("not a picture")
+    (work / "trunc" / "x.png").write_bytes((work / "good" / "a" / "0.png").read_bytes()[:60])
+    (work / "broken.json").write_text('{"pixseq": ')
+    (work / "evil" / "data_batch_1").write_bytes(pickle.dumps({b"data": Gadget(), b"labels": [0]}, protocol=2))
+    np.savez(work / "objects.npz", images=np.array([{"a": 1}], dtype=object))
+    shutil.copytree(work / "t.zarr", work / "holed.zarr")
+    (work / "holed.zarr" / "tokens" / "c" / "0" / "0").unlink()
+    shutil.copytree(work / "m", work / "half")
+    weights = (work / "half" / "model.safetensors").read_bytes()
+    (work / "half" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (work / "bad.yaml").write_text("model:\n  n_layers: 3\n")
+    (work / "sci.yaml").write_text("train:\n  lr: 3e-4\n")
+    (work / "red[bold]x[/bold]").mkdir()
+    return work
+
+
+ENCODE = "encode {} --palette p.json -o o.zarr"
+PRETRAIN = "pretrain t.zarr --steps 1 -o o "
+CASES = {
+    "missing source": (1, ENCODE.format("nowhere")),
+    "empty folder": (1, ENCODE.format("empty")),
+    "text named .png": (1, ENCODE.format("text")),
+    "truncated picture": (1, ENCODE.format("trunc")),
+    "pickle with code": (1, ENCODE.format("evil")),
+    "object array": (1, ENCODE.format("objects.npz")),
+    "folder with markup in its name": (1, ENCODE.format("red[bold]x[/bold]")),
+    "existing target": (1, "encode good --palette p.json --size 8 -o t.zarr"),
+    "broken palette": (1, "encode good --palette broken.json -o o.zarr"),
+    "tokens for a palette": (1, "encode good --palette t.zarr -o o.zarr"),
+    "no palette": (2, "encode good -o o.zarr"),
+    "unknown scheme": (2, "encode good --palette p.json --scheme cmyk -o o.zarr"),
+    "no such split": (1, "encode good --palette p.json --split test -o o.zarr"),
+    "zero colours": (2, "palette fit good --colors 0 -o o.json"),
+    "another palette": (1, "features m t8.zarr -o o.zarr"),
+    "missing chunk": (1, "pretrain holed.zarr --steps 1 -o o"),
+    "truncated weights": (1, "features half t.zarr -o o.zarr"),
+    "unknown key": (2, PRETRAIN + "--config bad.yaml"),
+    "3e-4 in YAML": (2, PRETRAIN + "--config sci.yaml"),
+    "unknown preset": (2, PRETRAIN + "--preset igpt-huge"),
+    "heads do not divide": (2, PRETRAIN + "--set model.n_head=3 --set model.d_model=16"),
+    "negative steps": (2, "pretrain t.zarr --steps -5 -o o"),
+    "no output": (2, "pretrain t.zarr --steps 1"),
+    "val fraction": (2, PRETRAIN + "--val-fraction 1.5"),
+    "no such device": (2, PRETRAIN + "--device tpu"),
+    "no such precision": (2, PRETRAIN + "--precision fp8"),
+    "tokens to probe": (1, "probe t.zarr --test t.zarr"),
+    "baseline form": (2, "probe f.zarr --test f.zarr --baseline x"),
+    "sample tokens": (1, "sample t.zarr -o o.png"),
+    "keep out of range": (2, "sample m --prompt t.zarr --keep 1.5 -o o.png"),
+    "unwritable target": (1, "sample m -o /proc/nope/o.png"),
+    "show nothing": (1, "show nowhere"),
+    "show a foreign file": (1, "show good/a/0.png"),
+    "show a broken file": (1, "show broken.json"),
+    "unknown option": (2, "show p.json --colour"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_gets_one_line_a_hint_and_no_target(bad, case, monkeypatch, capsys):
+    code, line = CASES[case]
+    before = sorted(p.name for p in bad.iterdir())
+    got, out, err = inside(line.split(), bad, monkeypatch, capsys)
+    assert got == code, err
+    assert "Traceback" not in err and out == ""
+    if code == 1:
+        assert err.startswith("error: ") and "\n\nhint: " in err, err
+    assert sorted(p.name for p in bad.iterdir()) == before
+    assert not (bad / "pwned").exists()
+
+
+def inside(args, folder, monkeypatch, capsys):
+    """The command line in this process, which has torch loaded already: exit code, stdout, stderr."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["pixseq", *args])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return ended.value.code or 0, *capsys.readouterr()
+
+
+def test_sigterm_exits_130_and_says_how_to_go_on(work):
+    args = [sys.executable, "-m", "pixseq", "pretrain", "t.zarr", *TINY, "--steps", "100000", "-o", "long", "--quiet"]
+    run = subprocess.Popen(args, cwd=work, stderr=subprocess.PIPE, text=True)
+    log = work / "long.partial" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "--resume" in err and not (work / "long").exists()
+    assert (work / "long.partial" / "resume" / "state.pt").is_file()
+
+
+def test_a_closed_pipe_is_silent(work):
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run(
+        [sys.executable, "-m", "pixseq", "show", "p.json"], cwd=work, stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert run.returncode == 141 and run.stderr == ""
+
+
+def test_shell_completion_is_offered():
+    env = {**os.environ, "_PIXSEQ_COMPLETE": "complete_bash", "COMP_WORDS": "pixseq pal", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['pixseq']; from pixseq.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert run.stdout.split() == ["palette"]
+
+
+def test_encode_killed_at_any_moment_resumes_to_the_same_id(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (9000, 24, 24, 3), dtype=np.uint8))
+    command = [sys.executable, "-m", "pixseq", "encode", "x.npz", "--scheme", "gray", "--size", "16", "--quiet"]
+    subprocess.run([*command, "-o", "whole.zarr"], check=True, cwd=tmp_path)
+    for wait in (0.0, 0.1, 0.2):
+        run = subprocess.Popen([*command, "--resume", "-o", "t.zarr"], cwd=tmp_path)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "t.zarr.partial").exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(wait)
+        run.kill()
+        if run.wait() == 0:
+            break
+        assert not (tmp_path / "t.zarr").exists()
+        refused = pixseq("show", "t.zarr", cwd=tmp_path)
+        assert refused.returncode == 1 and "unfinished" in refused.stderr
+    if not (tmp_path / "t.zarr").exists():
+        subprocess.run([*command, "--resume", "-o", "t.zarr"], check=True, cwd=tmp_path)
+    ids = [json.loads(good("show", name, "--json", cwd=tmp_path))["id"] for name in ("t.zarr", "whole.zarr")]
+    assert ids[0] == ids[1] and not (tmp_path / "t.zarr.partial").exists()
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The pixseq commands of a text, continuation lines joined."""
+    joined = text.replace("\\\n", " ")
+    return [line.split() for line in re.findall(r"(?m)^\s*(?:\w+=\$\()?(pixseq [^)\n#|>]*)", joined)]
+
+
+DOCUMENTS = [Path("README.md"), *(p.relative_to(ROOT) for p in ROOT.glob("pipelines/*/*") if p.suffix in ("", ".md"))]
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if (ROOT / p).is_file()], ids=str)
+def test_documented_commands_use_options_that_exist(path, helps):
+    for _, *words in commands_in((ROOT / path).read_text()):
+        command = tuple(words[:2]) if words[0] == "palette" else tuple(words[:1])
+        assert command in helps, words
+        for flag in (word for word in words if word.startswith("--")):
+            assert flag.split("=")[0] in helps[command], f"{path}: {flag} of {command}"
+
+
+def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
+    """A copy with few steps: from palette to samples; again: nothing; after a change of config: what depends on it."""
+    folder = shutil.copytree(ROOT / "pipelines" / "digits", tmp_path / "digits", ignore=shutil.ignore_patterns("out"))
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(re.sub(r"steps: \d+", "steps: 6", config))
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def make():
+        run = subprocess.run(["make", "-C", folder], capture_output=True, text=True, env=env)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    first = make()
+    for name in ("probe.json", "probe.png", "loss.png", "samples.png", "completions.png", "evaluation.json"):
+        assert (folder / "out" / name).is_file()
+    assert "best layer" in first
+    assert "pixseq" not in make()
+    time.sleep(1)
+    (folder / "config.yaml").touch()
+    again = make()
+    assert "pixseq pretrain" in again and "pixseq probe" in again and "pixseq encode" not in again

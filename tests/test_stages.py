@@ -1,0 +1,245 @@
+"""features, sample and show on small artifacts: what they promise beyond what the numerics tests cover."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from conftest import write_tokens
+from PIL import Image
+from reference import igpt_forward
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.objectives import random_mask
+from pixseq.runtime import generator
+from pixseq.stages import decode, evaluate, features, sample
+
+
+def numpy_weights(path):
+    return {name: tensor.numpy() for name, tensor in open_checkpoint(path).weights().items()}
+
+
+def test_features_are_the_pooled_ln_1_outputs_of_every_layer(checkpoints, tokens, tmp_path):
+    features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", batch_size=7, device="cpu")
+    store = open_store(tmp_path / "f.zarr", "features")
+    found, x = store.read("features"), open_store(tokens, "tokens").read("tokens")
+    assert found.shape == (3, 96, 16) and store.meta["layers"] == [0, 1, 2]
+    for i in (0, 50, 95):
+        _, want = igpt_forward(numpy_weights(checkpoints["ar"]), 2, 2, x[i], None)
+        np.testing.assert_allclose(found[:, i], want, atol=1e-5)
+    np.testing.assert_array_equal(store.labels(), open_store(tokens, "tokens").labels())
+    assert store.manifest["inputs"].keys() == {"model", "tokens"}
+
+
+def test_bert_features_see_masked_inputs_in_consecutive_rows(checkpoints, tokens, tmp_path):
+    features.run(checkpoints["bert"], tokens, tmp_path / "f.zarr", masks=3, device="cpu")
+    store = open_store(tmp_path / "f.zarr", "features")
+    assert store.shape("features") == (3, 288, 16) and store.meta["masks"] == 3
+    x = open_store(tokens, "tokens").read("tokens")
+    masked = random_mask(3, 36, generator(0, 10, features.MASK_STREAM))
+    for j in range(3):
+        _, want = igpt_forward(numpy_weights(checkpoints["bert"]), 2, 2, x[10], ~masked[j].numpy())
+        np.testing.assert_allclose(store.read("features")[:, 30 + j], want, atol=1e-5)
+    np.testing.assert_array_equal(store.labels()[30:33], open_store(tokens, "tokens").labels()[[10, 10, 10]])
+    with pytest.raises(PixseqError, match="autoregressive model"):
+        features.run(checkpoints["ar"], tokens, tmp_path / "g.zarr", masks=3, device="cpu")
+
+
+def test_some_layers_half_precision_random_and_raw_pixels(checkpoints, tokens, tmp_path):
+    features.run(checkpoints["ar"], tokens, tmp_path / "all.zarr", device="cpu")
+    features.run(checkpoints["ar"], tokens, tmp_path / "some.zarr", layers="0,2", dtype="float16", device="cpu")
+    whole, some = (open_store(tmp_path / f"{n}.zarr", "features") for n in ("all", "some"))
+    assert some.dtype("features") == np.float16
+    np.testing.assert_allclose(some.read("features"), whole.read("features")[[0, 2]], atol=2e-3)
+    features.run(checkpoints["ar"], tokens, tmp_path / "random.zarr", random_init=0, device="cpu")
+    assert manifest.read(tmp_path / "random.zarr")["id"] != whole.manifest["id"]
+    features.run("pixels", tokens, tmp_path / "pixels.zarr", device="cpu")
+    store = open_store(tokens, "tokens")
+    colours = np.asarray(store.meta["palette"], np.float32)[store.read("tokens")].reshape(1, 96, -1)
+    np.testing.assert_array_equal(open_store(tmp_path / "pixels.zarr", "features").read("features"), colours)
+    for layers in ("3", "-1", "x"):
+        with pytest.raises(UsageError, match="--layers"):
+            features.run(checkpoints["ar"], tokens, tmp_path / "no.zarr", layers=layers, device="cpu")
+
+
+def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_path):
+    many = write_tokens(tmp_path / "many.zarr", count=6000, chunk_rows=512)
+    command = [sys.executable, "-m", "pixseq", "features", checkpoints["ar"], many, "--device", "cpu", "--quiet"]
+    command += ["--batch-size", "64", "--resume"]
+    subprocess.run([*command, "-o", tmp_path / "whole.zarr"], check=True)
+    target, partial = tmp_path / "f.zarr", tmp_path / "f.zarr.partial"
+    for wait in (0.0, 0.1, 0.3):
+        run = subprocess.Popen([*command, "-o", target])
+        deadline = time.monotonic() + 60
+        while not partial.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(wait)
+        run.kill()
+        if run.wait() == 0:
+            break
+        assert not target.exists()
+    if not target.exists():
+        subprocess.run([*command, "-o", target], check=True)
+    assert manifest.read(target)["id"] == manifest.read(tmp_path / "whole.zarr")["id"]
+    assert not partial.exists()
+
+
+def test_the_same_seed_draws_the_same_picture_in_any_batches(checkpoints, tmp_path):
+    ids = []
+    for name, batch in (("a", 64), ("b", 1), ("c", 5)):
+        record = sample.run(
+            checkpoints["ar"], tmp_path / f"{name}.png", count=9, seed=3, batch_size=batch, device="cpu"
+        )
+        ids.append(record["id"])
+    assert ids[0] == ids[1] == ids[2]
+    other = sample.run(checkpoints["ar"], tmp_path / "d.png", count=9, seed=4, device="cpu")
+    assert other["id"] != ids[0]
+    more = sample.run(
+        checkpoints["ar"], tmp_path / "e.png", count=12, seed=3, tokens_out=tmp_path / "e.zarr", device="cpu"
+    )
+    assert more["config"]["seed"] == 3 and manifest.read(tmp_path / "e.png") == more
+    assert open_store(tmp_path / "e.zarr", "tokens").shape("tokens") == (12, 36)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
+def test_completions_keep_the_prompt(checkpoints, tokens, tmp_path, keep):
+    sample.run(
+        checkpoints["ar"],
+        tmp_path / "c.png",
+        count=5,
+        prompt=str(tokens),
+        keep=keep,
+        completions=3,
+        tokens_out=tmp_path / "c.zarr",
+        images_out=tmp_path / "c",
+        device="cpu",
+    )
+    drawn = open_store(tmp_path / "c.zarr", "tokens").read("tokens")
+    kept = round(keep * 6) * 6
+    for part in range(3):
+        given = open_store(tokens, "tokens").read("tokens")[:5, :kept]
+        np.testing.assert_array_equal(drawn[5 * part : 5 * part + 5, :kept], given)
+    assert len(list((tmp_path / "c").iterdir())) == 15
+    assert evaluate.run(checkpoints["ar"], tmp_path / "c.zarr", device="cpu")["images"] == 15
+
+
+def test_pictures_serve_as_prompts(checkpoints, tmp_path):
+    (tmp_path / "pics").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((9, 12, 3), 80 * i, np.uint8)).save(tmp_path / "pics" / f"{i}.png")
+    sample.run(checkpoints["ar"], tmp_path / "c.png", prompt=str(tmp_path / "pics"), device="cpu")
+    assert Image.open(tmp_path / "c.png").size[1] > 3 * 6
+
+
+def test_what_cannot_be_sampled_is_told(checkpoints, tokens, tmp_path):
+    with pytest.raises(PixseqError, match="bert model"):
+        sample.run(checkpoints["bert"], tmp_path / "x.png", device="cpu")
+    with pytest.raises(PixseqError, match="of kind tokens"):
+        sample.run(tokens, tmp_path / "x.png", device="cpu")
+    for bad in ({"keep": 1.5}, {"count": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"completions": 2}):
+        with pytest.raises(UsageError):
+            sample.run(checkpoints["ar"], tmp_path / "x.png", device="cpu", **bad)
+    other = write_tokens(tmp_path / "t.zarr", palette_id="sha256:two")
+    with pytest.raises(PixseqError, match=r"sha256:one.*sha256:two"):
+        sample.run(checkpoints["ar"], tmp_path / "x.png", prompt=str(other), device="cpu")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens, tmp_path):
+    from pixseq.config import FinetuneFile, effective
+    from pixseq.models.igpt import ImageGPT, Shape
+    from pixseq.stages import finetune
+
+    sets = ["finetune.steps=10", "finetune.batch_size=8", "finetune.lr=0.01"]
+    finetune.run(checkpoints["bert"], tokens, tmp_path / "m", effective(FinetuneFile, sets=sets), device="cpu")
+    small, large = (evaluate.run(tmp_path / "m", tokens, batch_size=b, device="cpu") for b in (7, 96))
+    assert small["accuracy"] == large["accuracy"]
+    assert abs(small["nats_per_token"] - large["nats_per_token"]) < 1e-5
+    checkpoint = open_checkpoint(tmp_path / "m")
+    model = ImageGPT(Shape(**checkpoint.shape))
+    model.load_state_dict(checkpoint.weights())
+    store, hits = open_store(tokens, "tokens"), 0
+    for i, (x, label) in enumerate(zip(store.read("tokens"), store.labels())):
+        votes = np.random.default_rng([0, i, evaluate.TIE_STREAM]).random(4)
+        for mask in range(5):
+            masked = random_mask(1, 36, generator(0, i, mask, evaluate.MASK_STREAM))
+            with torch.no_grad():
+                votes[model(torch.from_numpy(x[None].astype(np.int64)), masked).class_logits[0].argmax()] += 1
+        hits += votes.argmax() == label
+    assert large["accuracy"] == hits / 96
+
+
+def test_a_signal_is_not_taken_for_damage(checkpoints, tokens, monkeypatch):
+    from pixseq.errors import Stop
+
+    def stopped(*args):
+        raise Stop("SIGINT")
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", stopped)
+    with pytest.raises(Stop):
+        evaluate.run(checkpoints["ar"], tokens, device="cpu")
+
+
+def test_decode_names_single_pictures_by_their_rows(tokens, tmp_path):
+    decode.run(tokens, tmp_path / "g.png", count=3, first=4, images_dir=tmp_path / "d")
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["000004.png", "000005.png", "000006.png"]
+    decode.run(tokens, tmp_path / "g.png", count=3, seed=0, images_dir=tmp_path / "d", overwrite=True)
+    assert len(list((tmp_path / "d").iterdir())) == 3
+
+
+def test_raw_pixels_refuse_options_of_models(tokens, tmp_path):
+    with pytest.raises(UsageError, match="raw pixels"):
+        features.run("pixels", tokens, tmp_path / "f.zarr", layers="0", device="cpu")
+
+
+def test_damaged_tokens_stop_every_stage(checkpoints, tokens, tmp_path):
+    path = tmp_path / "t.zarr"
+    shutil.copytree(tokens, path)
+    (path / "tokens" / "c" / "1" / "0").unlink()
+    for stage in (features, evaluate):
+        with pytest.raises(PixseqError, match="lacks 1 chunk"):
+            stage.run(checkpoints["ar"], path, tmp_path / "out", device="cpu")
+    assert not list(tmp_path.glob("out*"))
+    group = zarr.open_group(tokens, mode="r")
+    assert group["tokens"].fill_value == 65535
+
+
+def test_two_processes_train_what_one_trains(tokens, tmp_path):
+    """torchrun with two ranks: the same images in the same order, gradients summed over ranks."""
+    sets = ["model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=4", "train.batch_size=8"]
+    sets += ["train.log_every=1"]
+    tail = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--quiet"]
+    tail += [word for s in sets for word in ("--set", s)]
+    one = [sys.executable, "-m", "pixseq", *tail, "-o", tmp_path / "one"]
+    subprocess.run(one, check=True, capture_output=True)
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29617",
+        "-m",
+        "pixseq",
+    ]
+    run = subprocess.run([*two, *tail, "-o", tmp_path / "two"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(tmp_path / "two")
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
+    for a, b in zip(*logs, strict=True):
+        for key in {"loss", "val_loss"} & a.keys():
+            assert abs(a[key] - b[key]) < 1e-4
+    a, b = (open_checkpoint(tmp_path / n).weights() for n in ("one", "two"))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-4, rtol=1e-3)
