@@ -33,15 +33,15 @@ def test_an_error_leaves_no_target_and_no_partial(tmp_path):
 def test_overwrite_loses_nothing_until_the_new_one_is_whole(tmp_path):
     target = tmp_path / "d"
     target.mkdir()
-    (target / "old").touch()
+    (target / "000001.png").touch()
     with pytest.raises(RuntimeError), atomic.writing(target, overwrite=True) as partial:
         partial.mkdir()
         raise RuntimeError
-    assert (target / "old").exists()
+    assert (target / "000001.png").exists()
     with atomic.writing(target, overwrite=True) as partial:
         partial.mkdir()
-        (partial / "new").touch()
-    assert [p.name for p in target.iterdir()] == ["new"] and [p.name for p in tmp_path.iterdir()] == ["d"]
+        (partial / "000002.png").touch()
+    assert [p.name for p in target.iterdir()] == ["000002.png"] and [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
 def test_overwrite_never_replaces_a_foreign_folder(tmp_path):

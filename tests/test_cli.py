@@ -106,12 +106,14 @@ def test_quiet_is_quiet_and_talk_goes_to_stderr(work):
     assert run.stderr == ""
 
 
-def test_dry_run_shows_the_recipe_and_makes_nothing(work):
+def test_dry_run_shows_the_recipe_and_makes_nothing(work, monkeypatch, capsys):
     for preset in preset_names():
-        plan = json.loads(
-            good("pretrain", "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu", cwd=work)
-        )
+        args = ["pretrain", "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu"]
+        code, out, err = inside(args, work, monkeypatch, capsys)
+        assert code == 0, err
+        plan = json.loads(out)
         assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["model"]["objective"] == "ar"
+        assert plan["preset.expect"]
     assert not list(work.glob("*.partial"))
 
 
@@ -142,7 +144,7 @@ def bad(work):
     (work / "half" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (work / "bad.yaml").write_text("model:\n  n_layers: 3\n")
     (work / "sci.yaml").write_text("train:\n  lr: 3e-4\n")
-    (work / "red[bold]x[/bold]").mkdir()
+    (work / "red[bold]x[red]").mkdir()
     return work
 
 
@@ -155,7 +157,7 @@ CASES = {
     "truncated picture": (1, ENCODE.format("trunc")),
     "pickle with code": (1, ENCODE.format("evil")),
     "object array": (1, ENCODE.format("objects.npz")),
-    "folder with markup in its name": (1, ENCODE.format("red[bold]x[/bold]")),
+    "folder with markup in its name": (1, ENCODE.format("red[bold]x[red]")),
     "existing target": (1, "encode good --palette p.json --size 8 -o t.zarr"),
     "broken palette": (1, "encode good --palette broken.json -o o.zarr"),
     "tokens for a palette": (1, "encode good --palette t.zarr -o o.zarr"),
@@ -292,11 +294,13 @@ def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
     """A copy with few steps: from palette to samples; again: nothing; after a change of config: what depends on it."""
     folder = shutil.copytree(ROOT / "pipelines" / "digits", tmp_path / "digits", ignore=shutil.ignore_patterns("out"))
     config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(re.sub(r"steps: \d+", "steps: 6", config))
+    (folder / "config.yaml").write_text(
+        re.sub(r"steps: \d+", "steps: 6", config).replace("train:", "train:\n  steps: 6")
+    )
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    def make():
-        run = subprocess.run(["make", "-C", folder], capture_output=True, text=True, env=env)
+    def make(*options):
+        run = subprocess.run(["make", *options, "-C", folder], capture_output=True, text=True, env=env)
         assert run.returncode == 0, run.stderr
         return run.stdout
 
@@ -307,5 +311,5 @@ def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
     assert "pixseq" not in make()
     time.sleep(1)
     (folder / "config.yaml").touch()
-    again = make()
+    again = make("--dry-run")
     assert "pixseq pretrain" in again and "pixseq probe" in again and "pixseq encode" not in again

@@ -136,7 +136,8 @@ def test_pictures_serve_as_prompts(checkpoints, tmp_path):
     for i in range(3):
         Image.fromarray(np.full((9, 12, 3), 80 * i, np.uint8)).save(tmp_path / "pics" / f"{i}.png")
     sample.run(checkpoints["ar"], tmp_path / "c.png", prompt=str(tmp_path / "pics"), device="cpu")
-    assert Image.open(tmp_path / "c.png").size[1] > 3 * 6
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.size[1] > 3 * 6
 
 
 def test_what_cannot_be_sampled_is_told(checkpoints, tokens, tmp_path):

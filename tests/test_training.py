@@ -190,7 +190,7 @@ def test_muon_and_clipping_train_too(tokens, tmp_path):
 
 def test_bf16_trains(tokens, tmp_path):
     record = pretrain.run(tokens, tmp_path / "m", recipe("train.steps=3"), device="cpu", precision="bf16")
-    assert record["summary"]["precision"] == "bf16"
+    assert record["config"]["precision"] == "bf16"
     assert all(w.dtype == torch.float32 for w in open_checkpoint(tmp_path / "m").weights().values())
 
 
