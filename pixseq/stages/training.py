@@ -167,7 +167,8 @@ def train(
     micro = limits.micro_batch or micro_batch_images(model, machine)
     warmup = warmup_steps(config.steps, len(images) / config.batch_size, config.warmup_epochs, config.warmup_fraction)
     val_every = config.val_every or max(config.steps // 20, 1)
-    last_save, stopped_early = time.monotonic(), False
+    last_save = time.monotonic()
+    stopped_early = bool(patience) and run.since_best >= patience  # it may have ended before, and lacked its checkpoint
 
     def save() -> None:
         if machine.leads:
@@ -191,8 +192,10 @@ def train(
         while run.step < config.steps and not stopped_early:
             step = run.step
             rate = learning_rate(step, config.steps, config.lr, warmup, config.schedule)
+            minutes = (time.monotonic() - run.began) / 60
+            out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
             batch = _batch(images, config, step, model.shape.objective == "bert")
-            row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set())
+            row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set() or out_of_time)
             stopping = row.pop("stop") > 0
             norm = _gradient_norm(model, config.clip_norm)
             if not math.isfinite(row["loss"]) or not math.isfinite(norm):
@@ -216,9 +219,7 @@ def train(
             if run.step == config.steps or stopped_early:
                 break
 
-            minutes = (time.monotonic() - run.began) / 60
-            out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
-            if stopping or out_of_time:
+            if stopping:
                 save()
                 raise Interrupted(
                     f"{name} stopped by {'the time limit' if out_of_time else 'a signal'} "
