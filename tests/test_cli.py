@@ -247,28 +247,6 @@ def test_shell_completion_is_offered():
     assert run.stdout.split() == ["palette"]
 
 
-def test_encode_killed_at_any_moment_resumes_to_the_same_id(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (9000, 24, 24, 3), dtype=np.uint8))
-    command = [sys.executable, "-m", "pixseq", "encode", "x.npz", "--scheme", "gray", "--size", "16", "--quiet"]
-    subprocess.run([*command, "-o", "whole.zarr"], check=True, cwd=tmp_path)
-    for wait in (0.0, 0.1, 0.2):
-        run = subprocess.Popen([*command, "--resume", "-o", "t.zarr"], cwd=tmp_path)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "t.zarr.partial").exists() and run.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(wait)
-        run.kill()
-        if run.wait() == 0:
-            break
-        assert not (tmp_path / "t.zarr").exists()
-        refused = pixseq("show", "t.zarr", cwd=tmp_path)
-        assert refused.returncode == 1 and "unfinished" in refused.stderr
-    if not (tmp_path / "t.zarr").exists():
-        subprocess.run([*command, "--resume", "-o", "t.zarr"], check=True, cwd=tmp_path)
-    ids = [json.loads(good("show", name, "--json", cwd=tmp_path))["id"] for name in ("t.zarr", "whole.zarr")]
-    assert ids[0] == ids[1] and not (tmp_path / "t.zarr.partial").exists()
-
-
 ROOT = Path(__file__).parent.parent
 
 
