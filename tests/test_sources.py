@@ -474,7 +474,9 @@ def png(pixels):
 
 
 def write_parquet(file, images, labels=None, column="image", names=None, encode=png):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     content = {column: [{"bytes": encode(pixels), "path": "../x.png"} for pixels in images]}
     features = {column: {"_type": "Image"}}
     if labels is not None:
@@ -505,7 +507,9 @@ def test_parquet_of_other_shapes(tmp_path):
     images = noise(5, 8, 8, 3)
     write_parquet(tmp_path / "default/train/0000.parquet", images, [-1] * 5, "img", names=["a"])  # labels held back
     check(open_source(str(tmp_path)), images, None, "train")
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     file = tmp_path / "x.parquet"
     pq.write_table(pa.table({"a": [png(p) for p in images], "label": [0, 1, 2, 3, 4]}), file)
     check(open_source(str(file)), images, np.arange(5), "all")
