@@ -268,6 +268,9 @@ def test_damaged_checkpoints_are_told(checkpoints, tokens, tmp_path):
     weights.write_bytes(data[: len(data) // 2])
     with pytest.raises(PixseqError, match="damaged"):
         evaluate.run(tmp_path / "m", tokens, device="cpu")
+    with pytest.raises(PixseqError, match="damaged"):
+        finetune.run(tmp_path / "m", tokens, tmp_path / "tuned", effective(FinetuneFile), device="cpu")
+    assert not list(tmp_path.glob("tuned*"))
     data[-1] ^= 0xFF
     weights.write_bytes(data)
     with pytest.raises(PixseqError, match=r"non-finite|does not match"):

@@ -191,7 +191,12 @@ def run_folder(
             drop_leftovers(partial, finished["summary"]["weights"])
         elif not (partial / "recipe.json").is_file():
             atomic.write_text(partial / "recipe.json", json.dumps(recipe, indent=1))
-        yield partial, None if finished else load_state(partial), finished
+        try:
+            yield partial, None if finished else load_state(partial), finished
+        except BaseException:
+            if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
+                atomic.remove(partial)  # it failed before its first step: nothing to go on from
+            raise
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:
