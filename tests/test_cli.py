@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixseq.cli import COMMANDS, PALETTE_COMMANDS, main
+from pixseq.cli import COMMANDS, GROUPS, main
 from pixseq.config import preset_names
 
-ALL = [[name] for name in COMMANDS] + [["palette", name] for name in PALETTE_COMMANDS]
+ALL = [[name] for name in COMMANDS] + [[group, name] for group, (_, commands) in GROUPS.items() for name in commands]
 TINY = ["--set", "model.n_layer=2", "--set", "model.n_head=2", "--set", "model.d_model=16", "--device", "cpu"]
 
 
@@ -81,10 +81,10 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 FLAGS = """
     --augment --background --baseline --batch-size --c --colors --columns --compile --completions --concat --config
-    --count --device --dry-run --dtype --first --gen-weight --help --images --json --keep --labels-per-class --layers
-    --limit --lr --masks --max-images --max-iter --method --micro-batch --objective --on-error --out --overwrite
-    --palette --patience --plot --precision --preset --prompt --quiet --random-init --refine-steps --resize --resume
-    --save-minutes --scale --scheme --seed --set --size --split --standardize --steps --temperature --test
+    --count --device --drop --dry-run --dtype --first --gen-weight --help --images --json --keep --labels-per-class
+    --layers --limit --lr --masks --max-images --max-iter --method --metrics --micro-batch --objective --on-error --out
+    --overwrite --palette --patience --plot --precision --preset --prompt --quiet --random-init --refine-steps --resize
+    --resume --save-minutes --scale --scheme --seed --set --size --split --standardize --steps --temperature --test
     --time-limit --tokens --top-k --top-p --trials --val --val-fraction --verify --views --weights --workers
 """
 
@@ -263,7 +263,7 @@ DOCUMENTS += [p.relative_to(ROOT) for p in ROOT.glob("pipelines/*/*") if p.suffi
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if (ROOT / p).is_file()], ids=str)
 def test_documented_commands_use_options_that_exist(path, helps):
     for _, *words in commands_in((ROOT / path).read_text()):
-        command = tuple(words[:2]) if words[0] == "palette" else tuple(words[:1])
+        command = tuple(words[:2]) if words[0] in GROUPS else tuple(words[:1])
         assert command in helps, words
         for flag in (word for word in words if word.startswith("--")):
             assert flag.split("=")[0] in helps[command], f"{path}: {flag} of {command}"

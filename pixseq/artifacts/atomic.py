@@ -46,10 +46,12 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """An artifact, a folder of numbered pictures, or nothing: what --overwrite may replace."""
+    """An artifact, an exported model, a folder of numbered pictures, or nothing: what --overwrite may replace."""
     names = {path.name for path in folder.iterdir()}
     if "zarr.json" in names or {"manifest.json", "codec.json"} <= names:
         return True
+    if {"config.json", "preprocessor_config.json"} <= names:
+        return '"pixseq"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
     return all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names)
 
 

@@ -28,8 +28,13 @@ def write_metrics(
 
 def metrics_id(path: str | Path) -> str:
     """The content id of the numbers in a metrics file."""
-    numbers = {key: value for key, value in json.loads(Path(path).read_text()).items() if key != manifest.KEY}
-    return manifest.content_id("metrics", {}, numbers)
+    return manifest.content_id("metrics", {}, read_metrics(path)[1])
+
+
+def read_metrics(path: str | Path) -> tuple[manifest.Manifest, dict[str, Any]]:
+    """The manifest and the numbers. Raises PixseqError where `path` holds no metrics."""
+    record = manifest.expect(path, "metrics")
+    return record, {key: value for key, value in json.loads(Path(path).read_text()).items() if key != manifest.KEY}
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -49,6 +49,12 @@ def nearest(rgb: np.ndarray, colors: np.ndarray) -> np.ndarray:
     return ((rgb[:, None, :] / 127.5 - 1.0 - colors) ** 2).sum(axis=2).argmin(axis=1)
 
 
+def checked_colours() -> np.ndarray:
+    """uint8 [CHECKED, 3]: the colours of the self-check, spread over the cube by golden steps."""
+    codes = np.arange(CHECKED) * 0x9E3779 % (1 << 24)
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+
+
 def save_palette(
     path: str | Path,
     colors: np.ndarray,
@@ -60,8 +66,7 @@ def save_palette(
 ) -> manifest.Manifest:
     """Write float64 [K, 3] with manifest and self-check; returns the manifest."""
     record = manifest.build("palette", palette_id(colors), stage, config, inputs, summary)
-    codes = np.arange(CHECKED) * 0x9E3779 % (1 << 24)  # golden steps: spread over the cube
-    rgb = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    rgb = checked_colours()
     checks = [{"rgb": list(map(int, row)), "code": int(code)} for row, code in zip(rgb, nearest(rgb, colors))]
     lines = ",\n".join(json.dumps(row) for row in colors.tolist())  # one colour a line; repr keeps every bit
     text = (
@@ -138,10 +143,13 @@ def _from_codec(path: Path, record: manifest.Manifest) -> Palette:
         raise PixseqError(f"{where} cannot be read: {error}", "the artifact is damaged: copy it again") from None
     codec = codec.get("attributes", {}) if record["kind"] == "tokens" else codec
     if codec.get("palette") is None:
-        raise PixseqError(
-            f"{path} of kind {record['kind']} has the scheme {codec.get('scheme')}, which needs no palette",
-            f"pass {FORMS}",
+        scheme = codec.get("scheme")
+        why = (
+            "was made without its palette"
+            if scheme == "palette"
+            else f"has the scheme {scheme}, which needs no palette"
         )
+        raise PixseqError(f"{path} of kind {record['kind']} {why}", f"pass {FORMS}")
     colors = _colours(path, codec["palette"])
     return Palette(colors, palette_id(colors), f"palette in {record['kind']}")
 

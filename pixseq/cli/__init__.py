@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from pixseq import __version__
-from pixseq.cli import images, measuring, training
+from pixseq.cli import images, measuring, training, weights
 from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
 
 app = typer.Typer(
@@ -20,8 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-palette_app = typer.Typer(help="Fit and look at colour palettes.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(palette_app, name="palette")
 
 # name: function, example (shown at the end of its help)
 COMMANDS = {
@@ -33,15 +32,45 @@ COMMANDS = {
     "finetune": (training.finetune, "pixseq finetune model train.zarr --val-fraction 0.1 -o tuned"),
     "evaluate": (measuring.evaluate, "pixseq evaluate tuned test.zarr"),
     "sample": (images.sample, "pixseq sample model --prompt test.zarr --keep 0.5 --count 8 -o halves.png"),
+    "check": (weights.check, "pixseq check model test.zarr"),
     "show": (measuring.show, "pixseq show train.zarr --verify"),
 }
-PALETTE_COMMANDS = {
-    "fit": (images.palette_fit, "pixseq palette fit cifar-10-python.tar.gz --colors 512 -o palette.json"),
-    "show": (images.palette_show, "pixseq palette show palette.json -o swatch.png"),
+# group: help, its commands
+GROUPS = {
+    "palette": (
+        "Fit and look at colour palettes.",
+        {
+            "fit": (images.palette_fit, "pixseq palette fit cifar-10-python.tar.gz --colors 512 -o palette.json"),
+            "show": (images.palette_show, "pixseq palette show palette.json -o swatch.png"),
+        },
+    ),
+    "import": (
+        "Turn published weights into checkpoints.",
+        {
+            "hf": (weights.import_hf, "pixseq import hf imagegpt-small/ -o model"),
+            "openai": (
+                weights.import_openai,
+                "pixseq import openai igpt-s/model.ckpt-1000000 --palette kmeans_centers.npy -o model",
+            ),
+        },
+    ),
+    "export": (
+        "Turn checkpoints into what other programs open.",
+        {"hf": (weights.export_hf, "pixseq export hf model -o my-imagegpt")},
+    ),
 }
-for group, commands in ((app, COMMANDS), (palette_app, PALETTE_COMMANDS)):
+
+
+def _add(group: typer.Typer, commands: dict[str, tuple[Callable, str]]) -> None:
     for name, (function, example) in commands.items():
         group.command(name, epilog=f"Example: {example}")(function)
+
+
+_add(app, COMMANDS)
+for name, (about, commands) in GROUPS.items():
+    group = typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
+    _add(group, commands)
+    app.add_typer(group, name=name)
 
 
 def _version(wanted: bool) -> None:

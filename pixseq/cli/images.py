@@ -78,11 +78,22 @@ def palette_show(
 
 
 def encode(
-    source: o.Source,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help=f"{o.SOURCE_HELP} Also palette ids [N, T]: OpenAI's {{cifar10,imagenet}}_{{tr,va,te}}X.npy, or a "
+            "folder of them.",
+            show_default=False,
+        ),
+    ],
     out: o.Out,
     palette: Annotated[
         Path | None,
-        typer.Option("--palette", help="A palette: ours, OpenAI's .npy, or a preprocessor_config.json."),
+        typer.Option(
+            "--palette",
+            help="A palette: ours, OpenAI's .npy, or a preprocessor_config.json. Palette ids can do without.",
+        ),
     ] = None,
     split: o.Split = "train",
     size: Size = 32,
@@ -103,7 +114,7 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn pictures into tokens."""
+    """Turn pictures, or palette ids, into tokens."""
     talk(quiet)
     from pixseq.stages import encode as stage
 

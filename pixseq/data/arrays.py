@@ -133,12 +133,17 @@ def _parts(file: Path) -> dict[str | None, Part]:
     }
 
 
+def npy_member(file: Path) -> Member:
+    """The array of an .npy, from its header alone. Raises PixseqError where the file's size contradicts it."""
+    with reading(file), open(file, "rb") as handle:
+        return _header(handle, file, None, file.stat().st_size)
+
+
 def _members(file: Path) -> dict[str | None, Member]:
-    """The arrays of a file by key, from their headers alone. Raises PixseqError where a size contradicts a header."""
+    """The arrays of a file by key, from their headers alone."""
     with reading(file), open(file, "rb") as handle:
         if handle.read(2) != b"PK":
-            handle.seek(0)
-            return {None: _header(handle, file, None, file.stat().st_size)}
+            return {None: npy_member(file)}
         members: dict[str | None, Member] = {}
         with zipfile.ZipFile(handle) as archive:
             for info in archive.infolist():

@@ -9,12 +9,13 @@ import difflib
 import os
 from pathlib import Path
 
-from pixseq.data import arrays, binary, cifar, digits, folders, parquet, webdataset
+from pixseq.data import arrays, binary, cifar, digits, folders, parquet, token_files, webdataset
 from pixseq.data.records import SPLITS, Encoded, Pixels, Source, shown
 from pixseq.data.sniff import kind_of
+from pixseq.data.token_files import TokenSource
 from pixseq.errors import PixseqError
 
-__all__ = ["Encoded", "Pixels", "Source", "open_source"]
+__all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 
 ACCEPTED = (
     "a source is digits, a folder of class folders or pictures, CIFAR-10/100 (folder or .tar.gz), MNIST-style idx, "
@@ -23,10 +24,21 @@ ACCEPTED = (
 
 
 def open_source(spec: str, split: str = "train") -> Source:
-    """Open what `spec` names: `digits` (the embedded set; a folder of that name is ./digits), `-`, or a path.
+    """Open the pictures that `spec` names: `digits` (the embedded set; a folder of that name is ./digits), `-`, a path.
 
     Raises PixseqError if it does not exist, is nothing known or more than one thing, is damaged, or lacks `split`.
     """
+    opened = open_any(spec, split)
+    if isinstance(opened, TokenSource):
+        raise PixseqError(
+            f"{opened.ids} holds {opened.ids.dtype} {list(opened.ids.shape)}: palette ids, which are no pictures",
+            "`pixseq encode` makes tokens of it; if they are pixels, save them as uint8",
+        )
+    return opened
+
+
+def open_any(spec: str, split: str = "train") -> Source | TokenSource:
+    """The same, of pictures or of palette ids."""
     if spec == "digits":
         return digits.open_digits(split)
     if spec == "-":
@@ -45,8 +57,12 @@ def open_source(spec: str, split: str = "train") -> Source:
     return _open_file(path, split)
 
 
-def _open_file(path: Path, split: str) -> Source:
+def _open_file(path: Path, split: str) -> Source | TokenSource:
     kind = kind_of(path)
+    if kind in ("npy", None) and token_files.holds_ids(path):
+        return token_files.open_ids(path, split)
+    if ids := token_files.ids_of_labels(path):
+        raise PixseqError(f"{shown(path)} holds the labels of a set", f"name its palette ids: {shown(ids)}")
     if kind == "tar":
         if cifar.is_archive(path):
             return cifar.open_cifar(path, split)
@@ -64,7 +80,7 @@ def _open_file(path: Path, split: str) -> Source:
     raise PixseqError(f"{shown(path)} is no source of images that pixseq knows", ACCEPTED)
 
 
-def _open_folder(path: Path, split: str) -> Source:
+def _open_folder(path: Path, split: str) -> Source | TokenSource:
     for artifact in ("zarr.json", "manifest.json"):
         if (path / artifact).is_file():
             raise PixseqError(f"{shown(path)} is an artifact or zarr store, not a source of images", ACCEPTED)
@@ -73,6 +89,8 @@ def _open_folder(path: Path, split: str) -> Source:
         path = path / inner[0]  # MNIST/raw, a Hugging Face repository's data/
         found, _ = _formats(path)
     labels = found.pop("idx labels", [])
+    if "palette ids" in found:
+        found.pop("npy", None)  # OpenAI's palette is one, and may lie beside its data
     if len(found) > 1:
         both = " and ".join(f"{name} ({shown(files[0].name)})" for name, files in sorted(found.items()))
         raise PixseqError(f"{shown(path)} holds {both}", "name the file itself, or a folder with only one of them")
@@ -85,6 +103,8 @@ def _open_folder(path: Path, split: str) -> Source:
         return binary.open_idx(path, {"images": files, "labels": labels}, split)
     if len(files) == 1 and (name in ("npy", "npz") or (name == "tar" and cifar.is_archive(files[0]))):
         return _open_file(files[0], split)
+    if name == "palette ids":
+        return token_files.open_set(path, files, split)
     if name == "npz":
         return arrays.open_arrays(path, split, files)
     if name == "npy":
@@ -116,6 +136,11 @@ def _format(file: Path) -> str | None:
     """Raw binaries have no magic number: CIFAR's and STL-10's are told by their names, and checked when read."""
     if binary.STL.fullmatch(file.name):
         return "STL-10"
+    if token_files.NAME.fullmatch(file.name):
+        if token_files.holds_ids(file):
+            return "palette ids"
+        if token_files.ids_of_labels(file):
+            return None
     batch, kind = cifar.BATCH.fullmatch(file.name), kind_of(file)
     if batch and (batch["binary"] or "batch" in file.name or kind == "pickle"):
         return "CIFAR"

@@ -16,7 +16,11 @@ NORM_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Shape:
-    """What fixes every tensor of the model. `n_ctx` is T, `n_vocab` V; objective is "ar" or "bert" (bert: no sos)."""
+    """What fixes every tensor of the model. `n_ctx` is T, `n_vocab` V; objective is "ar" or "bert" (bert: no sos).
+
+    Weights from elsewhere may lack the prediction head (`head` False: no logits), or be a classifier that was trained
+    on pixel p at position p (`shifted` False), where this model puts it at p + 1.
+    """
 
     n_layer: int
     n_head: int
@@ -25,11 +29,13 @@ class Shape:
     n_ctx: int
     objective: str = "ar"
     n_classes: int = 0
+    head: bool = True
+    shifted: bool = True
 
     def parameter_count(self) -> int:
         """The paper's sizes, e.g. 76,571,648 for iGPT-S; plus the class head where there is one."""
         d = self.d_model
-        embeddings = self.n_ctx * d + 2 * self.n_vocab * d + (d if self.objective == "ar" else 0)
+        embeddings = self.n_ctx * d + (1 + self.head) * self.n_vocab * d + (d if self.objective == "ar" else 0)
         return embeddings + self.n_layer * (12 * d * d + 2 * d) + d + self.n_classes * d
 
     def flops_per_token(self) -> int:
@@ -113,7 +119,8 @@ class ImageGPT(nn.Module):
             self.sos = nn.Parameter(torch.empty(d))
         self.blocks = nn.ModuleList(Block(d, shape.n_head, shape.objective == "ar") for _ in range(shape.n_layer))
         self.ln_f = RMSNorm(d)
-        self.head = nn.Linear(d, shape.n_vocab, bias=False)  # untied from wte
+        if shape.head:
+            self.head = nn.Linear(d, shape.n_vocab, bias=False)  # untied from wte
         if shape.n_classes:
             self.classifier = nn.Linear(d, shape.n_classes, bias=False)
 
@@ -146,7 +153,7 @@ class ImageGPT(nn.Module):
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """tokens int [B, T], masked bool [B, T] (bert) -> h^0 [B, T, D]."""
         content = F.embedding(tokens, self.wte)
-        if self.shape.objective == "ar":
+        if self.shape.objective == "ar" and self.shape.shifted:
             sos = self.sos.to(content.dtype).expand(len(tokens), 1, -1)
             content = torch.cat([sos, content[:, :-1]], dim=1)
         elif masked is not None:
@@ -169,7 +176,7 @@ class ImageGPT(nn.Module):
         n = self.ln_f(h)
         mean = n.mean(1, dtype=torch.float32)
         return Output(
-            logits=self.head(n) if logits else None,
+            logits=self.head(n) if logits and self.shape.head else None,
             features=[*features, mean] if pooled else None,
             class_logits=self.classifier(mean) if self.shape.n_classes else None,
         )

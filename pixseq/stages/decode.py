@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pixseq.artifacts.manifest import Manifest
-from pixseq.errors import UsageError
+from pixseq.errors import PixseqError, UsageError
 
 
 def run(
@@ -37,6 +39,8 @@ def run(
     if images_dir is not None:
         check_target(images_dir, overwrite)
     store = open_store(tokens, "tokens")
+    codec = store.meta
+    palette = palette_of(tokens, codec)
     total = store.shape("tokens")[0]
     if not 0 <= first < total:
         raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
@@ -48,11 +52,22 @@ def run(
     else:
         rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
         picked = np.concatenate([some_tokens(store, slice(row, row + 1)) for row in rows])
-    codec = store.meta
-    images = to_images(picked, codec["scheme"], codec["height"], codec["width"], codec["palette"])
+    images = to_images(picked, codec["scheme"], codec["height"], codec["width"], palette)
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}
     if images_dir is not None:
         save_pngs(images_dir, images, rows, overwrite)
     return save_png(out, grid(images, columns, scale), "decode", config, inputs, {"images": len(images)}, overwrite)
+
+
+def palette_of(
+    path: str | Path, codec: Mapping[str, Any], hint: str = "encode again with --palette"
+) -> list[list[float]] | None:
+    """The colours [K, 3] of the tokens that `codec` describes, None in the schemes that need none.
+
+    Raises PixseqError where they are ids of a palette that was never given. `path` is what the codec was found in.
+    """
+    if codec["scheme"] == "palette" and codec["palette"] is None:
+        raise PixseqError(f"{path} has no palette: the colours of its tokens are not known", hint)
+    return codec["palette"]

@@ -40,7 +40,8 @@ def run(
     """The metrics as a mapping, written as an artifact too when `out` is given.
 
     `nats_per_token` averages over all tokens (ar) or over the masked ones of `masks` masks an image (bert); a
-    classifier's prediction for bert is the vote over the masks, ties broken at random (§4.6).
+    classifier's prediction for bert is the vote over the masks, ties broken at random (§4.6). A model without a
+    prediction head has no nats, only its accuracy. Raises PixseqError where it has neither head.
     """
     if out is not None:
         check_target(out, overwrite)
@@ -48,16 +49,12 @@ def run(
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights)
         check_pairing(checkpoint.path, checkpoint.codec, store, classes=net.shape.n_classes > 0)
+        _check_measurable(net, checkpoint.path, store)
         batch = batch_size or 2 * micro_batch_images(net, where)
         nats, hits = _measure(where, net, store, batch, mask_count(net.shape, masks), seed)
-    bits = nats / math.log(2)
     numbers: dict[str, Any] = {"images": store.shape("tokens")[0], "objective": net.shape.objective}
-    numbers["nats_per_token"] = nats
-    if checkpoint.codec["scheme"] == "rgb":
-        numbers["bits_per_dim"] = bits
-        numbers["bits_per_pixel"] = 3 * bits
-    else:
-        numbers["bits_per_pixel"] = bits
+    if net.shape.head:
+        numbers |= {"nats_per_token": nats, **_bits(nats, checkpoint.codec["scheme"])}
     if hits is not None:
         numbers["accuracy"] = hits
     if out is not None:
@@ -65,6 +62,21 @@ def run(
         config = {"weights": weights, "masks": masks, "precision": where.precision, "seed": seed}
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     return numbers
+
+
+def _check_measurable(net: ImageGPT, path: Path, store: Store) -> None:
+    if net.shape.head:
+        return
+    if not net.shape.n_classes:
+        raise PixseqError(f"{path} has no prediction head: no loss to measure", "it gives features: pixseq features")
+    if store.labels() is None:
+        raise PixseqError(f"{path} is only a classifier, and {store.path} has no labels", "give tokens with labels")
+
+
+def _bits(nats: float, scheme: str) -> dict[str, float]:
+    """rgb has three tokens a pixel, the other schemes one."""
+    bits = nats / math.log(2)
+    return {"bits_per_dim": bits, "bits_per_pixel": 3 * bits} if scheme == "rgb" else {"bits_per_pixel": bits}
 
 
 @torch.inference_mode()
@@ -92,7 +104,7 @@ def _measure(
                     masked = torch.cat([random_mask(1, x.shape[1], stream) for stream in streams]).to(where.device)
                 with where.autocast():
                     output = net(x, masked)
-                    per_image = generative_nats(output.logits, x, masked)
+                    per_image = generative_nats(output.logits, x, masked) if net.shape.head else torch.zeros(len(x))
                 nats += float(per_image.double().sum())
                 scored += len(x) if masked is None else int(masked.any(1).sum())
                 if net.shape.n_classes:

@@ -21,6 +21,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import Machine, generator, machine
+from pixseq.stages.decode import palette_of
 from pixseq.stages.opening import check_pairing, load_weights, open_tokens, some_tokens, token_batches
 from pixseq.stages.training import micro_batch_images
 
@@ -149,8 +150,9 @@ def _activations(where: Machine, net: ImageGPT, layers: list[int], masks: int, s
 
 def _pixels(store: Store):
     """tokens [B, T] -> their colours in [-1, 1], [1, B, T * channels]."""
-    if store.meta["scheme"] == "palette":
-        colors = np.asarray(store.meta["palette"], np.float32)
+    palette = palette_of(store.path, store.meta)
+    if palette is not None:
+        colors = np.asarray(palette, np.float32)
     else:
         colors = (np.arange(256, dtype=np.float32) / 127.5 - 1)[:, None]
     return lambda tokens, first: colors[tokens].reshape(1, len(tokens), -1)

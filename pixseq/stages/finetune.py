@@ -14,7 +14,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import finish_checkpoint, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneFile, as_dict
-from pixseq.errors import PixseqError
+from pixseq.errors import PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Output, Shape
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
 from pixseq.runtime import Machine, generator, machine
@@ -49,7 +49,8 @@ def run(
 ) -> Manifest | None:
     """Train on L_clf + gen_weight * L_gen, stop early on validation accuracy, keep the best weights.
 
-    Raises what pretrain raises, and PixseqError for tokens without labels.
+    Raises what pretrain raises, PixseqError for tokens without labels, and UsageError for a generative loss on a model
+    that has no prediction head.
     """
     limits, train_config = limits or Limits(), config.finetune
     if val is None and val_fraction is None:
@@ -59,6 +60,8 @@ def run(
         store, images, held, inputs = read_images(tokens, val, val_fraction, train_config.seed, classes=True)
         check_pairing(parent.path, parent.codec, store)
         inputs["model"] = reference(model, parent.manifest)
+        if not parent.shape.get("head", True) and train_config.gen_weight:
+            raise UsageError(f"{model} has no prediction head, hence no generative loss", "give --gen-weight 0")
         shape = replace(Shape(**parent.shape), n_classes=count_classes(store, images, held))
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision}
         recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
@@ -123,7 +126,10 @@ def joint_loss(gen_weight: float):
     """Losses of §2.3 a row: the joint loss, and its two parts for the log."""
 
     def losses(output: Output, x: Tensor, labels: Tensor, masked: Tensor | None) -> dict[str, Tensor]:
-        clf, gen = class_nats(output.class_logits, labels), generative_nats(output.logits, x, masked)
+        clf = class_nats(output.class_logits, labels)
+        if output.logits is None:
+            return {"loss": clf, "clf_loss": clf}
+        gen = generative_nats(output.logits, x, masked)
         return {"loss": clf + gen_weight * gen, "clf_loss": clf, "gen_loss": gen}
 
     return losses

@@ -106,9 +106,16 @@ def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: 
             f"encode with --scheme {ours['scheme']}",
         )
     if ours["palette_id"] != theirs["palette_id"]:
+        known = None not in (ours["palette_id"], theirs["palette_id"])
         raise PixseqError(
-            f"{path} has the palette {ours['palette_id']}, {tokens.path} was encoded with {theirs['palette_id']}",
-            "encode the pictures with the same palette",
+            f"{path} has the palette {ours['palette_id'] or 'unknown'}, "
+            f"{tokens.path} was encoded with {theirs['palette_id'] or 'an unknown one'}",
+            "encode the pictures with the same palette" if known else "give the one without it the palette: --palette",
+        )
+    if ours["n_vocab"] != theirs["n_vocab"]:
+        raise PixseqError(
+            f"{path} has a vocabulary of {ours['n_vocab']}, {tokens.path} one of {theirs['n_vocab']}",
+            "encode the pictures with the palette of the model",
         )
     if (ours["height"], ours["width"]) != (theirs["height"], theirs["width"]):
         raise PixseqError(
@@ -116,7 +123,7 @@ def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: 
             f"{tokens.path} holds {theirs['height']}x{theirs['width']}",
             f"encode with --size {ours['height']}",
         )
-    if classes and ours["class_names"] != theirs["class_names"]:
+    if classes and ours["class_names"] != theirs["class_names"] and ours["class_names"] and theirs["class_names"]:
         raise PixseqError(
             f"{path} has the classes {_few(ours['class_names'])}, {tokens.path} has {_few(theirs['class_names'])}",
             "encode a source with the same classes",

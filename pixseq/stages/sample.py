@@ -21,6 +21,7 @@ from pixseq.models.sampling import sample
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages import opening
+from pixseq.stages.decode import palette_of
 
 DRAW_STREAM = 17
 HIDDEN = 128  # the grey that stands for what a completion did not see
@@ -61,6 +62,9 @@ def run(
         net, checkpoint = opening.open_model(model, where, weights)
         if net.shape.objective != "ar":
             raise PixseqError(f"{model} is a bert model: it has no order to draw pixels in", "sample an ar model")
+        if not net.shape.head:
+            raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
+        palette_of(model, checkpoint.codec, "import it again with --palette kmeans_centers.npy")
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
         given = None
         if prompt is not None:

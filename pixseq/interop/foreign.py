@@ -1,0 +1,42 @@
+"""What every reader of other programs' weights hands over, and the checks they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixseq.errors import PixseqError
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Weights of another program by our names. `shape` holds the fields of models.igpt.Shape."""
+
+    shape: dict[str, Any]
+    weights: dict[str, Tensor]  # float32 on the CPU, contiguous, no two sharing memory
+    files: list[Path]  # those that identify what was read
+    notes: list[str]  # what the user should hear: what was skipped, in words
+    class_names: list[str] | None = None
+    palette: Path | None = None  # a palette file found beside the weights
+    config: dict[str, Any] = field(default_factory=dict)  # what else the files said, for the record
+
+
+def expect_shape(where: Path, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raises PixseqError that names the tensor, the file and both shapes, where they differ."""
+    if tuple(found) != tuple(wanted):
+        raise PixseqError(f"{name} in {where} has shape {list(found)}, and {list(wanted)} fits the other tensors")
+
+
+def as_weight(where: Path, name: str, values: Tensor) -> Tensor:
+    """`values` as float32. Raises PixseqError for integers and for values that are, or become, non-finite."""
+    if not values.is_floating_point():
+        raise PixseqError(f"{name} in {where} holds {str(values.dtype).removeprefix('torch.')}, not weights")
+    values = values.to(torch.float32)
+    if not torch.isfinite(values).all():
+        raise PixseqError(f"{name} in {where} holds non-finite values", "take another checkpoint of that run")
+    return values

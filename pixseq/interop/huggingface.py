@@ -1,0 +1,401 @@
+"""ImageGPT directories of Hugging Face's transformers, in and out.
+
+Their tensors differ from ours in three ways: matrix products are Conv1D, [in, out], where ours are [out, in]; each has
+a bias, which Image GPT has not; wte has one row more, the start of the sequence (sos).
+Shapes: E width, L layers, V colours, C positions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixseq.errors import PixseqError
+from pixseq.interop.foreign import Foreign
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = dict[str, "Tensor"]
+Weights = Mapping[str, "Tensor"]
+
+CAUSAL, CLASSIFIER, BARE = "ImageGPTForCausalImageModeling", "ImageGPTForImageClassification", "ImageGPTModel"
+MASK = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")  # causal masks that old versions stored; c_attn.bias is none
+NOTE = "pixseq"  # our key in config.json: what theirs cannot say
+
+# What their configuration may say without changing what is computed here, and what absent keys mean.
+ONLY = {
+    "activation_function": "quick_gelu",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": False,
+}
+SIZES = {"n_layer": 24, "n_head": 8, "n_embd": 512, "n_positions": 1024, "vocab_size": 513}
+SIZE_ALIASES = {
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+}
+
+
+def read_hf(folder: str | Path) -> Foreign:
+    """An ImageGPT directory, as save_pretrained or the hub lays it out.
+
+    The generative model, the classifier (whose `score` becomes our classifier) and the bare model are read, from
+    safetensors or pytorch_model.bin, whole or in shards. Raises PixseqError for anything that is not one, is damaged,
+    or is a model that ours cannot express.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PixseqError(
+            f"{folder} is {'no folder' if folder.exists() else 'not there'}",
+            "name the downloaded folder that holds config.json and model.safetensors",
+        )
+    config = _read_json(folder / "config.json")
+    sizes = _sizes(folder, config)
+    tensors, files = read_tensors(folder)
+    notes = []
+    masks = [name for name, x in tensors.items() if MASK.search(name) and x.ndim in (0, 4)]
+    if masks:
+        notes.append(f"left out {len(masks)} attention masks, which old versions stored beside the weights")
+    other = sorted({str(x.dtype).removeprefix("torch.") for name, x in tensors.items() if name not in masks})
+    if other not in ([], ["float32"]):
+        notes.append(f"weights of type {', '.join(other)} became float32")
+    found = {name: x.float() for name, x in tensors.items() if name not in masks}
+    prefix = "" if any(name.startswith("h.") for name in found) else "transformer."
+    ours = config.get(NOTE) if isinstance(config.get(NOTE), dict) else {}
+    head, score = "lm_head.weight" in found, found.get("score.weight")
+    shape = {
+        "n_layer": sizes["n_layer"],
+        "n_head": sizes["n_head"],
+        "d_model": sizes["n_embd"],
+        "n_vocab": sizes["vocab_size"] - 1,
+        "n_ctx": sizes["n_positions"],
+        "objective": "ar",
+        "n_classes": 0 if score is None or score.ndim != 2 else len(score),
+        "head": head,
+        # Their classifier was trained on pixel p at position p; ours, told by the note, on sos first.
+        "shifted": score is None or bool(ours.get("shifted", False)),
+    }
+    if head and score is not None:
+        raise PixseqError(f"{folder} has lm_head and score", "transformers knows no model with both: keep one of them")
+    if not head:
+        notes.append("there is no prediction head: the model gives features and probes, no loss and no samples")
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        _check_size(processor, sizes["n_positions"], notes)
+    return Foreign(
+        shape=shape,
+        weights=_to_ours(folder, found, shape, prefix),
+        files=[folder / "config.json", *files],
+        notes=notes,
+        class_names=ours.get("class_names") or _class_names(config, shape["n_classes"]),
+        palette=processor if processor.is_file() and "clusters" in _read_json(processor) else None,
+        config={key: config[key] for key in ("architectures", "transformers_version") if key in config},
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
+        raise PixseqError(
+            f"{path.parent} has no {path.name} (it holds {there})",
+            "name the downloaded folder that holds config.json and model.safetensors",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise PixseqError(f"{path} cannot be read as JSON: {error}", "download it again") from None
+    if not isinstance(found, dict):
+        raise PixseqError(f"{path} holds no JSON object", "download it again")
+    return found
+
+
+def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
+    """The numbers that fix the shape. Raises PixseqError for another kind of model or one that ours cannot express."""
+    kind = config.get("model_type")
+    if kind != "imagegpt":
+        raise PixseqError(f"{folder} is a {kind or 'nameless'} model, not imagegpt", "only Image GPT can be imported")
+    for key, value in ONLY.items():
+        if config.get(key, value) != value:
+            raise PixseqError(
+                f"{folder}: its {key} is {config[key]!r}, pixseq's Image GPT has {value!r}",
+                "this variant of the model cannot be expressed, so it is not imported",
+            )
+    sizes = {key: config.get(key, config.get(SIZE_ALIASES.get(key), default)) for key, default in SIZES.items()}
+    for key, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
+            raise PixseqError(f"{folder}: its {key} is {value!r}", "config.json is damaged: download it again")
+    width = sizes["n_embd"]
+    if config.get("n_inner") not in (None, 4 * width):
+        raise PixseqError(
+            f"{folder}: its n_inner is {config['n_inner']}, pixseq's Image GPT has 4 * n_embd = {4 * width}",
+            "this variant of the model cannot be expressed, so it is not imported",
+        )
+    if width % sizes["n_head"]:
+        raise PixseqError(f"{folder}: n_embd {width} is not a multiple of n_head {sizes['n_head']}")
+    if math.isqrt(sizes["n_positions"]) ** 2 != sizes["n_positions"]:
+        raise PixseqError(
+            f"{folder}: its n_positions is {sizes['n_positions']}, which is no square picture",
+            "pixseq's pictures are square: 1024 positions are 32x32",
+        )
+    return sizes
+
+
+def _check_size(processor: Path, positions: int, notes: list[str]) -> None:
+    """The processor's picture size should be the model's; its class default of 256x256 is a known trap."""
+    size, side = _read_json(processor).get("size"), math.isqrt(positions)
+    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
+    if size is not None and sides != [side, side]:
+        notes.append(f"{processor.name} asks for {sides[0]}x{sides[1]} pictures, the model's are {side}x{side}")
+
+
+def _class_names(config: dict[str, Any], n_classes: int) -> list[str] | None:
+    """id2label, unless it is what transformers fills in."""
+    labels = config.get("id2label")
+    if not n_classes or not isinstance(labels, dict) or len(labels) != n_classes:
+        return None
+    names = [labels.get(str(i)) for i in range(n_classes)]
+    if not all(isinstance(name, str) for name in names) or names == [f"LABEL_{i}" for i in range(n_classes)]:
+        return None
+    return names
+
+
+# --- their files
+
+
+def read_tensors(folder: Path) -> tuple[Tensors, list[Path]]:
+    """All tensors of a directory and the files they came from; safetensors where there are any, else pickles.
+
+    Pickles are read by the loader that only makes tensors. Raises PixseqError for a missing or damaged file.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _load(folder / name), [folder / name]
+        if index.is_file():
+            shards = _shards(index)
+            tensors: Tensors = {}
+            for shard in shards:
+                tensors |= _load(shard)
+            return tensors, [index, *shards]
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:12])
+    raise PixseqError(
+        f"{folder} has no model.safetensors and no pytorch_model.bin (it holds {there})",
+        "download the PyTorch weights; those of TensorFlow and Flax are not read",
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The shards an index names, in order. Raises PixseqError if one is not beside it."""
+    table = _read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise PixseqError(f"{index} has no weight_map", "download it again")
+    names = sorted(set(table.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise PixseqError(
+                f"{index} names the shard {name!r}, which lies elsewhere", "shards lie beside their index"
+            )
+        if not (index.parent / name).is_file():
+            raise PixseqError(f"{index.parent} lacks the shard {name} of {len(names)}", "download the missing shard")
+    return [index.parent / name for name in names]
+
+
+def _load(path: Path) -> Tensors:
+    with path.open("rb") as file:
+        if file.read(24).startswith(b"version https://git-lfs"):
+            raise PixseqError(f"{path} is a Git LFS pointer, not the weights", "fetch them: git lfs pull")
+    tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    import torch
+
+    odd = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
+    if odd:
+        raise PixseqError(f"{path}: {odd[0]!r} is no tensor", "it is not a plain state dict of an ImageGPT model")
+    return tensors
+
+
+def _load_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise PixseqError(f"{path} is damaged or cut short: {error}", "download it again") from None
+
+
+def _load_pickle(path: Path) -> Tensors:
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise PixseqError(f"{path} is damaged: {error}", "download it again") from None
+        raise PixseqError(
+            f"{path} holds more than tensors, and was not read: it could run code",
+            "take the safetensors form of these weights, or convert it where you trust it",
+        ) from None
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PixseqError(f"{path} is damaged or cut short: {why}", "download it again") from None
+    if not isinstance(found, dict):
+        raise PixseqError(f"{path} holds a {type(found).__name__}, no state dict", "save model.state_dict()")
+    return found
+
+
+# --- names and layouts
+
+
+def _table(shape: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bool]]:
+    """Our name -> their name within the trunk, their shape, whether theirs is the transpose of ours (Conv1D).
+
+    wte and the heads are apart: see _to_ours and to_theirs.
+    """
+    d = shape["d_model"]
+    table = {"wpe": ("wpe.weight", (shape["n_ctx"], d), False), "ln_f.weight": ("ln_f.weight", (d,), False)}
+    for i in range(shape["n_layer"]):
+        for ours, theirs, size in (
+            ("ln_1.weight", "ln_1.weight", (d,)),
+            ("attn.qkv.weight", "attn.c_attn.weight", (d, 3 * d)),
+            ("attn.proj.weight", "attn.c_proj.weight", (d, d)),
+            ("ln_2.weight", "ln_2.weight", (d,)),
+            ("mlp.fc.weight", "mlp.c_fc.weight", (d, 4 * d)),
+            ("mlp.proj.weight", "mlp.c_proj.weight", (4 * d, d)),
+        ):
+            table[f"blocks.{i}.{ours}"] = (f"h.{i}.{theirs}", size, len(size) == 2)
+    return table
+
+
+def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str) -> Tensors:
+    """Their tensors by our names. Raises PixseqError for one that is missing, unknown, of another shape, or a bias."""
+    left = dict(found)
+
+    def take(name: str, size: tuple[int, ...]) -> Tensor:
+        if name not in left:
+            raise PixseqError(f"{folder} lacks the tensor {name}", "the weights are not those of its config.json")
+        tensor = left.pop(name)
+        if tuple(tensor.shape) != size:
+            raise PixseqError(
+                f"{folder}: {name} is {list(tensor.shape)}, its config.json promises {list(size)}",
+                "the weights and config.json are of different models",
+            )
+        return tensor
+
+    d, v = shape["d_model"], shape["n_vocab"]
+    wte = take(f"{prefix}wte.weight", (v + 1, d))
+    weights = {"wte": wte[:v].contiguous(), "sos": wte[v].clone()}
+    for ours, (theirs, size, transposed) in _table(shape).items():
+        tensor = take(prefix + theirs, size)
+        weights[ours] = tensor.T.contiguous() if transposed else tensor
+        if transposed:
+            name = (prefix + theirs).removesuffix("weight") + "bias"
+            bias = take(name, size[1:])
+            if bias.any():
+                raise PixseqError(
+                    f"{folder}: {name} is not zero (up to {bias.abs().max():.3g}), and Image GPT has no biases",
+                    "released weights have none; a model that was trained with biases cannot be expressed",
+                )
+    if shape["head"]:
+        weights["head.weight"] = take("lm_head.weight", (v, d))
+    if shape["n_classes"]:
+        weights["classifier.weight"] = take("score.weight", (shape["n_classes"], d))
+    if left:
+        some = ", ".join(sorted(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        raise PixseqError(f"{folder} has tensors that Image GPT has not: {some}", "this variant cannot be expressed")
+    return weights
+
+
+def architecture(shape: Mapping[str, Any]) -> str:
+    """The class of transformers that carries a model of `shape`."""
+    return CAUSAL if shape["head"] else CLASSIFIER if shape["n_classes"] else BARE
+
+
+def to_theirs(weights: Weights, shape: Mapping[str, Any]) -> Tensors:
+    """Our tensors by their names, biases zero: what import turns back into `weights` bit for bit."""
+    import torch
+
+    prefix = "" if architecture(shape) == BARE else "transformer."
+    theirs = {f"{prefix}wte.weight": torch.cat([weights["wte"], weights["sos"][None]])}
+    for ours, (name, size, transposed) in _table(shape).items():
+        theirs[prefix + name] = weights[ours].T.contiguous() if transposed else weights[ours]
+        if transposed:
+            theirs[(prefix + name).removesuffix("weight") + "bias"] = torch.zeros(size[1])
+    if shape["head"]:
+        theirs["lm_head.weight"] = weights["head.weight"]
+    if shape["n_classes"]:
+        theirs["score.weight"] = weights["classifier.weight"]
+    return theirs
+
+
+def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Mapping[str, Any], card: str) -> None:
+    """Write a directory that from_pretrained of transformers opens: weights, configurations, processor, model card.
+
+    `shape` and `weights` have a prediction head or a classifier, not both; `codec` a palette.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(to_theirs(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
+    v, names = shape["n_vocab"], codec["class_names"]
+    config = {
+        "architectures": [architecture(shape)],
+        "model_type": "imagegpt",
+        "vocab_size": v + 1,
+        "n_positions": shape["n_ctx"],
+        "n_embd": shape["d_model"],
+        "n_layer": shape["n_layer"],
+        "n_head": shape["n_head"],
+        "n_inner": None,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "bos_token_id": v,
+        "dtype": "float32",
+        **ONLY,
+        NOTE: {"shifted": shape["shifted"], "class_names": names},
+    }
+    if shape["n_classes"]:
+        fitting = names and len(names) == shape["n_classes"]
+        labels = names if fitting else [f"LABEL_{i}" for i in range(shape["n_classes"])]
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
+    processor = {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": codec["height"], "width": codec["width"]},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "do_color_quantize": True,
+        "clusters": codec["palette"],
+    }
+    files = {"config.json": config, "preprocessor_config.json": processor}
+    if shape["head"]:  # top_k 0: generate() would otherwise draw from the 50 likeliest colours alone
+        files["generation_config.json"] = {
+            "bos_token_id": v,
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "max_length": shape["n_ctx"] + 1,
+        }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")

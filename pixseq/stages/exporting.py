@@ -1,0 +1,91 @@
+"""export: a checkpoint in the form that transformers opens, with a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pixseq.artifacts import atomic
+from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
+from pixseq.artifacts.metrics import read_metrics
+from pixseq.errors import PixseqError, UsageError
+from pixseq.interop.huggingface import write_hf
+from pixseq.interop.model_card import model_card
+from pixseq.models.igpt import Shape
+from pixseq.stages.opening import load_weights
+
+HEADS = ("head", "classifier")
+
+
+def run(
+    model: str | Path,
+    out: str | Path,
+    weights: str = "model",
+    drop: str | None = None,
+    metrics: Iterable[str | Path] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write `model` as an ImageGPT directory; returns what was written: {path, architecture, model_id}.
+
+    `drop`: "head" or "classifier", for a model with both, which no class of transformers carries. `metrics`: numbers of
+    `evaluate` on this model, for the card. Raises PixseqError for what the form cannot carry, naming the reason.
+    """
+    if drop is not None and drop not in HEADS:
+        raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
+    target = atomic.check_target(out, overwrite)
+    checkpoint = open_checkpoint(model)
+    shape = _carried(checkpoint, Shape(**checkpoint.shape), drop)
+    net = load_weights(Shape(**checkpoint.shape), checkpoint, weights)
+    tensors = {name: x for name, x in net.state_dict().items() if not name.startswith(f"{drop}.")}
+    card = model_card(
+        target.name,
+        asdict(shape),
+        checkpoint.codec,
+        checkpoint.manifest,
+        (checkpoint.path / "config.yaml").read_text(),
+        [_measured(path, checkpoint) for path in metrics],
+    )
+    with atomic.writing(target, overwrite) as partial:
+        write_hf(partial, tensors, asdict(shape), checkpoint.codec, card)
+    return {"path": str(target), "model_id": checkpoint.manifest["id"], "shape": asdict(shape)}
+
+
+def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
+    """The shape of what is exported. Raises PixseqError for what transformers' ImageGPT cannot be."""
+    path, scheme = checkpoint.path, checkpoint.codec["scheme"]
+    if shape.objective == "bert":
+        raise PixseqError(
+            f"{path} is a bert model: transformers' ImageGPT always masks causally and has no masked positions",
+            "only autoregressive models can be exported",
+        )
+    if scheme != "palette":
+        raise PixseqError(
+            f"{path} is of {scheme} tokens: transformers' processor only knows colours of a palette",
+            "train on tokens of --scheme palette to export",
+        )
+    if checkpoint.codec["palette"] is None:
+        raise PixseqError(f"{path} has no palette, and the processor needs one", "import it again with --palette")
+    if drop and not (shape.head and shape.n_classes):
+        raise PixseqError(f"{path} does not have both a prediction head and a classifier", "leave --drop out")
+    if shape.head and shape.n_classes and not drop:
+        raise PixseqError(
+            f"{path} has a prediction head and a classifier: no class of transformers carries both",
+            "--drop classifier exports the generative model, --drop head the classifier",
+        )
+    if drop:
+        return replace(shape, head=False) if drop == "head" else replace(shape, n_classes=0)
+    return shape
+
+
+def _measured(path: str | Path, checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """The data's name and the numbers. Raises PixseqError if they are another model's."""
+    record, numbers = read_metrics(path)
+    measured = record["inputs"].get("model", {}).get("id")
+    if measured != checkpoint.manifest["id"]:
+        raise PixseqError(
+            f"{path} was measured on the model {measured}, {checkpoint.path} is {checkpoint.manifest['id']}",
+            "evaluate this model: pixseq evaluate MODEL TOKENS -o eval.json",
+        )
+    return Path(record["inputs"].get("tokens", {}).get("path", "tokens")).name, numbers

@@ -1,0 +1,97 @@
+"""import: weights that another program published or trained, as a checkpoint like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixseq import progress
+from pixseq.artifacts import atomic
+from pixseq.artifacts.checkpoint import finish_checkpoint
+from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.palette import load_palette
+from pixseq.errors import PixseqError
+from pixseq.interop.foreign import Foreign
+from pixseq.interop.huggingface import read_hf
+from pixseq.interop.openai import read_openai
+from pixseq.models.igpt import ImageGPT, Shape
+
+READERS = {"hf": read_hf, "openai": read_openai}
+
+
+def run(
+    form: str, path: str | Path, out: str | Path, palette: str | Path | None = None, overwrite: bool = False
+) -> Manifest:
+    """Write the weights at `path`, of the form "hf" or "openai", as a checkpoint; returns its manifest.
+
+    `palette`: the colours of its tokens, else those found beside the weights; without any, the model goes only with
+    tokens that have none either. Raises PixseqError for what is damaged, and for models that ours cannot express.
+    """
+    atomic.check_target(out, overwrite)
+    found = READERS[form](path)
+    shape = Shape(**found.shape)
+    _check(path, found, shape)
+    codec, inputs = _codec(found, shape, palette)
+    for note in found.notes:
+        progress.say(f"note: {note}")
+    # The file's own hash: what the hub shows beside a download.
+    inputs |= {file.name: {"path": str(file), "id": f"sha256:{_sha256(file)}"} for file in found.files}
+    model = {"n_layer": shape.n_layer, "n_head": shape.n_head, "d_model": shape.d_model, "objective": shape.objective}
+    flags = {"form": form, "theirs": found.config}
+    summary = {"parameters": shape.parameter_count(), "notes": found.notes}
+    with atomic.writing(out, overwrite) as partial:
+        partial.mkdir()
+        return finish_checkpoint(
+            partial,
+            {"model": found.weights},
+            asdict(shape),
+            codec,
+            f"import {form}",
+            {"model": model},
+            flags,
+            inputs,
+            summary,
+        )
+
+
+def _check(path: str | Path, found: Foreign, shape: Shape) -> None:
+    """What every importer must deliver: the tensors of the shape, all finite."""
+    with torch.device("meta"):
+        wanted = {name: x.shape for name, x in ImageGPT(shape).state_dict().items()}
+    if wanted != {name: x.shape for name, x in found.weights.items()}:
+        raise AssertionError(f"the importer of {path} did not make the tensors of {shape}")
+    for name, tensor in found.weights.items():
+        if not torch.isfinite(tensor).all():
+            raise PixseqError(f"{path}: {name} holds values that are not finite", "the weights are damaged")
+
+
+def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the tokens mean, and the palette as a parent."""
+    side = math.isqrt(shape.n_ctx)
+    codec = {"scheme": "palette", "height": side, "width": side, "n_vocab": shape.n_vocab}
+    codec |= {"palette": None, "palette_id": None, "class_names": found.class_names}
+    source = palette or found.palette
+    if source is None:
+        found.notes.append(
+            "no palette was found beside the weights: pictures can neither be encoded for this model nor drawn "
+            "with it; import it with --palette kmeans_centers.npy"
+        )
+        return codec, {}
+    loaded = load_palette(source)
+    if loaded.size != shape.n_vocab:
+        raise PixseqError(
+            f"the palette {source} has {loaded.size} colours, the model's vocabulary has {shape.n_vocab}",
+            "pass the palette that the model was trained with as --palette",
+        )
+    codec |= {"palette": loaded.colors.tolist(), "palette_id": loaded.id}
+    return codec, {"palette": {"path": str(source), "id": loaded.id, "form": loaded.form}}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

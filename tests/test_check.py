@@ -1,0 +1,100 @@
+"""Certificates: a sound checkpoint passes, and every planted fault is caught by the line that is about it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_tokens
+from safetensors.torch import load_file, save_file
+
+from pixseq.artifacts.palette import palette_id
+from pixseq.models import igpt, sampling
+from pixseq.stages import check
+
+
+def failing(path, tokens=None):
+    result = check.run(path, tokens, device="cpu")
+    assert result["ok"] == all(c["ok"] for c in result["checks"])
+    return {c["name"] for c in result["checks"] if not c["ok"]}
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """A checkpoint whose palette id is that of its colours, and tokens that go with it."""
+    from pixseq.config import PretrainFile, effective
+    from pixseq.stages import pretrain
+
+    colors = np.random.default_rng(1).uniform(-1, 1, (16, 3))
+    store = write_tokens(tmp_path / "t.zarr", palette_id=palette_id(colors))
+    tiny = ("model.n_layer=2", "model.n_head=2", "model.d_model=16", "train.steps=4", "train.batch_size=8")
+    pretrain.run(store, tmp_path / "m", effective(PretrainFile, sets=tiny), device="cpu")
+    return tmp_path / "m", store
+
+
+def test_sound_checkpoints_pass(sound, checkpoints):
+    model, tokens = sound
+    names = [c["name"] for c in check.run(model, tokens, device="cpu")["checks"]]
+    assert not failing(model) and not failing(model, tokens)
+    assert names == [
+        *("content id", "finite weights", "parameters", "palette", "palette self-check", "pairing"),
+        *("causality", "cache", "loss"),
+    ]
+    assert failing(checkpoints["bert"]) == {"palette"}  # the fixture's palette id is made up
+
+
+def test_a_mask_off_by_one_is_caught(sound, monkeypatch):
+    def leaky(self, x):
+        t = x.shape[1]
+        sees = torch.ones(t, t, dtype=torch.bool).tril(1)
+        y = F.scaled_dot_product_attention(*self.heads(x), attn_mask=sees)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    monkeypatch.setattr(igpt.Attention, "forward", leaky)
+    assert "causality" in failing(sound[0]) and "causality" in failing(*sound)
+
+
+def test_a_bert_model_that_masks_causally_is_caught(checkpoints, monkeypatch):
+    def causal(self, x):
+        y = F.scaled_dot_product_attention(*self.heads(x), is_causal=True)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    assert "attention sees all" not in failing(checkpoints["bert"])
+    monkeypatch.setattr(igpt.Attention, "forward", causal)
+    assert "attention sees all" in failing(checkpoints["bert"])
+
+
+def test_a_bert_model_that_sees_hidden_pixels_is_caught(checkpoints, monkeypatch):
+    monkeypatch.setattr(igpt.ImageGPT, "embed", lambda self, x, masked=None: F.embedding(x, self.wte) + self.wpe)
+    assert "hidden pixels unseen" in failing(checkpoints["bert"])
+
+
+def test_a_cache_one_position_late_is_caught(sound, monkeypatch):
+    real = sampling.decode_one
+    late = lambda net, token, position, cache: real(net, token, max(position - 1, 1), cache)  # noqa: E731
+    monkeypatch.setattr(check, "decode_one", late)
+    assert failing(sound[0]) == {"cache"}
+
+
+def test_an_input_that_is_not_shifted_is_caught(sound, monkeypatch):
+    plain = lambda self, x, masked=None: F.embedding(x, self.wte) + self.wpe[: x.shape[1]]  # noqa: E731
+    monkeypatch.setattr(igpt.ImageGPT, "embed", plain)
+    assert {"causality", "loss"} <= failing(sound[0])
+
+
+def test_changed_files_are_caught(sound):
+    model, tokens = sound
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "wpe": weights["wpe"] * torch.inf}, model / "model.safetensors")
+    assert {"content id", "finite weights"} <= failing(model)
+    save_file(weights, model / "model.safetensors")
+    codec = json.loads((model / "codec.json").read_text())
+    codec["palette"].reverse()
+    (model / "codec.json").write_text(json.dumps(codec))
+    assert failing(model, tokens) == {"content id", "palette"}
+
+
+def test_tokens_of_another_palette_fail_the_pairing(sound, tmp_path):
+    other = write_tokens(tmp_path / "o.zarr", palette_id="sha256:other")
+    assert failing(sound[0], other) == {"pairing"}
