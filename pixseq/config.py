@@ -19,17 +19,45 @@ from typing import Any, Literal
 
 from pixseq.errors import UsageError
 
-Augment = Literal["none", "flip", "crop-flip"]
+Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the network. Vocabulary and context come from the tokens."""
+    """Shape of an Image GPT. Vocabulary and context come from the tokens."""
 
     n_layer: int = 8
     n_head: int = 4
     d_model: int = 128
     objective: Literal["ar", "bert"] = "ar"
+
+
+@dataclass(frozen=True)
+class AimConfig:
+    """Shape of an AIM, told by `family: aim`. The size of the picture comes from the pixels."""
+
+    family: Literal["aim"] = "aim"
+    n_layer: int = 12
+    n_head: int = 3
+    d_model: int = 192
+    patch_size: int = 4
+    head_depth: int = 4
+    head_width: int = 192
+    target: Literal["norm-pixels", "pixels", "codes"] = "norm-pixels"
+    n_codes: int = 512  # of the k-means of patches that target codes predicts
+    attention: Literal["causal", "prefix"] = "prefix"
+
+
+FAMILIES = {"igpt": ModelConfig, "aim": AimConfig}
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """The order of the pixels or patches: raster, column, reversed, spiral-out, checkerboard, random, or a .npy file
+    of a permutation of the picture's cells.
+    """
+
+    order: str = "raster"
 
 
 @dataclass(frozen=True)
@@ -40,15 +68,17 @@ class TrainConfig:
     batch_size: int = 128  # images a step over all micro-batches and ranks
     lr: float = 3.0e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to zero
-    warmup_epochs: float = 1.0  # the paper's one epoch ...
+    warmup_epochs: float | None = 1.0  # the paper's one epoch (null: no such bound) ...
     warmup_fraction: float = 0.1  # ... but at most this part of the run, so that short runs are not all warm-up
     optimizer: Literal["adam", "muon"] = "adam"  # muon: on the blocks' matrices, adam on the rest; not the paper's
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1.0e-8
     weight_decay: float = 0.0  # decoupled
+    decay: Literal["all", "matrices"] = "all"  # matrices: neither biases nor norms
     clip_norm: float = 0.0  # 0: off
     augment: Augment = "none"
+    crop_scale: float = 0.4  # resized-crop: the least part of the picture's area, as AIM has it
     ema: float = 0.0  # decay of the averaged weights; 0: off
     seed: int = 0
     val_every: int = 0  # steps; 0: twenty times over the run
@@ -63,7 +93,8 @@ class FinetuneConfig(TrainConfig):
     steps: int = 2_000
     lr: float = 3.0e-4  # "often ten times smaller than in pretraining"
     schedule: Literal["cosine", "constant"] = "constant"
-    gen_weight: float = 1.0
+    gen_weight: float = 1.0  # of models that can predict with the attention in use; others have no such loss
+    lora_rank: int = 0  # 0: all weights are trained; else low-rank updates of the blocks' matrices, and the class head
     patience: int = 5  # validations without a better accuracy before the stop; 0: run all steps
 
 
@@ -71,7 +102,8 @@ class FinetuneConfig(TrainConfig):
 class PretrainFile:
     """What --preset, --config and config.yaml hold for `pretrain`."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | AimConfig = field(default_factory=ModelConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -82,7 +114,7 @@ class FinetuneFile:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
-SECTIONS = {"about", "model", "train", "finetune"}
+SECTIONS = {"about", "model", "sequence", "train", "finetune"}
 
 
 def effective(
@@ -146,15 +178,21 @@ def check(config: Any) -> None:
     """Values that no run can use. Raises UsageError."""
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
-        if isinstance(part, ModelConfig):
-            for key in ("n_layer", "n_head", "d_model"):
-                if getattr(part, key) < 1:
-                    raise UsageError(f"model.{key} is {getattr(part, key)}, it must be at least 1")
+        if isinstance(part, ModelConfig | AimConfig):
+            for key, value in as_dict(part).items():
+                if isinstance(value, int) and value < (key != "head_depth"):
+                    raise UsageError(f"model.{key} is {value}, it must be at least 1")
             if part.d_model % part.n_head:
                 raise UsageError(
                     f"model.d_model {part.d_model} cannot be split over model.n_head {part.n_head} heads",
                     "choose a width that is a multiple of the number of heads",
                 )
+            for key in ("d_model", "head_width") if isinstance(part, AimConfig) else ():
+                if getattr(part, key) % 4:
+                    raise UsageError(
+                        f"model.{key} is {getattr(part, key)}, it must be a multiple of 4",
+                        "its positions are sines and cosines of rows and of columns",
+                    )
         if isinstance(part, TrainConfig):
             _check_recipe(part, section.name)
 
@@ -171,19 +209,23 @@ RANGES = {
     "eps": (0, False, math.inf),
     "weight_decay": (0, True, math.inf),
     "clip_norm": (0, True, math.inf),
+    "crop_scale": (0, False, 1 + 1e-9),  # 1 itself is a crop of the whole
     "ema": (0, True, 1),
     "seed": (0, True, 2**63),
     "val_every": (0, True, math.inf),
     "val_images": (1, True, math.inf),
     "log_every": (1, True, math.inf),
     "gen_weight": (0, True, math.inf),
+    "lora_rank": (0, True, math.inf),
     "patience": (0, True, math.inf),
 }
 
 
 def _check_recipe(part: TrainConfig, where: str) -> None:
     for key, (low, included, high) in RANGES.items():
-        value = getattr(part, key, low + 0.5)  # not every recipe has every key
+        value = getattr(part, key, None)  # not every recipe has every key
+        if value is None:
+            continue
         if not (low <= value < high and (included or value > low)):  # false for NaN too
             above = f"{'at least' if included else 'above'} {low}"
             below = " and below 1" if high == 1 else ""
@@ -242,11 +284,25 @@ def _fill(kind: type, values: Any, where: str) -> Any:
             raise UsageError(
                 f"unknown key {where}{key}", f"{_guess(str(key), known)}keys here: {', '.join(sorted(known))}"
             )
-        if dataclasses.is_dataclass(hints[key]):
-            filled[key] = _fill(hints[key], {} if value is None else value, f"{where}{key}.")
+        section = _section(hints[key], value)
+        if section:
+            filled[key] = _fill(section, {} if value is None else value, f"{where}{key}.")
         else:
             filled[key] = _typed(hints[key], value, f"{where}{key}")
     return kind(**filled)
+
+
+def _section(hint: Any, value: Any) -> type | None:
+    """The dataclass of a section, by its `family` where there are several; None for a plain value."""
+    kinds = [kind for kind in typing.get_args(hint) or [hint] if dataclasses.is_dataclass(kind)]
+    if len(kinds) < 2:
+        return kinds[0] if kinds else None
+    family = str(value.pop("family", "igpt")) if isinstance(value, dict) else "igpt"
+    if family not in FAMILIES:
+        raise UsageError(
+            f"model.family is {family!r}", f"{_guess(family, FAMILIES)}one of: {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[family]
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
@@ -259,6 +315,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if value is None or value == "null":
             return None
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if hint is str and isinstance(value, str):
+        return str(value)
     if isinstance(value, _Shell) and hint in (int, float):
         try:
             return hint(value)

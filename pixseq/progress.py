@@ -29,7 +29,12 @@ def enabled() -> bool:
 def say(text: str) -> None:
     """One line on stderr."""
     if _enabled:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """`text` without the control and escape characters that foreign names may carry into it; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 class Bar:

@@ -11,14 +11,17 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, StoreWriter
 
 
-def write_tokens(path, count=96, side=6, n_vocab=16, seed=0, labels=True, scheme="palette", chunk_rows=32, **meta):
+def write_tokens(
+    path, count=96, side=6, n_vocab=16, seed=0, labels=True, scheme="palette", chunk_rows=32, tokens=None, **meta
+):
     """A tokens store of noisy copies of four patterns: something to learn, in a moment."""
     rng = np.random.default_rng(seed)
     channels = 3 if scheme == "rgb" else 1
     patterns = np.random.default_rng(0).integers(0, n_vocab, (4, side * side * channels))
     classes = rng.integers(0, 4, count)
     noise = rng.integers(0, n_vocab, (count, patterns.shape[1]))
-    tokens = np.where(rng.random(noise.shape) < 0.1, noise, patterns[classes]).astype(np.uint16)
+    noisy = np.where(rng.random(noise.shape) < 0.1, noise, patterns[classes])
+    tokens = (noisy if tokens is None else tokens).astype(np.uint16)
     specs = {"tokens": Spec("uint16", (None, tokens.shape[1]))}
     rows = {"tokens": tokens}
     if labels:
@@ -61,3 +64,56 @@ def checkpoints(tokens, tmp_path_factory):
         config = effective(PretrainFile, sets=[*TINY, f"model.objective={objective}"])
         pretrain.run(tokens, folder / objective, config, val_fraction=0.1, device="cpu")
     return {objective: folder / objective for objective in ("ar", "bert")}
+
+
+def write_pixels(path, count=96, side=8, seed=0, labels=True, pixels=None, **meta):
+    """A pixels store of noisy copies of four smooth pictures."""
+    rng = np.random.default_rng(seed)
+    coarse = np.random.default_rng(0).integers(40, 216, (4, 2, 2, 3))
+    patterns = np.kron(coarse, np.ones((1, side // 2, side // 2, 1)))
+    classes = rng.integers(0, 4, count)
+    noisy = np.clip(patterns[classes] + rng.normal(0, 15, (count, side, side, 3)), 0, 255).astype(np.uint8)
+    pixels = noisy if pixels is None else pixels
+    specs = {"pixels": Spec("uint8", (None, side, side, 3))}
+    rows = {"pixels": pixels}
+    if labels:
+        specs["labels"] = Spec("int32", (None,))
+        rows["labels"] = classes.astype(np.int32)
+    content = {"scheme": "pixels", "height": side, "width": side, "n_vocab": None, "palette": None, "palette_id": None}
+    content |= {"class_names": list("abcd"), **meta}
+    with atomic.writing(path) as partial:
+        writer = StoreWriter(partial, specs, {}, 32)
+        writer.append(rows, {})
+        writer.finish("pixels", "encode", {}, {}, {}, content)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory):
+    return write_pixels(tmp_path_factory.mktemp("pixels") / "x.zarr")
+
+
+AIM = (
+    "model.family=aim",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.d_model=16",
+    "model.patch_size=2",
+    "model.head_depth=1",
+    "model.head_width=24",
+    "train.steps=12",
+    "train.batch_size=8",
+)
+
+
+@pytest.fixture(scope="session")
+def aim(pixels, tmp_path_factory):
+    """{"prefix": path, "causal": path}: tiny AIMs trained for a moment on `pixels`."""
+    from pixseq.config import PretrainFile, effective
+    from pixseq.stages import pretrain
+
+    folder = tmp_path_factory.mktemp("aims")
+    for attention in ("prefix", "causal"):
+        config = effective(PretrainFile, sets=[*AIM, f"model.attention={attention}"])
+        pretrain.run(pixels, folder / attention, config, val_fraction=0.1, device="cpu")
+    return {attention: folder / attention for attention in ("prefix", "causal")}

@@ -10,7 +10,8 @@ from conftest import write_tokens
 from safetensors.torch import load_file, save_file
 
 from pixseq.artifacts.palette import palette_id
-from pixseq.models import igpt, sampling
+from pixseq.errors import PixseqError
+from pixseq.models import igpt, igpt_checks, sampling
 from pixseq.stages import check
 
 
@@ -73,7 +74,7 @@ def test_a_bert_model_that_sees_hidden_pixels_is_caught(checkpoints, monkeypatch
 def test_a_cache_one_position_late_is_caught(sound, monkeypatch):
     real = sampling.decode_one
     late = lambda net, token, position, cache: real(net, token, max(position - 1, 1), cache)  # noqa: E731
-    monkeypatch.setattr(check, "decode_one", late)
+    monkeypatch.setattr(igpt_checks, "decode_one", late)
     assert failing(sound[0]) == {"cache"}
 
 
@@ -93,6 +94,27 @@ def test_changed_files_are_caught(sound):
     codec["palette"].reverse()
     (model / "codec.json").write_text(json.dumps(codec))
     assert failing(model, tokens) == {"content id", "palette"}
+
+
+@pytest.mark.parametrize("colors", ["x", [], [[1, 2]], [[0, 0, "red"]], [[0, 0, 7]]], ids=str)
+def test_a_palette_that_holds_no_colours_fails_and_is_no_bug(sound, colors):
+    model, _ = sound
+    codec = json.loads((model / "codec.json").read_text())
+    (model / "codec.json").write_text(json.dumps({**codec, "palette": colors}))
+    assert failing(model) == {"content id", "palette"}
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", "[" * 100000], ids=["a list", "no keys", "deep"])
+def test_a_codec_that_says_nothing_is_damage(sound, content):
+    (sound[0] / "codec.json").write_text(content)
+    with pytest.raises(PixseqError, match=r"codec\.json cannot be read"):
+        check.run(sound[0], device="cpu")
+
+
+def test_a_table_that_finds_another_colour_fails_the_self_check(sound, monkeypatch):
+    real = check.nearest_table
+    monkeypatch.setattr(check, "nearest_table", lambda colors: real(colors[::-1]))
+    assert failing(sound[0]) == {"palette self-check"}
 
 
 def test_tokens_of_another_palette_fail_the_pairing(sound, tmp_path):

@@ -50,6 +50,7 @@ def work(tmp_path_factory):
     for name, colors in (("", 16), ("8", 8)):
         good("palette", "fit", "good", "--colors", colors, "--size", 8, "-o", f"p{name}.json", "--quiet", cwd=folder)
         good("encode", "good", "--palette", f"p{name}.json", "--size", 8, "-o", f"t{name}.zarr", "--quiet", cwd=folder)
+    good("encode", "good", "--scheme", "pixels", "--size", 448, "--limit", 2, "-o", "x.zarr", "--quiet", cwd=folder)
     good("pretrain", "t.zarr", "--preset", "igpt-s", *TINY, "--steps", 2, "--batch-size", 4, "-o", "m", cwd=folder)
     return folder
 
@@ -80,12 +81,14 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 
 FLAGS = """
-    --augment --background --baseline --batch-size --c --colors --columns --compile --completions --concat --config
-    --count --device --drop --dry-run --dtype --first --gen-weight --help --images --json --keep --labels-per-class
-    --layers --limit --lr --masks --max-images --max-iter --method --metrics --micro-batch --objective --on-error --out
-    --overwrite --palette --patience --plot --precision --preset --prompt --quiet --random-init --refine-steps --resize
-    --resume --save-minutes --scale --scheme --seed --set --size --split --standardize --steps --temperature --test
-    --time-limit --tokens --top-k --top-p --trials --val --val-fraction --verify --views --weights --workers
+    --attention --augment --background --baseline --batch-size --by-position --c --colors --columns --compile
+    --completions --concat --config --count --device --drop --dry-run --dtype --epochs --first --gen-weight
+    --heads --help --images --json --keep --labels-per-class --layers --limit --lora-rank --lr --masks
+    --max-images --max-iter --method --metrics --micro-batch --objective --on-error --order --out --overwrite
+    --palette --patience --pictures --plot --pool --precision --preset --prompt --quiet --random-init
+    --refine-steps --resize --resume --save-minutes --scale --scheme --seed --set --size --split --standardize
+    --steps --temperature --test --time-limit --tokens --top-k --top-p --trials --val --val-fraction --verify
+    --views --weight-decay --weights --window --workers
 """
 
 
@@ -108,11 +111,13 @@ def test_quiet_is_quiet_and_talk_goes_to_stderr(work):
 
 def test_dry_run_shows_the_recipe_and_makes_nothing(work, monkeypatch, capsys):
     for preset in preset_names():
-        args = ["pretrain", "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu"]
+        aim = preset.startswith("aim-")
+        args = ["pretrain", "x.zarr" if aim else "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu"]
         code, out, err = inside(args, work, monkeypatch, capsys)
         assert code == 0, err
         plan = json.loads(out)
-        assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["model"]["objective"] == "ar"
+        assert plan["parameters"] > 0 and plan["training_flops"] > 0
+        assert plan["model"].items() >= ({"family": "aim"} if aim else {"objective": "ar"}).items()
         assert plan["preset.expect"]
     assert not list(work.glob("*.partial"))
 

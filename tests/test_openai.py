@@ -334,12 +334,10 @@ def test_other_number_types_become_float32(tmp_path):
     assert difference(found, arrays, bert=False) < 1e-9
 
 
-@pytest.mark.parametrize("folder", ["run", "run/clusters", "clusters"])
-def test_a_palette_nearby_is_found(tmp_path, folder, monkeypatch):
+def test_a_palette_beside_the_weights_is_found(tmp_path, monkeypatch):
     prefix = write_bundle(tmp_path / "run" / "m", variables())
     assert read_openai(prefix).palette is None
-    palette = tmp_path / folder / "kmeans_centers.npy"
-    palette.parent.mkdir(exist_ok=True)
+    palette = tmp_path / "run" / "kmeans_centers.npy"
     np.save(palette, np.zeros((11, 3)))
     assert read_openai(prefix).palette == palette
     monkeypatch.chdir(prefix.parent)

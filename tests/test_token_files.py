@@ -196,6 +196,7 @@ def altered(array, where, value):
     [
         (ONE_HOT[:29], r"cifar10_teX\.npy has 30 rows, but .*cifar10_teY\.npy is float32 \[29, 10\]"),
         (ONE_HOT[None], r"is float32 \[1, 30, 10\]"),
+        (ONE_HOT[:, :0], r"is float32 \[30, 0\]"),
         (CLASSES.astype(str), r"is <U\d+ \[30\]"),
         (altered(ONE_HOT, 21, 0), r"cifar10_teY\.npy: row 21 is not one-hot"),
         (altered(ONE_HOT, 21, 1), "row 21 is not one-hot"),
@@ -232,6 +233,12 @@ def test_ids_outside_the_palette(tmp_path, colors, value):
     save_set(tmp_path / "d", ids=altered(IDS, (17, 5), 65535).astype(np.uint16))
     with pytest.raises(PixseqError, match="row 17 holds the id 65535, but ids go from 0 to 65534"):
         stored(file, tmp_path)
+
+
+def test_a_header_of_negative_lengths_is_damage(tmp_path):
+    file = save_set(tmp_path / "d", labels=None)
+    file.write_bytes(file.read_bytes().replace(b"(30, 64), ", b"(-30,-64),"))
+    refuses(file, r"cifar10_teX\.npy is damaged: it has the shape \[-30, -64\]")
 
 
 def test_truncated_files_are_named(tmp_path):

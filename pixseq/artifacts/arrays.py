@@ -1,13 +1,14 @@
-"""Tokens and features on disk: zarr v3 stores with checksums, written in whole chunks, checked on opening.
+"""Tokens, pixels and features on disk: zarr v3 stores with checksums, written in whole chunks, checked on opening.
 
 zarr returns fill values for a missing chunk and does not notice a flipped byte under its default codec; hence the
-checksum in the codec, the completeness check on opening, and fill values that no real array holds.
+checksum in the codec, the completeness check on opening, and fill values that no real array holds (pixels hold all).
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ UNFINISHED = "pixseq_unfinished"
 
 
 def fill_value(dtype: np.dtype) -> float | int:
-    """A value no real array holds: NaN, the largest uint16 (palettes are smaller), the least int32."""
+    """A value no real array holds: NaN, the largest uint16 (palettes are smaller), the least int32. Bytes have none."""
     if dtype.kind == "f":
         return float("nan")
     limits = np.iinfo(dtype)
@@ -40,6 +41,10 @@ class Spec:
     @property
     def row_axis(self) -> int:
         return self.shape.index(None)
+
+    @property
+    def row_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(n for n in self.shape if n is not None)
 
     def sized(self, rows: int) -> tuple[int, ...]:
         return tuple(rows if n is None else n for n in self.shape)
@@ -171,6 +176,15 @@ class Store:
         self.path, self.manifest, self.group = path, record, group
         self.meta = {key: value for key, value in group.attrs.items() if key != manifest.KEY}
         self.names = sorted(group.array_keys())
+
+    @property
+    def kind(self) -> str:
+        """The kind of artifact, which is the name of its main array too."""
+        return self.manifest["kind"]
+
+    def __len__(self) -> int:
+        """Rows; features have their layers before them."""
+        return self.shape(self.kind)[1 if self.kind == "features" else 0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.group[name].shape

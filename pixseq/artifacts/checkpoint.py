@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, "Tensor"]
 
+CODEC = {"scheme", "height", "width", "n_vocab", "palette", "palette_id", "class_names"}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -52,7 +54,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     record = manifest.expect(path, "checkpoint")
     try:
         codec = json.loads((path / "codec.json").read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(codec, dict) or not codec.keys() >= CODEC:
+            raise ValueError(f"it does not say {', '.join(sorted(CODEC))}")
+    except (OSError, ValueError, RecursionError) as error:
         raise PixseqError(f"{path}/codec.json cannot be read: {error}", "copy the checkpoint again") from None
     return Checkpoint(path, record, codec)
 
@@ -121,7 +125,7 @@ def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
         free = shutil.disk_usage(path.parent).free
         raise PixseqError(
             f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
-            "make room, then repeat the command with --resume",
+            "make room, then repeat the command, with --resume where it has that",
         ) from error
 
 

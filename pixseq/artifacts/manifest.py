@@ -19,7 +19,13 @@ from pixseq.errors import PixseqError
 KEY = "pixseq"
 
 # The newest layout of each kind that this code writes and reads.
-FORMATS = {"palette": 1, "tokens": 1, "features": 1, "checkpoint": 1, "metrics": 1, "picture": 1}
+FORMATS = {"palette": 1, "tokens": 1, "pixels": 1, "features": 1, "checkpoint": 1, "metrics": 1, "picture": 1}
+
+# What to do where one kind (first) was given for another.
+REMEDIES = {
+    ("tokens", "pixels"): "models of patches read pixels: encode the pictures with --scheme pixels",
+    ("pixels", "tokens"): "Image GPT reads tokens: encode the pictures with --palette PALETTE",
+}
 
 KEYS = {"kind", "format", "id", "stage", "version", "config", "inputs", "summary", "made", "argv"}
 
@@ -158,6 +164,8 @@ def expect(path: str | Path, *kinds: str) -> Manifest:
     if manifest["kind"] not in kinds:
         raise PixseqError(
             f"{path} is of kind {manifest['kind']}, where {' or '.join(kinds)} is needed",
-            "check the order of the arguments; `pixseq show PATH` tells what a file is",
+            REMEDIES.get(
+                (manifest["kind"], *kinds), "check the order of the arguments; `pixseq show PATH` tells what a file is"
+            ),
         )
     return manifest

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pixseq import __version__
+from pixseq import __version__, progress
 from pixseq.cli import images, measuring, training, weights
 from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
 
@@ -124,5 +124,5 @@ def _out_of_memory(fault: Exception) -> bool:
 
 def _fail(message: str, hint: str | None, code: int) -> None:
     text = f"error: {message}" + (f"\n\nhint: {hint}" if hint else "")
-    print("".join(c if c.isprintable() or c == "\n" else "?" for c in text), file=sys.stderr)
+    print(progress.printable(text), file=sys.stderr)
     sys.exit(code)

@@ -99,7 +99,7 @@ def encode(
     size: Size = 32,
     resize: Resize = "crop",
     scheme: Annotated[
-        str, typer.Option("--scheme", help="palette; rgb: 3 tokens a pixel; gray: its luma.")
+        str, typer.Option("--scheme", help="palette; rgb: 3 tokens a pixel; gray: its luma; pixels: for AIM.")
     ] = "palette",
     views: Annotated[
         int, typer.Option("--views", help="Random resized crops of each image, as the paper trains on; 0: none.")
@@ -114,7 +114,7 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn pictures, or palette ids, into tokens."""
+    """Turn pictures, or palette ids, into tokens; or pictures into pixels of one size (--scheme pixels)."""
     talk(quiet)
     from pixseq.stages import encode as stage
 
@@ -151,7 +151,7 @@ def decode(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn tokens back into pictures."""
+    """Turn tokens, or pixels, back into pictures."""
     talk(quiet)
     from pixseq.stages import decode as stage
 

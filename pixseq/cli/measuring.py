@@ -17,6 +17,8 @@ def features(
     tokens: o.Tokens,
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
+    pool: Annotated[str, typer.Option("--pool", help="mean over positions, or none.")] = "mean",
+    attention: o.Attention = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
     masks: o.Masks = None,
     random_init: Annotated[
@@ -32,9 +34,10 @@ def features(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write every layer's mean-pooled features in one sweep.
+    """Write every layer's features in one sweep.
 
-    Layer l is the ln_1 output that enters block l, the last layer the ln_f output.
+    Layer l of an Image GPT is the ln_1 output that enters block l, the last layer the ln_f output; of an AIM it is the
+    residual stream after l blocks.
     """
     talk(quiet)
     from pixseq.stages import features as stage
@@ -44,6 +47,8 @@ def features(
         tokens,
         out,
         layers=layers,
+        pool=pool,
+        attention=attention,
         dtype=dtype,
         masks=masks,
         random_init=random_init,
@@ -63,7 +68,7 @@ def probe(
     test: Annotated[Path, typer.Option("--test", help="Features to test on, once.", show_default=False)],
     out: o.OptionalOut = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy by layer as PNG.")] = None,
-    method: Annotated[str, typer.Option("--method", help="logistic or knn.")] = "logistic",
+    method: Annotated[str, typer.Option("--method", help="logistic, knn or attentive.")] = "logistic",
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
     concat: Annotated[
         int, typer.Option("--concat", min=0, help="Also probe this many layers centred on the best, concatenated.")
@@ -79,6 +84,26 @@ def probe(
         typer.Option("--standardize/--no-standardize", help="Scale by train mean and deviation [default: logistic]."),
     ] = None,
     max_iter: Annotated[int, typer.Option("--max-iter", min=1, help="L-BFGS iterations at most.")] = 1000,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", help="attentive: the mean of so many neighbouring layers [default: of the last six]."),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option("--heads", help="attentive: attention heads [default: width / 64].")
+    ] = None,
+    lr: Annotated[str | None, typer.Option("--lr", help="attentive: rates to choose from, as 0.001,0.01.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="attentive: passes [default: 10, or as many as make 300 steps].")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="attentive: rows a step [default: 256].")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="attentive: AdamW's, of matrices [default: 0.01].")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="attentive: auto, cpu or cuda [default: auto].")
+    ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Another row, as NAME=TRAIN.zarr:TEST.zarr.")
     ] = None,
@@ -87,7 +112,10 @@ def probe(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fit a classifier on every layer's features and report the accuracy by layer."""
+    """Fit a classifier on every layer's features and report the accuracy by layer.
+
+    attentive reads features made with --pool none: a learned query pools the mean of several layers.
+    """
     talk(quiet)
     from pixseq.numerics.probes import DEFAULT_CS
     from pixseq.stages import probe as stage
@@ -106,6 +134,13 @@ def probe(
         val_fraction=val_fraction,
         standardize=standardize,
         max_iter=max_iter,
+        window=window,
+        heads=heads,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        weight_decay=weight_decay,
+        device=device,
         baselines=[_baseline(text) for text in baseline or []],
         seed=seed,
         overwrite=overwrite,
@@ -124,6 +159,8 @@ def _baseline(text: str) -> tuple[str, str, str]:
 def _probe_table(numbers: dict[str, Any]) -> str:
     """The curve, then one line a summary figure."""
     head = ("layer", "c", "val_accuracy", "test_accuracy", "converged")
+    if numbers["method"] == "attentive":
+        head = ("layer", "window", "lr", "val_accuracy", "test_accuracy")
     lines = [table(head, [[row.get(key) for key in head] for row in numbers["layers"]]), ""]
     rows = [(f"best layer {numbers['best_layer']} (by val)", numbers["test_accuracy"])]
     for row in numbers.get("baselines", []):
@@ -143,6 +180,14 @@ def evaluate(
     tokens: o.Tokens,
     out: o.OptionalOut = None,
     masks: o.Masks = None,
+    attention: o.Attention = None,
+    by_position: Annotated[
+        Path | None,
+        typer.Option("--by-position", help="Write the loss along the sequence: a .json, and a .png beside."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Draw images beside what is predicted at each place (.png).")
+    ] = None,
     weights: o.Weights = "model",
     batch_size: o.BatchSize = None,
     device: o.Device = "auto",
@@ -152,11 +197,25 @@ def evaluate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Measure nats per token, bits per pixel, and accuracy where the model has a classifier."""
+    """Measure the loss in the units of the model, and accuracy where it has a classifier."""
     talk(quiet)
     from pixseq.stages import evaluate as stage
 
-    numbers = stage.run(model, tokens, out, weights, masks, batch_size, device, precision, seed, overwrite)
+    numbers = stage.run(
+        model,
+        tokens,
+        out,
+        weights,
+        masks,
+        batch_size,
+        device,
+        precision,
+        seed,
+        overwrite,
+        attention,
+        by_position,
+        pictures,
+    )
     emit(to_json(numbers) if json else table(("measure", "value"), list(numbers.items())))
 
 

@@ -20,6 +20,9 @@ Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
 Weights = Annotated[str, typer.Option("--weights", help="Which weights of the checkpoint: model, best, last or ema.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
+Attention = Annotated[
+    str | None, typer.Option("--attention", help="causal, prefix or bidirectional, for AIM [default: bidirectional].")
+]
 Masks = Annotated[
     int | None, typer.Option("--masks", min=1, help="Random masks an image, for bert models [default: 5].")
 ]
@@ -30,4 +33,4 @@ SOURCE_HELP = (
 )
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False)]
-Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="A tokens store.", show_default=False)]
+Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="Tokens, or pixels for AIM.", show_default=False)]

@@ -16,7 +16,10 @@ Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")]
 GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a step, over micro-batches and ranks.")]
 MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Images at once [default: by memory].")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
-Augment = Annotated[str | None, typer.Option("--augment", help="none, flip or crop-flip.")]
+Augment = Annotated[
+    str | None,
+    typer.Option("--augment", help="none, flip, crop-flip; of pixels also resized-crop, resized-crop-jitter."),
+]
 TrainSeed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML of the shape and recipe; over the preset.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One key, as train.ema=0.999; over the file.")]
@@ -31,7 +34,14 @@ def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="ar or bert.")] = None,
+    objective: Annotated[str | None, typer.Option("--objective", help="Of an Image GPT: ar or bert.")] = None,
+    attention: Annotated[str | None, typer.Option("--attention", help="Of an AIM: causal or prefix.")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            "--order", help="raster, column, reversed, spiral-out, checkerboard, random, or a permutation (.npy)."
+        ),
+    ] = None,
     val: Val = None,
     val_fraction: ValFraction = None,
     steps: Steps = None,
@@ -48,18 +58,23 @@ def pretrain(
     time_limit: TimeLimit = None,
     save_minutes: SaveMinutes = 10.0,
     resume: o.Resume = False,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Also keep checkpoints OUT-stepN: 1000,2000 or every:500.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show recipe, size and cost; train nothing.")] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train an Image GPT on tokens."""
+    """Train an Image GPT on tokens, or an AIM on pixels (`encode --scheme pixels`)."""
     from pixseq.config import PretrainFile, effective, read_preset
     from pixseq.errors import UsageError
 
     talk(quiet)
     flags = {
         "model.objective": objective,
+        "model.attention": attention,
+        "sequence.order": order,
         "train.steps": steps,
         "train.batch_size": batch_size,
         "train.lr": lr,
@@ -81,10 +96,11 @@ def pretrain(
         if json:
             emit(to_json(plan))
         else:
-            flat = {f"{s}.{k}": v for s in ("model", "train") for k, v in plan.pop(s).items()} | plan
+            flat = {f"{s}.{k}": v for s in ("model", "sequence", "train") for k, v in plan.pop(s).items()} | plan
             emit(table(("key", "value"), [(key, str(value)) for key, value in flat.items()]))
         return
-    made(out, stage.run(tokens, out, recipe, val, val_fraction, device, precision, limits, resume, overwrite), json)
+    record = stage.run(tokens, out, recipe, val, val_fraction, device, precision, limits, resume, overwrite, keep)
+    made(out, record, json)
 
 
 def finetune(
@@ -96,6 +112,10 @@ def finetune(
     gen_weight: Annotated[
         float | None, typer.Option("--gen-weight", help="Weight of the generative loss [default: 1.0].")
     ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option("--lora-rank", help="Train low-rank updates of the blocks alone, as 8 [default: all].")
+    ] = None,
+    attention: o.Attention = None,
     patience: Annotated[
         int | None, typer.Option("--patience", help="Validations without a better accuracy before the stop.")
     ] = None,
@@ -124,6 +144,7 @@ def finetune(
     talk(quiet)
     flags = {
         "finetune.gen_weight": gen_weight,
+        "finetune.lora_rank": lora_rank,
         "finetune.patience": patience,
         "finetune.steps": steps,
         "finetune.batch_size": batch_size,
@@ -137,6 +158,6 @@ def finetune(
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     record = stage.run(
-        model, tokens, out, recipe, val, val_fraction, weights, device, precision, limits, resume, overwrite
+        model, tokens, out, recipe, val, val_fraction, weights, attention, device, precision, limits, resume, overwrite
     )
     made(out, record, json)

@@ -158,6 +158,8 @@ def _header(handle: BinaryIO, file: Path, key: str | None, size: int) -> Member:
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(handle)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{key or 'it'} has the shape {list(shape)}")
     promised = handle.tell() + math.prod(shape) * dtype.itemsize
     if promised != size and not dtype.hasobject:
         raise ValueError(f"{key or 'it'} has {size} bytes, but its header promises {promised}")

@@ -141,7 +141,8 @@ def _open(file: Path, split: str) -> TokenSource:
     if not beside.is_file():
         return TokenSource(split, ids, None, [f"{ids} has no labels: there is no {shown(beside.name)} beside it"])
     labels = npy_member(beside)
-    if labels.dtype.kind not in "iufb" or len(labels.shape) not in (1, 2) or labels.shape[0] != ids.shape[0]:
+    fitting = len(labels.shape) in (1, 2) and labels.shape[0] == ids.shape[0] and 0 not in labels.shape
+    if labels.dtype.kind not in "iufb" or not fitting:
         raise PixseqError(
             f"{ids} has {ids.shape[0]} rows, but {labels} is {labels.dtype} {list(labels.shape)}",
             f"labels are one-hot [{ids.shape[0]}, classes] or class numbers [{ids.shape[0]}]: "

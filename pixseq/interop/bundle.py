@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 
 from pixseq.errors import PixseqError
+from pixseq.interop.foreign import some
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES, TRAILER_BYTES = 48, 5
@@ -39,6 +40,7 @@ DTYPES = {
     23: "<u8",
 }
 COPY_AGAIN = "copy the checkpoint again (the .index and every .data file), or save it again"
+NAME_IT = "name it by its prefix, as model.ckpt-1000000"
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,17 @@ class Bundle:
         """
         entry = self.entries.get(name)
         if entry is None:
-            raise PixseqError(f"{self.prefix} has no variable {name}")
+            raise PixseqError(f"{self.prefix} has no variable {name}", f"it has: {some(list(self.entries))}")
         if entry.partitioned:
             raise PixseqError(
                 f"{name} in {self.index} is partitioned: stored in slices, which are not read",
                 "save the checkpoint again from TensorFlow without a partitioner",
             )
         if entry.dtype not in DTYPES:
-            raise PixseqError(f"{name} in {self.index} has a type that is not read: TensorFlow's {entry.dtype}")
+            raise PixseqError(
+                f"{name} in {self.index} has a type that is not read: TensorFlow's {entry.dtype}",
+                "save the checkpoint again with whole or floating-point numbers",
+            )
         dtype, path = np.dtype(DTYPES[entry.dtype]), self.shard(entry.shard)
         if math.prod(entry.shape) * dtype.itemsize != entry.size:
             raise PixseqError(
@@ -143,14 +148,15 @@ def find_prefix(path: Path) -> Path:
         if newest in there:
             return path / newest
         if not there:
-            raise PixseqError(f"{path} holds no TensorFlow checkpoint: no .index file is in it")
-        raise PixseqError(f"{path} holds {len(there)} checkpoints", f"name one of them: {_listed(path, there)}")
+            raise PixseqError(f"{path} holds no TensorFlow checkpoint: no .index file is in it", NAME_IT)
+        names = some([str(path / name) for name in there], 10)
+        raise PixseqError(f"{path} holds {len(there)} checkpoints", f"name one of them: {names}")
     if path.with_name(f"{path.name}.index").is_file():
         return path
     prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
     if not prefix.with_name(f"{prefix.name}.index").is_file():
         there = sorted(p.name.removesuffix(".index") for p in path.parent.glob("*.index"))
-        hint = f"there are: {_listed(path.parent, there)}" if there else "name it by its prefix, as model.ckpt-1000000"
+        hint = f"there are: {some([str(path.parent / name) for name in there], 10)}" if there else NAME_IT
         raise PixseqError(f"{prefix}.index is not there, so {prefix} is no TensorFlow checkpoint in V2 format", hint)
     return prefix
 
@@ -166,18 +172,14 @@ def _newest(path: Path) -> str | None:
     return found[1].rpartition("/")[2] if found else None
 
 
-def _listed(folder: Path, names: list[str]) -> str:
-    return ", ".join(str(folder / name) for name in names[:10]) + (" ..." if len(names) > 10 else "")
-
-
 def check_shards(bundle: Bundle) -> None:
     """Before anything is read: every file that the index names is there and reaches as far as it says."""
     whole = {name: entry for name, entry in bundle.entries.items() if not entry.partitioned}
     paths = {number: bundle.shard(number) for number in sorted({entry.shard for entry in whole.values()})}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise PixseqError(f"{bundle.prefix} lacks {len(missing)} of {bundle.n_shards} shards: {names}", COPY_AGAIN)
+        lost = f"{len(missing)} of {bundle.n_shards} shards: {some(missing)}"
+        raise PixseqError(f"{bundle.prefix} lacks {lost}", COPY_AGAIN)
     sizes = {number: path.stat().st_size for number, path in paths.items()}
     for name, entry in whole.items():
         if entry.offset + entry.size > sizes[entry.shard]:

@@ -1,4 +1,4 @@
-"""What every reader of other programs' weights hands over, and the checks they share."""
+"""What every reader of other programs' weights hands over, and what they share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pixseq.errors import PixseqError
 
+NOT_OURS = "this variant of the model cannot be expressed, so it is not imported"
+
 
 @dataclass(frozen=True)
 class Foreign:
-    """Weights of another program by our names. `shape` holds the fields of models.igpt.Shape."""
+    """Weights of another program by our names. `shape` holds the fields of the family's shape."""
 
     shape: dict[str, Any]
     weights: dict[str, Tensor]  # float32 on the CPU, contiguous, no two sharing memory
@@ -24,19 +26,36 @@ class Foreign:
     class_names: list[str] | None = None
     palette: Path | None = None  # a palette file found beside the weights
     config: dict[str, Any] = field(default_factory=dict)  # what else the files said, for the record
+    positions: dict[str, Tensor] = field(default_factory=dict)  # fixed ones that were stored: to equal those computed
 
 
 def expect_shape(where: Path, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     """Raises PixseqError that names the tensor, the file and both shapes, where they differ."""
     if tuple(found) != tuple(wanted):
-        raise PixseqError(f"{name} in {where} has shape {list(found)}, and {list(wanted)} fits the other tensors")
+        raise PixseqError(
+            f"{name} in {where} has shape {list(found)}, and {list(wanted)} fits the other tensors",
+            "the files are not of one model: get all of them again",
+        )
 
 
 def as_weight(where: Path, name: str, values: Tensor) -> Tensor:
     """`values` as float32. Raises PixseqError for integers and for values that are, or become, non-finite."""
     if not values.is_floating_point():
-        raise PixseqError(f"{name} in {where} holds {str(values.dtype).removeprefix('torch.')}, not weights")
+        raise PixseqError(
+            f"{name} in {where} holds {type_name(values.dtype)}, not weights",
+            "quantized weights are not read: take them in a floating-point type",
+        )
     values = values.to(torch.float32)
     if not torch.isfinite(values).all():
         raise PixseqError(f"{name} in {where} holds non-finite values", "take another checkpoint of that run")
     return values
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """float32, where torch says torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixseq.errors import PixseqError
-from pixseq.interop.foreign import Foreign
+from pixseq.interop.files import Tensors, load_tensors
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Tensors = dict[str, "Tensor"]
 Weights = Mapping[str, "Tensor"]
 
 CAUSAL, CLASSIFIER, BARE = "ImageGPTForCausalImageModeling", "ImageGPTForImageClassification", "ImageGPTModel"
 MASK = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")  # causal masks that old versions stored; c_attn.bias is none
 NOTE = "pixseq"  # our key in config.json: what theirs cannot say
+MAX_JSON_BYTES = 1 << 24  # an index of ten thousand tensors takes one
 
 # What their configuration may say without changing what is computed here, and what absent keys mean.
 ONLY = {
@@ -67,10 +67,10 @@ def read_hf(folder: str | Path) -> Foreign:
     masks = [name for name, x in tensors.items() if MASK.search(name) and x.ndim in (0, 4)]
     if masks:
         notes.append(f"left out {len(masks)} attention masks, which old versions stored beside the weights")
-    other = sorted({str(x.dtype).removeprefix("torch.") for name, x in tensors.items() if name not in masks})
-    if other not in ([], ["float32"]):
-        notes.append(f"weights of type {', '.join(other)} became float32")
-    found = {name: x.float() for name, x in tensors.items() if name not in masks}
+    found = {name: x for name, x in tensors.items() if name not in masks}
+    types = sorted({type_name(x.dtype) for x in found.values()})
+    if types not in ([], ["float32"]):
+        notes.append(f"weights of type {', '.join(types)} became float32")
     prefix = "" if any(name.startswith("h.") for name in found) else "transformer."
     ours = config.get(NOTE) if isinstance(config.get(NOTE), dict) else {}
     head, score = "lm_head.weight" in found, found.get("score.weight")
@@ -84,40 +84,45 @@ def read_hf(folder: str | Path) -> Foreign:
         "n_classes": 0 if score is None or score.ndim != 2 else len(score),
         "head": head,
         # Their classifier was trained on pixel p at position p; ours, told by the note, on sos first.
-        "shifted": score is None or bool(ours.get("shifted", False)),
+        "shifted": score is None or ours.get("shifted") is True,
     }
     if head and score is not None:
         raise PixseqError(f"{folder} has lm_head and score", "transformers knows no model with both: keep one of them")
     if not head:
         notes.append("there is no prediction head: the model gives features and probes, no loss and no samples")
     processor = folder / "preprocessor_config.json"
-    if processor.is_file():
-        _check_size(processor, sizes["n_positions"], notes)
+    asked = _read_json(processor) if processor.is_file() else {}
+    notes += _size_note(asked.get("size"), sizes["n_positions"])
     return Foreign(
         shape=shape,
         weights=_to_ours(folder, found, shape, prefix),
         files=[folder / "config.json", *files],
         notes=notes,
-        class_names=ours.get("class_names") or _class_names(config, shape["n_classes"]),
-        palette=processor if processor.is_file() and "clusters" in _read_json(processor) else None,
+        class_names=_texts(ours.get("class_names")) or _class_names(config, shape["n_classes"]),
+        palette=processor if "clusters" in asked else None,
         config={key: config[key] for key in ("architectures", "transformers_version") if key in config},
     )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        there = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
         raise PixseqError(
-            f"{path.parent} has no {path.name} (it holds {there})",
+            f"{path.parent} has no {path.name} (it holds {_content(path.parent)})",
             "name the downloaded folder that holds config.json and model.safetensors",
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PixseqError(f"{path} cannot be read as JSON: {error}", "download it again") from None
     if not isinstance(found, dict):
         raise PixseqError(f"{path} holds no JSON object", "download it again")
     return found
+
+
+def _content(folder: Path) -> str:
+    return some(sorted(p.name for p in folder.iterdir()), 10) or "nothing"
 
 
 def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
@@ -129,7 +134,7 @@ def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
         if config.get(key, value) != value:
             raise PixseqError(
                 f"{folder}: its {key} is {config[key]!r}, pixseq's Image GPT has {value!r}",
-                "this variant of the model cannot be expressed, so it is not imported",
+                NOT_OURS,
             )
     sizes = {key: config.get(key, config.get(SIZE_ALIASES.get(key), default)) for key, default in SIZES.items()}
     for key, value in sizes.items():
@@ -139,10 +144,13 @@ def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     if config.get("n_inner") not in (None, 4 * width):
         raise PixseqError(
             f"{folder}: its n_inner is {config['n_inner']}, pixseq's Image GPT has 4 * n_embd = {4 * width}",
-            "this variant of the model cannot be expressed, so it is not imported",
+            NOT_OURS,
         )
     if width % sizes["n_head"]:
-        raise PixseqError(f"{folder}: n_embd {width} is not a multiple of n_head {sizes['n_head']}")
+        raise PixseqError(
+            f"{folder}: n_embd {width} is not a multiple of n_head {sizes['n_head']}",
+            "config.json is damaged: download it again",
+        )
     if math.isqrt(sizes["n_positions"]) ** 2 != sizes["n_positions"]:
         raise PixseqError(
             f"{folder}: its n_positions is {sizes['n_positions']}, which is no square picture",
@@ -151,12 +159,16 @@ def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _check_size(processor: Path, positions: int, notes: list[str]) -> None:
-    """The processor's picture size should be the model's; its class default of 256x256 is a known trap."""
-    size, side = _read_json(processor).get("size"), math.isqrt(positions)
-    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size, size]
-    if size is not None and sides != [side, side]:
-        notes.append(f"{processor.name} asks for {sides[0]}x{sides[1]} pictures, the model's are {side}x{side}")
+def _size_note(size: Any, positions: int) -> list[str]:
+    """The processor's picture size should be the model's; its class default of 256x256 is a known trap.
+
+    It is one number in old files, else {"height", "width"}.
+    """
+    side = math.isqrt(positions)
+    sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+    if size is None or sides == (side, side):
+        return []
+    return [f"the processor asks for pictures of size {json.dumps(size)[:100]}, the model's are {side}x{side}"]
 
 
 def _class_names(config: dict[str, Any], n_classes: int) -> list[str] | None:
@@ -164,10 +176,13 @@ def _class_names(config: dict[str, Any], n_classes: int) -> list[str] | None:
     labels = config.get("id2label")
     if not n_classes or not isinstance(labels, dict) or len(labels) != n_classes:
         return None
-    names = [labels.get(str(i)) for i in range(n_classes)]
-    if not all(isinstance(name, str) for name in names) or names == [f"LABEL_{i}" for i in range(n_classes)]:
-        return None
-    return names
+    names = _texts([labels.get(str(i)) for i in range(n_classes)])
+    return None if names == [f"LABEL_{i}" for i in range(n_classes)] else names
+
+
+def _texts(values: Any) -> list[str] | None:
+    """`values` where they are a list of strings."""
+    return values if isinstance(values, list) and all(isinstance(value, str) for value in values) else None
 
 
 # --- their files
@@ -176,84 +191,46 @@ def _class_names(config: dict[str, Any], n_classes: int) -> list[str] | None:
 def read_tensors(folder: Path) -> tuple[Tensors, list[Path]]:
     """All tensors of a directory and the files they came from; safetensors where there are any, else pickles.
 
-    Pickles are read by the loader that only makes tensors. Raises PixseqError for a missing or damaged file.
+    Pickles are read by the loader that only makes tensors. Of shards, each gives what the index says it holds, and what
+    the index does not know. Raises PixseqError for a missing or damaged file.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return _load(folder / name), [folder / name]
+            return load_tensors(folder / name), [folder / name]
         if index.is_file():
-            shards = _shards(index)
+            table = _weight_map(index)
+            shards = [folder / file for file in sorted(set(table.values()))]
             tensors: Tensors = {}
             for shard in shards:
-                tensors |= _load(shard)
+                found = load_tensors(shard)
+                lost = [name for name, file in table.items() if file == shard.name and name not in found]
+                if lost:
+                    raise PixseqError(
+                        f"{shard} lacks {some(lost)}, which {index.name} puts there", "download both again"
+                    )
+                tensors |= {name: x for name, x in found.items() if table.get(name, shard.name) == shard.name}
             return tensors, [index, *shards]
-    there = ", ".join(sorted(p.name for p in folder.iterdir())[:12])
     raise PixseqError(
-        f"{folder} has no model.safetensors and no pytorch_model.bin (it holds {there})",
+        f"{folder} has no model.safetensors and no pytorch_model.bin (it holds {_content(folder)})",
         "download the PyTorch weights; those of TensorFlow and Flax are not read",
     )
 
 
-def _shards(index: Path) -> list[Path]:
-    """The shards an index names, in order. Raises PixseqError if one is not beside it."""
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the tensor's name. Raises PixseqError if one is not beside the index."""
     table = _read_json(index).get("weight_map")
-    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+    if not table or not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise PixseqError(f"{index} has no weight_map", "download it again")
-    names = sorted(set(table.values()))
-    for name in names:
+    names = set(table.values())
+    for name in sorted(names):
         if Path(name).name != name:
             raise PixseqError(
                 f"{index} names the shard {name!r}, which lies elsewhere", "shards lie beside their index"
             )
         if not (index.parent / name).is_file():
             raise PixseqError(f"{index.parent} lacks the shard {name} of {len(names)}", "download the missing shard")
-    return [index.parent / name for name in names]
-
-
-def _load(path: Path) -> Tensors:
-    with path.open("rb") as file:
-        if file.read(24).startswith(b"version https://git-lfs"):
-            raise PixseqError(f"{path} is a Git LFS pointer, not the weights", "fetch them: git lfs pull")
-    tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
-    import torch
-
-    odd = [name for name, x in tensors.items() if not isinstance(x, torch.Tensor)]
-    if odd:
-        raise PixseqError(f"{path}: {odd[0]!r} is no tensor", "it is not a plain state dict of an ImageGPT model")
-    return tensors
-
-
-def _load_safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise PixseqError(f"{path} is damaged or cut short: {error}", "download it again") from None
-
-
-def _load_pickle(path: Path) -> Tensors:
-    import pickle
-
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
-            raise PixseqError(f"{path} is damaged: {error}", "download it again") from None
-        raise PixseqError(
-            f"{path} holds more than tensors, and was not read: it could run code",
-            "take the safetensors form of these weights, or convert it where you trust it",
-        ) from None
-    except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PixseqError(f"{path} is damaged or cut short: {why}", "download it again") from None
-    if not isinstance(found, dict):
-        raise PixseqError(f"{path} holds a {type(found).__name__}, no state dict", "save model.state_dict()")
-    return found
+    return table
 
 
 # --- names and layouts
@@ -280,7 +257,12 @@ def _table(shape: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bo
 
 
 def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str) -> Tensors:
-    """Their tensors by our names. Raises PixseqError for one that is missing, unknown, of another shape, or a bias."""
+    """Their tensors by our names, none sharing memory with another.
+
+    Raises PixseqError for one that is missing, unknown, of another shape or unfit as a weight, and for biases.
+    """
+    import torch
+
     left = dict(found)
 
     def take(name: str, size: tuple[int, ...]) -> Tensor:
@@ -292,14 +274,14 @@ def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str
                 f"{folder}: {name} is {list(tensor.shape)}, its config.json promises {list(size)}",
                 "the weights and config.json are of different models",
             )
-        return tensor
+        return as_weight(folder, name, tensor)
 
     d, v = shape["d_model"], shape["n_vocab"]
     wte = take(f"{prefix}wte.weight", (v + 1, d))
-    weights = {"wte": wte[:v].contiguous(), "sos": wte[v].clone()}
+    weights = {"wte": wte[:v], "sos": wte[v]}
     for ours, (theirs, size, transposed) in _table(shape).items():
         tensor = take(prefix + theirs, size)
-        weights[ours] = tensor.T.contiguous() if transposed else tensor
+        weights[ours] = tensor.T if transposed else tensor
         if transposed:
             name = (prefix + theirs).removesuffix("weight") + "bias"
             bias = take(name, size[1:])
@@ -313,9 +295,8 @@ def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str
     if shape["n_classes"]:
         weights["classifier.weight"] = take("score.weight", (shape["n_classes"], d))
     if left:
-        some = ", ".join(sorted(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        raise PixseqError(f"{folder} has tensors that Image GPT has not: {some}", "this variant cannot be expressed")
-    return weights
+        raise PixseqError(f"{folder} has tensors that Image GPT has not: {some(sorted(left))}", NOT_OURS)
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
 def architecture(shape: Mapping[str, Any]) -> str:
@@ -343,12 +324,18 @@ def to_theirs(weights: Weights, shape: Mapping[str, Any]) -> Tensors:
 def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Mapping[str, Any], card: str) -> None:
     """Write a directory that from_pretrained of transformers opens: weights, configurations, processor, model card.
 
-    `shape` and `weights` have a prediction head or a classifier, not both; `codec` a palette.
+    `shape` and `weights` have a prediction head or a classifier, not both; `codec` a palette. Raises PixseqError where
+    the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir()
-    save_file(to_theirs(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(to_theirs(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        hint = "make room on its disk, or choose another --out"
+        raise PixseqError(f"cannot write {folder}/model.safetensors: {error}", hint) from None
     v, names = shape["n_vocab"], codec["class_names"]
     config = {
         "architectures": [architecture(shape)],

@@ -5,10 +5,13 @@ Its code blocks run as they stand, in the folder that holds the card's folder.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+Row = tuple[str, str, float]  # data, metric, value
 
 CAUSAL_USE = """\
 ```python
@@ -16,8 +19,8 @@ import numpy as np
 import torch
 from transformers import ImageGPTForCausalImageModeling, ImageGPTImageProcessor
 
-model = ImageGPTForCausalImageModeling.from_pretrained("{name}").eval()
-processor = ImageGPTImageProcessor.from_pretrained("{name}")
+model = ImageGPTForCausalImageModeling.from_pretrained({name!r}).eval()
+processor = ImageGPTImageProcessor.from_pretrained({name!r})
 sos = model.config.bos_token_id  # {sos}: the last row of the embedding
 
 # pictures from nothing
@@ -38,8 +41,8 @@ import torch
 from PIL import Image
 from transformers import ImageGPTForImageClassification, ImageGPTImageProcessor
 
-model = ImageGPTForImageClassification.from_pretrained("{name}").eval()
-processor = ImageGPTImageProcessor.from_pretrained("{name}")
+model = ImageGPTForImageClassification.from_pretrained({name!r}).eval()
+processor = ImageGPTImageProcessor.from_pretrained({name!r})
 picture = Image.new("RGB", ({side}, {side}))  # yours here
 tokens = torch.as_tensor(processor(images=picture)["input_ids"][0])[None]
 {inputs}
@@ -51,7 +54,7 @@ BARE_USE = """\
 ```python
 from transformers import ImageGPTModel
 
-model = ImageGPTModel.from_pretrained("{name}").eval()  # no prediction head: hidden states only
+model = ImageGPTModel.from_pretrained({name!r}).eval()  # no prediction head: hidden states only
 ```"""
 
 CAUSAL_SOS = """\
@@ -67,9 +70,13 @@ adds no start token, so build the input as above; a pipeline that feeds the pixe
 
 PLAIN_SOS = "The classifier was trained on the pixels alone: the processor's `input_ids` are its input as they are."
 
-TRAINED = """\
-Trained on {images:,} images for {steps:,} steps. Unless they were encoded with `--resize squash`, they were cut to
+BARE_SOS = "The start token is the last row of the embedding, {sos}; the processor adds none."
+
+RUN = """\
+The run took {steps:,} steps over {images:,} images. Unless they were encoded with `--resize squash`, they were cut to
 their centre square and scaled, while the processor here squashes the whole picture: crop before it."""
+
+IMPORTED = "The weights came from elsewhere: how they were trained is not recorded here."
 
 
 def model_card(
@@ -77,72 +84,110 @@ def model_card(
     shape: Mapping[str, Any],
     codec: Mapping[str, Any],
     manifest: Mapping[str, Any],
+    weights: str,
+    parameters: int,
     recipe: str,
     measured: Iterable[tuple[str, Mapping[str, Any]]],
 ) -> str:
-    """Markdown with a YAML header. `recipe` is the checkpoint's config.yaml, `measured` numbers by the data's name."""
+    """Markdown with a YAML header.
+
+    `shape` and `parameters` are of what is exported, `manifest` is the checkpoint's, which may have one head more.
+    `weights` names the set of weights, `recipe` is config.yaml, `measured` the numbers of these weights by the data's
+    name.
+    """
     side, v, summary = codec["height"], shape["n_vocab"], manifest["summary"]
-    task = "image-classification" if shape["n_classes"] else "unconditional-image-generation"
-    rows = list(_metrics(summary, measured))
     facts = {"name": name, "sos": v, "n_ctx": shape["n_ctx"], "last": shape["n_ctx"] - 1, "side": side}
     facts["total"] = shape["n_ctx"] + 1
     if shape["head"]:
-        use, sos = CAUSAL_USE, CAUSAL_SOS
+        task, use, sos = "unconditional-image-generation", CAUSAL_USE, CAUSAL_SOS
     elif shape["n_classes"]:
-        use, sos = CLASSIFIER_USE, SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
+        task, use, sos = "image-classification", CLASSIFIER_USE, SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
         start = f"torch.cat([torch.full((1, 1), {v}), tokens[:, :-1]], dim=1)"
         facts["inputs"] = f"inputs = {start if shape['shifted'] else 'tokens'}"
     else:
-        use, sos = BARE_USE, "The start token is the last row of the embedding, {sos}."
+        task, use, sos = "image-feature-extraction", BARE_USE, BARE_SOS
+    rows = list(_measured(measured, shape))
+    best = _best(summary.get("best") or {}, weights, shape)
     parts = [
         _header(name, task, rows),
-        f"# {name}",
+        f"# {_shown(name)}",
         f"An Image GPT over {side}x{side} pictures in a palette of {v} colours: {shape['n_layer']} layers, "
-        f"width {shape['d_model']}, {shape['n_head']} heads, {summary['parameters']:,} parameters (without the zero "
+        f"width {shape['d_model']}, {shape['n_head']} heads, {parameters:,} parameters (without the zero "
         "biases that this form carries). Each pixel is one token, the nearest of the palette's colours "
         "(`clusters` of preprocessor_config.json), in raster order.",
         "## How to use",
         use.format(**facts),
         sos.format(**facts),
         "## Recipe",
-        f"Made by `pixseq {manifest['stage']}` {manifest['version']}, content id `{manifest['id']}`, with",
+        f"Made by `pixseq {manifest['stage']}` {manifest['version']}, content id `{manifest['id']}`"
+        f"{_part(summary, weights, shape)}, with",
         f"```yaml\n{recipe.strip()}\n```",
         "## Data",
         "\n".join(
-            f"- {role}: `{Path(parent['path']).name}`, id `{parent['id']}`"
+            f"- {_shown(role)}: {_shown(Path(parent['path']).name)}, id `{parent['id']}`"
             for role, parent in manifest["inputs"].items()
         ),
-        *([TRAINED.format(**summary)] if "steps" in summary else []),
+        RUN.format(**summary) if "steps" in summary else IMPORTED,
         "## Metrics",
-        "\n".join(["| on | metric | value |", "|---|---|---|", *(f"| {on} | {key} | {x:.6g} |" for on, key, x in rows)])
-        if rows
-        else "None were measured.",
+        _table([*best, *rows]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _metrics(
-    summary: Mapping[str, Any], measured: Iterable[tuple[str, Mapping[str, Any]]]
-) -> Iterable[tuple[str, str, float]]:
-    """(data, metric, value): the best validation of training, then what was measured since."""
-    for key, value in (summary.get("best") or {}).items():
-        if key.startswith(("val_", "ema_val_")) and isinstance(value, int | float):
-            yield "validation while training", key, value
+def _part(summary: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> str:
+    """What of the checkpoint is exported, where it is not all of it."""
+    some = "" if weights == "model" else f", its weights `{weights}` of id `{summary['weights'][weights]}`"
+    if summary["shape"].get("head", True) and not shape["head"]:
+        return f"{some} without the prediction head"
+    if summary["shape"]["n_classes"] and not shape["n_classes"]:
+        return f"{some} without the classifier"
+    return some
+
+
+def _fits(key: str, shape: Mapping[str, Any]) -> bool:
+    """Whether a number is of a head that is exported."""
+    return bool(shape["n_classes"] if "accuracy" in key else shape["head"])
+
+
+def _best(best: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> Iterator[Row]:
+    """The best validation of training. It is not always that of the weights exported, which may be the last."""
+    start = "ema_val_" if weights == "ema" else "val_"
+    joint = "val_accuracy" in best  # the loss is then that of both heads, and says nothing of one
+    for key, value in best.items():
+        if key.startswith(start) and _fits(key, shape) and not (joint and "loss" in key):
+            yield f"validation while training, best at step {best['step']}", key, value
+
+
+def _measured(measured: Iterable[tuple[str, Mapping[str, Any]]], shape: Mapping[str, Any]) -> Iterator[Row]:
     for on, numbers in measured:
         for key, value in numbers.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and _fits(key, shape):
                 yield on, key, value
 
 
-def _header(name: str, task: str, rows: list[tuple[str, str, float]]) -> str:
-    """The YAML that the hub reads; JSON strings are YAML strings."""
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags:", "- image-gpt", "- pixseq"]
-    if rows:
-        lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
-    for on, key, value in rows:
-        lines += [
-            f"  - task: {{type: {task}}}",
-            f"    dataset: {{name: {json.dumps(on)}, type: {json.dumps(on)}}}",
-            f"    metrics: [{{type: {key}, value: {value:.6g}}}]",
-        ]
-    return "\n".join([*lines, "---"])
+def _table(rows: list[Row]) -> str:
+    if not rows:
+        return "None were measured."
+    cells = [(_shown(on).replace("|", "\\|"), key, f"{value:.6g}") for on, key, value in rows]
+    return "\n".join(["| on | metric | value |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def _header(name: str, task: str, rows: Iterable[Row]) -> str:
+    """The YAML that the hub reads, with the numbers that are surely of these weights."""
+    content = {"library_name": "transformers", "pipeline_tag": task, "tags": ["image-gpt", "pixseq"]}
+    results = [
+        {
+            "task": {"type": task},
+            "dataset": {"name": _shown(on), "type": _shown(on)},
+            "metrics": [{"type": key, "value": float(f"{value:.6g}")}],
+        }
+        for on, key, value in rows
+    ]
+    if results:
+        content["model-index"] = [{"name": _shown(name), "results": results}]
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)}---"
+
+
+def _shown(name: str) -> str:
+    """The name of a file as text on one line, whatever bytes it has."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

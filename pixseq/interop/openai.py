@@ -19,13 +19,14 @@ from torch import Tensor
 
 from pixseq.errors import PixseqError
 from pixseq.interop.bundle import Bundle, open_bundle
-from pixseq.interop.foreign import Foreign, as_weight, expect_shape
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, expect_shape, some
 from pixseq.progress import track
 
 OPTIMIZER = re.compile(r"adam_[mv]|Adam(WeightDecayOptimizer)?(_\d+)?|beta[12]_power(_\d+)?|global_step|_step")
 LAYER = re.compile(r"model/h(0|[1-9]\d{0,5})/")
 CLASSIFIER = "model/clf/wclf"
 PALETTE = "kmeans_centers.npy"
+NAME_ONE = "name an Image GPT checkpoint, as igpt-s' model.ckpt-1000000"
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def refuse_others(bundle: Bundle, names: list[str]) -> None:
     if alien:
         raise PixseqError(
             f"{bundle.prefix} is no Image GPT: it looks like GPT-2, for it has {alien}",
-            "name an Image GPT checkpoint, as igpt-s' model.ckpt-1000000",
+            NAME_ONE,
         )
     if not any(name.startswith("model/") for name in names):
         first = ", ".join(names[:3]) or "none but an optimizer's"
         raise PixseqError(
             f"{bundle.prefix} is no Image GPT: no variable of it begins with model/; its first are {first}",
-            "name an Image GPT checkpoint, as igpt-s' model.ckpt-1000000",
+            NAME_ONE,
         )
 
 
@@ -115,10 +116,14 @@ def measure(bundle: Bundle, names: list[str]) -> dict[str, Any]:
     if heads * size != width:
         raise PixseqError(
             f"model/h0/attn/q_proj in {bundle.index} has shape {list(query)}: its heads do not make up the width "
-            f"{width} of model/wpe"
+            f"{width} of model/wpe",
+            NOT_OURS,
         )
     if math.isqrt(context) ** 2 != context:
-        raise PixseqError(f"model/wpe in {bundle.index} has {context} positions, which make no square image")
+        raise PixseqError(
+            f"model/wpe in {bundle.index} has {context} positions, which make no square image",
+            "pixseq's pictures are square: 1024 positions are 32x32",
+        )
     return {
         "n_layer": len({found[1] for name in names if (found := LAYER.match(name))}),
         "n_head": heads,
@@ -133,10 +138,10 @@ def measure(bundle: Bundle, names: list[str]) -> dict[str, Any]:
 def dims(bundle: Bundle, name: str, rank: int) -> tuple[int, ...]:
     """The shape of one variable, all of it positive. Raises PixseqError if it is missing or of another rank."""
     if name not in bundle.entries:
-        raise PixseqError(f"{bundle.prefix} is no whole Image GPT: it lacks {name}")
+        raise PixseqError(f"{bundle.prefix} is no whole Image GPT: it lacks {name}", NAME_ONE)
     found = bundle.entries[name].shape
     if len(found) != rank or 0 in found:
-        raise PixseqError(f"{name} in {bundle.index} has shape {list(found)}, not {rank} positive numbers")
+        raise PixseqError(f"{name} in {bundle.index} has shape {list(found)}, not {rank} positive numbers", NAME_ONE)
     return found
 
 
@@ -169,16 +174,15 @@ def check_variables(bundle: Bundle, names: list[str], wanted: dict[str, Rule]) -
     theirs = {name: rule.shape for rule in wanted.values() for name in rule.theirs}
     missing = [name for name in theirs if name not in bundle.entries]
     if missing:
-        raise PixseqError(f"{bundle.prefix} is no whole Image GPT: it lacks {some(missing)}")
+        raise PixseqError(f"{bundle.prefix} is no whole Image GPT: it lacks {some(missing)}", NAME_ONE)
     unknown = [name for name in names if name not in theirs]
     if unknown:
-        raise PixseqError(f"{bundle.prefix} holds what is no part of an Image GPT: {some(unknown)}")
+        raise PixseqError(
+            f"{bundle.prefix} holds what is no part of an Image GPT: {some(unknown)}",
+            NOT_OURS,
+        )
     for name, shape in theirs.items():
         expect_shape(bundle.index, name, bundle.entries[name].shape, shape)
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def read(bundle: Bundle, name: str) -> Tensor:
@@ -195,6 +199,5 @@ def global_step(bundle: Bundle) -> int | None:
 
 
 def find_palette(folder: Path) -> Path | None:
-    """OpenAI's download puts the colours into a folder of their own; people put them beside the weights."""
-    places = (folder, folder / "clusters", folder.absolute().parent / "clusters")
-    return next((place / PALETTE for place in places if (place / PALETTE).is_file()), None)
+    """The colours, where OpenAI's download.py leaves them: beside the weights."""
+    return folder / PALETTE if (folder / PALETTE).is_file() else None

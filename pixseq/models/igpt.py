@@ -5,11 +5,18 @@ Shapes: B images, T positions, D width, H heads, K head width (D / H), V colours
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
+from pixseq.models.order import Ordered
+from pixseq.models.output import Output
 
 NORM_EPS = 1e-5
 
@@ -31,6 +38,46 @@ class Shape:
     n_classes: int = 0
     head: bool = True
     shifted: bool = True
+    order: str = "raster"
+    reads: ClassVar[str] = "tokens"  # the kind of artifact it is trained on
+    tap: ClassVar[str] = "ln_1 output entering the block; the last layer: ln_f output"  # what its features are
+    family: str = "igpt"
+
+    @property
+    def learns(self) -> str:
+        """The attention pattern of pretraining."""
+        return "causal" if self.objective == "ar" else "bidirectional"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The attention patterns it can be used with, its default first."""
+        return (self.learns,)
+
+    def predicts(self, attention: str) -> bool:
+        """Whether there is a pretraining loss with this attention."""
+        return self.head
+
+    def adapted_to(self, attention: str) -> Shape:
+        """The same model with another default pattern of use: Image GPT has but one."""
+        return self
+
+    def report(self, nats: float, codec: Mapping[str, Any]) -> dict[str, float]:
+        """A mean loss in the units it is told in. rgb has three tokens a pixel, the other schemes one."""
+        bits = nats / math.log(2)
+        if codec["scheme"] == "rgb":
+            return {"nats_per_token": nats, "bits_per_dim": bits, "bits_per_pixel": 3 * bits}
+        return {"nats_per_token": nats, "bits_per_pixel": bits}
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], codec: Mapping[str, Any], order: str) -> Shape:
+        """The shape of a configuration on tokens described by `codec`: vocabulary and context come from them."""
+        channels = 3 if codec["scheme"] == "rgb" else 1
+        context = codec["height"] * codec["width"] * channels
+        return cls(**config, n_vocab=codec["n_vocab"], n_ctx=context, order=order)
+
+    def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Rows, columns and positions a cell of the picture that the sequence runs over."""
+        return codec["height"], codec["width"], self.n_ctx // (codec["height"] * codec["width"])
 
     def parameter_count(self) -> int:
         """The paper's sizes, e.g. 76,571,648 for iGPT-S; plus the class head where there is one."""
@@ -43,6 +90,10 @@ class Shape:
         d = self.d_model
         attention = self.n_layer * d * self.n_ctx * (6 if self.objective == "ar" else 12)
         return 6 * (12 * self.n_layer * d * d + self.n_vocab * d) + attention
+
+    def activation_bytes(self, width: int) -> int:
+        """What training on one image holds, in numbers of `width` bytes: a rough count."""
+        return self.n_ctx * (width * self.d_model * self.n_layer * 18 + self.n_vocab * (8 + width))
 
 
 class RMSNorm(nn.Module):
@@ -102,16 +153,17 @@ class Block(nn.Module):
         return h + self.mlp(self.ln_2(h)), n
 
 
-class ImageGPT(nn.Module):
+class ImageGPT(Ordered):
     """Logits for every pixel of an image.
 
     ar: the input is [sos, x_1 .. x_{T-1}], so that position p predicts pixel p from those before it; the last pixel is
     never an input. bert: masked positions lose their content embedding and keep their position; attention sees all.
+    Pixels run in raster order, or in that of `shape.order`: wpe belongs to the place in the picture.
     """
 
     def __init__(self, shape: Shape):
-        super().__init__()
-        self.shape = shape
+        super().__init__(shape.order, shape.n_ctx)
+        self.shape, self.attention = shape, shape.learns
         d = shape.d_model
         self.wte = nn.Parameter(torch.empty(shape.n_vocab, d))
         self.wpe = nn.Parameter(torch.empty(shape.n_ctx, d))
@@ -150,42 +202,86 @@ class ImageGPT(nn.Module):
                 tensor.zero_()
         return self
 
+    def places(self) -> Tensor:
+        """wpe in the order of the sequence, [T, D]."""
+        return self.wpe if self.order is None else self.wpe[self.order]
+
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """tokens int [B, T], masked bool [B, T] (bert) -> h^0 [B, T, D]."""
+        """tokens int [B, T] and masked bool [B, T] (bert) in the order of the sequence -> h^0 [B, T, D]."""
         content = F.embedding(tokens, self.wte)
         if self.shape.objective == "ar" and self.shape.shifted:
             sos = self.sos.to(content.dtype).expand(len(tokens), 1, -1)
             content = torch.cat([sos, content[:, :-1]], dim=1)
         elif masked is not None:
             content = content * ~masked[..., None]
-        return content + self.wpe[: tokens.shape[1]]
+        return content + self.places()[: tokens.shape[1]]
 
     def forward(
-        self, tokens: Tensor, masked: Tensor | None = None, logits: bool = True, pooled: bool = False
+        self,
+        tokens: Tensor,
+        masked: Tensor | None = None,
+        logits: bool = True,
+        pooled: bool = False,
+        unpooled: bool = False,
     ) -> Output:
-        """tokens int [B, T] -> what was asked for: logits, and with `pooled` the mean over positions of every n^l.
+        """tokens int [B, T] -> what was asked for: logits, and every n^l, its mean over positions or whole.
 
         Layer l of the features is the ln_1 output that enters block l; layer L is the ln_f output (§2.2, §2.4).
         """
-        h = self.embed(tokens, masked)
+        h = self.embed(self.to_sequence(tokens), None if masked is None else self.to_sequence(masked))
         features = []
-        for block in self.blocks:
-            h, n = block(h)
+
+        def tap(n: Tensor) -> None:
             if pooled:
                 features.append(n.mean(1, dtype=torch.float32))
+            elif unpooled:
+                features.append(self.to_grid(n))
+
+        for block in self.blocks:
+            h, n = block(h)
+            tap(n)
         n = self.ln_f(h)
-        mean = n.mean(1, dtype=torch.float32)
+        tap(n)
         return Output(
-            logits=self.head(n) if logits and self.shape.head else None,
-            features=[*features, mean] if pooled else None,
-            class_logits=self.classifier(mean) if self.shape.n_classes else None,
+            logits=self.to_grid(self.head(n)) if logits and self.shape.head else None,
+            features=features or None,
+            class_logits=self.classifier(n.mean(1, dtype=torch.float32)) if self.shape.n_classes else None,
         )
 
+    # --- what every family offers, see models/family.py
 
-@dataclass
-class Output:
-    """What one forward pass gives; None for what was not asked for or does not exist."""
+    def learn_codes(self, read: Callable, count: int, seed: int) -> None:
+        """Nothing: the tokens are given."""
 
-    logits: Tensor | None  # [B, T, V]; position p predicts pixel p
-    features: list[Tensor] | None  # L + 1 of [B, D], float32
-    class_logits: Tensor | None  # [B, classes], on the pooled ln_f output
+    def random_images(self, count: int, generator: torch.Generator) -> Tensor:
+        """Noise as it would be stored, int [count, T]."""
+        return torch.randint(self.shape.n_vocab, (count, self.shape.n_ctx), generator=generator)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Tokens as they are stored -> what forward takes."""
+        return images.long()
+
+    def draw_masks(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """bert: bool [count, T], True where the content is hidden; ar: None."""
+        if self.shape.objective == "ar":
+            return None
+        return random_mask(count, self.shape.n_ctx, generator)
+
+    def losses(self, output: Output, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """Mean nats a token of each image, [B]."""
+        return generative_nats(output.logits, tokens, masked)
+
+    def scored(self, count: int, masked: Tensor | None) -> int:
+        """What the sum of `losses` over `count` images is divided by."""
+        return scored_images(count, masked)
+
+    def predictions(self, output: Output, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        """The likeliest token at each place, int [B, T]; bert: the given ones where nothing is hidden."""
+        likeliest = output.logits.argmax(-1)
+        return likeliest if masked is None else torch.where(masked, likeliest, tokens)
+
+    def position_losses(self, output: Output, tokens: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Nats of each token and whether it is scored, both [B, T], along the sequence."""
+        nats = token_nats(output.logits, tokens)
+        scored = torch.ones_like(tokens, dtype=torch.bool) if masked is None else masked
+        return self.to_sequence(nats), self.to_sequence(scored)

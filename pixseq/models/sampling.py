@@ -51,7 +51,7 @@ def prefill(model: ImageGPT, prompt: Tensor, cache: Cache) -> Tensor:
 def decode_one(model: ImageGPT, token: Tensor, position: int, cache: Cache) -> Tensor:
     """Feed pixel `position` - 1, int [B]; returns the logits of pixel `position`, [B, V]."""
     b, heads = len(token), model.shape.n_head
-    h = F.embedding(token, model.wte) + model.wpe[position]
+    h = F.embedding(token, model.wte) + model.places()[position]
     for layer, block in enumerate(model.blocks):
         q, k, v = block.attn.qkv(block.ln_1(h)).view(b, 3, heads, 1, -1).unbind(1)  # each [B, H, 1, K]
         cache.keys[layer, :, :, position], cache.values[layer, :, :, position] = k[:, :, 0], v[:, :, 0]
@@ -95,6 +95,7 @@ def sample(
 ) -> Tensor:
     """prompt int [B, P] (P may be 0), uniform [B, T - P] -> tokens int [B, T], the prompt untouched.
 
+    Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
     `advance` is told the number of tokens after every step. Raises ValueError for a model that is not autoregressive.
     """
     if model.shape.objective != "ar":

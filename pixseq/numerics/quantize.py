@@ -7,6 +7,7 @@ Shapes: images uint8 [..., 3]; tokens uint16 [...]; tables [2^24], indexed by co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -78,8 +79,8 @@ def to_tokens(images: np.ndarray, scheme: str, table: np.ndarray | None = None) 
 def to_images(
     tokens: np.ndarray, scheme: str, height: int, width: int, palette: np.ndarray | None = None
 ) -> np.ndarray:
-    """uint16 [N, T] -> uint8 [N, H, W, 3]: what `to_tokens` kept of the images."""
-    if scheme == "rgb":
+    """uint16 [N, T], or pixels uint8 [N, H, W, 3] -> uint8 [N, H, W, 3]: what encoding kept of the images."""
+    if scheme in ("rgb", "pixels"):
         return tokens.astype(np.uint8).reshape(-1, height, width, 3)
     grid = tokens.reshape(-1, height, width)
     return dequantize(grid, GRAYS if scheme == "gray" else np.asarray(palette))
@@ -124,6 +125,28 @@ def unigram_entropy(counts: np.ndarray) -> float:
     """Nats per token of a model that knows only how often each token occurs."""
     share = counts[counts > 0] / counts.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def byte_counts(images: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] -> int64 [3 * 256]: how often each byte occurs in red, then in green, then in blue."""
+    counts, pixels = np.zeros((3, 256), np.int64), images.reshape(-1, 3)
+    for start in range(0, len(pixels), PIXELS_AT_ONCE):
+        block = pixels[start : start + PIXELS_AT_ONCE]
+        for channel in range(3):
+            counts[channel] += np.bincount(block[:, channel], minlength=256)
+    return counts.reshape(-1)
+
+
+def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of byte / 255 in red, green and blue, by their `byte_counts`: exact until the end."""
+    means, deviations = [], []
+    for channel in counts.reshape(3, 256).tolist():  # Python's integers do not overflow
+        n = sum(channel)
+        total = sum(count * byte for byte, count in enumerate(channel))
+        squares = sum(count * byte**2 for byte, count in enumerate(channel))
+        means.append(total / (255 * n))
+        deviations.append(math.sqrt(n * squares - total**2) / (255 * n))
+    return means, deviations
 
 
 def _codes(images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

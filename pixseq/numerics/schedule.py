@@ -15,6 +15,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup_steps: int, schedul
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def warmup_steps(steps: int, steps_per_epoch: float, epochs: float, fraction: float) -> int:
-    """`epochs` of warm-up, but at most `fraction` of the run."""
-    return int(min(epochs * steps_per_epoch, fraction * steps))
+def warmup_steps(steps: int, steps_per_epoch: float, epochs: float | None, fraction: float) -> int:
+    """`epochs` of warm-up, but at most `fraction` of the run; epochs None: that fraction."""
+    longest = fraction * steps
+    return int(longest if epochs is None else min(epochs * steps_per_epoch, longest))

@@ -1,4 +1,4 @@
-"""decode: tokens back into pictures."""
+"""decode: tokens back into pictures, and pixels as they are."""
 
 from __future__ import annotations
 
@@ -21,37 +21,35 @@ def run(
     images_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Draw `count` rows of a tokens store as a grid, from row `first` on, or drawn at random by `seed`.
+    """Draw `count` rows of a store of tokens or pixels as a grid, from row `first` on, or drawn at random by `seed`.
 
     `images_dir`: also a folder of single PNGs, in the same order. Returns the manifest of the grid.
     """
     import numpy as np
 
-    from pixseq.artifacts.arrays import open_store
     from pixseq.artifacts.atomic import check_target
     from pixseq.artifacts.manifest import reference
     from pixseq.artifacts.picture import save_png, save_pngs
     from pixseq.drawing import grid
     from pixseq.numerics.quantize import to_images
-    from pixseq.stages.opening import some_tokens
+    from pixseq.stages.opening import open_images, some_images
 
     check_target(out, overwrite)
     if images_dir is not None:
         check_target(images_dir, overwrite)
-    store = open_store(tokens, "tokens")
-    codec = store.meta
+    store = open_images(tokens, "tokens", "pixels")
+    codec, total = store.meta, len(store)
     palette = palette_of(tokens, codec)
-    total = store.shape("tokens")[0]
     if not 0 <= first < total:
         raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
     if count < 1 or (columns is not None and columns < 1):
         raise UsageError(f"--count {count} and --columns {columns} must be at least 1")
     if seed is None:
         rows = np.arange(first, min(first + count, total))
-        picked = some_tokens(store, slice(first, first + count))
+        picked = some_images(store, slice(first, first + count))
     else:
         rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-        picked = np.concatenate([some_tokens(store, slice(row, row + 1)) for row in rows])
+        picked = np.concatenate([some_images(store, slice(row, row + 1)) for row in rows])
     images = to_images(picked, codec["scheme"], codec["height"], codec["width"], palette)
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}

@@ -1,18 +1,20 @@
-"""encode: pictures to sequences of tokens (sections 3.1 and 3.2), streamed into a tokens store.
+"""encode: pictures to sequences of tokens (sections 3.1 and 3.2), or to pixels of one size, streamed into a store.
 
-A source of palette ids, pictures that someone else has encoded, becomes the same kind of store.
-Shapes: N rows (images, or N views of each), T tokens a row, S the side in pixels.
+A source of palette ids, pictures that someone else has encoded, becomes a tokens store too. The three differ in one
+place, `_reading`: what a batch becomes. One loop counts and writes it.
+Shapes: N rows (images, or views of them), n of them in a batch, T tokens a row, S the side in pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pixseq import progress
 from pixseq.artifacts import atomic
@@ -23,15 +25,16 @@ from pixseq.stages.palette import describe
 if TYPE_CHECKING:
     import numpy as np
 
-    from pixseq.artifacts.arrays import StoreWriter
+    from pixseq.artifacts.arrays import Spec, StoreWriter
     from pixseq.data.images import ImageBatch, Preparation, Reader
     from pixseq.data.sources import Source, TokenSource
     from pixseq.data.token_files import TokenBatch, TokenReader
 
-Codec = dict[str, Any]  # what the tokens mean: scheme, size, vocabulary, palette, class names
+Codec = dict[str, Any]  # what the numbers mean: scheme, size, vocabulary, palette, class names
 
 BATCH_BYTES = 32 << 20  # of pictures held at once
-CHUNK_TOKENS = 1 << 22  # 8 MB: a whole chunk is read for one of its rows, and written at once
+CHUNK_TOKENS = 1 << 22  # 8 MB, of pixels too: a whole chunk is read for one of its rows, and written at once
+CHUNK_ROWS = 1024  # at most: as many as are read at once
 OPENAI_COLORS = 512  # the vocabulary of ids whose palette is not given, unless they reach higher
 
 
@@ -52,9 +55,10 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write the tokens of `source` as a store with all that training needs; returns its manifest.
+    """Write `source` as a store of tokens or pixels with all that training needs; returns its manifest.
 
     palette: each pixel becomes its nearest palette colour. rgb: three tokens a pixel, gray: its luma; 256 values each.
+    pixels: no tokens, the pixels themselves, uint8 [N, S, S, 3].
     Of a source of palette ids, `palette` (which may be left out) only says what they mean, and no picture is prepared.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
@@ -64,8 +68,8 @@ def run(
     from pixseq.data.sources import TokenSource, open_any
     from pixseq.numerics.quantize import SCHEMES
 
-    if scheme not in SCHEMES:
-        raise UsageError(f"--scheme {scheme} is not one of {', '.join(SCHEMES)}")
+    if scheme not in (schemes := (*SCHEMES, "pixels")):
+        raise UsageError(f"--scheme {scheme} is not one of {', '.join(schemes)}")
     if scheme != "palette" and palette is not None:
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
     if limit is not None and limit < 1:
@@ -73,7 +77,8 @@ def run(
     prep = Preparation(size=size, resize=resize, views=views, seed=seed, background=background, on_error=on_error)
     atomic.check_target(out, overwrite)
     inputs: dict[str, dict[str, Any]] = {}
-    codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": 256, "palette": None, "palette_id": None}
+    n_vocab = None if scheme == "pixels" else 256
+    codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": n_vocab, "palette": None, "palette_id": None}
     if palette is not None:
         loaded = load_palette(palette)
         codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
@@ -100,23 +105,22 @@ def run(
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
-    width = size * size * (3 if scheme == "rgb" else 1)
-    specs = {"tokens": Spec("uint16", (None, width))}
-    if opened.has_labels:
-        specs["labels"] = Spec("int32", (None,))
-    _check_space(out, opened, prep, limit, width, codec["n_vocab"])
+    kind, main = _main_array(codec)
+    specs = {kind: main, **({"labels": Spec("int32", (None,))} if opened.has_labels else {})}
+    chunk_rows = max(min(2 * CHUNK_TOKENS // main.row_bytes, CHUNK_ROWS), 1)
+    _check_space(out, opened, prep, limit, main.row_bytes, codec["n_vocab"])
     with atomic.resuming(out, overwrite) as partial:
-        writer = StoreWriter(partial, specs, recipe, max(min(CHUNK_TOKENS // width, 1024), 1), resume, overwrite)
+        writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
         try:
-            tally = _encode(opened, prep, codec, writer, limit, workers)
+            tally = _encode(opened, prep, codec, kind, writer, limit, workers)
         except BaseException:
             if not writer.rows:  # nothing to go on from
                 atomic.remove(partial)
             raise
-        if len(tally.tokens) > codec["n_vocab"]:  # ids without a palette
-            codec["n_vocab"] = len(tally.tokens)
+        if kind == "tokens" and len(tally.counts) > codec["n_vocab"]:  # ids without a palette
+            codec["n_vocab"] = len(tally.counts)
             progress.say(f"note: the ids reach {codec['n_vocab'] - 1}, so the vocabulary has {codec['n_vocab']}")
-        return writer.finish("tokens", "encode", config, inputs, tally.summary(codec), codec)
+        return writer.finish(kind, "encode", config, inputs, tally.summary(codec), codec)
 
 
 def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
@@ -135,45 +139,69 @@ def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
         )
 
 
+def _main_array(codec: Codec) -> tuple[str, Spec]:
+    """The kind of the store, which is the name of its main array too, and the form of that array."""
+    from pixseq.artifacts.arrays import Spec
+
+    h, w = codec["height"], codec["width"]
+    if codec["scheme"] == "pixels":
+        return "pixels", Spec("uint8", (None, h, w, 3))
+    return "tokens", Spec("uint16", (None, h * w * (3 if codec["scheme"] == "rgb" else 1)))
+
+
+class Encoded(NamedTuple):
+    """What one batch became.
+
+    `rows` are tokens uint16 [n, T] or pixels uint8 [n, S, S, 3]. `counts` says how often each number occurs in them:
+    [V] of tokens; of pixels [3 * 256], red's bytes, green's, blue's. The error is that of the tokens' colours, None
+    where nothing was rounded to a colour or there is no picture to compare with.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+    squared_error: float | None
+
+
 @dataclass(frozen=True)
 class Tally:
     """What has been encoded so far. Saved with the chunks, so that a resumed run reports what a whole one would.
 
-    `image` source images were used up and gave `rows` rows; `met` is what the reader met on the way. `tokens` and
-    `classes` count how often each occurred. The error is None where there were no pictures to compare with.
+    `image` source images were used up and gave `rows` rows; `met` is what the reader met on the way. `counts` and the
+    error are the sums of those of Encoded; `classes` counts the labels.
     """
 
     image: int = 0
     rows: int = 0
     squared_error: float | None = 0.0
     met: dict[str, int] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     classes: list[int] = field(default_factory=list)
 
     def plus(
-        self,
-        batch: ImageBatch | TokenBatch,
-        tokens: np.ndarray,
-        error: float | None,
-        met: dict[str, int],
-        codec: Codec,
+        self, batch: ImageBatch | TokenBatch, new: Encoded, met: dict[str, int], class_names: list[str] | None
     ) -> Tally:
+        import numpy as np
+
         labels = [] if batch.labels is None else batch.labels
         return Tally(
             image=batch.stop,
-            rows=self.rows + len(tokens),
-            squared_error=None if error is None else self.squared_error + error,
+            rows=self.rows + len(new.rows),
+            squared_error=None if new.squared_error is None else self.squared_error + new.squared_error,
             met=met,
-            tokens=_added(self.tokens, tokens.reshape(-1), codec["n_vocab"]),
-            classes=_added(self.classes, labels, len(codec["class_names"])) if codec["class_names"] else [],
+            counts=_added(self.counts, new.counts),
+            classes=_added(self.classes, np.bincount(labels, minlength=len(class_names))) if class_names else [],
         )
 
     def summary(self, codec: Codec) -> dict[str, Any]:
         import numpy as np
 
-        from pixseq.numerics.quantize import psnr_db, unigram_entropy
+        from pixseq.numerics.quantize import channel_statistics, psnr_db, unigram_entropy
 
-        counts = np.array(self.tokens)
+        counts = np.array(self.counts)
+        if codec["scheme"] == "pixels":
+            mean, std = channel_statistics(counts)
+            spread = {"channel_mean": [round(x, 6) for x in mean], "channel_std": [round(x, 6) for x in std]}
+            return {**self.met, "rows": self.rows, **spread}
         mse = None
         if self.squared_error is not None:
             mse = round(self.squared_error / (self.rows * codec["height"] * codec["width"]), 6)
@@ -189,16 +217,19 @@ class Tally:
         }
 
 
-def _added(counts: list[int], values: np.ndarray | list[int], least: int) -> list[int]:
-    import numpy as np
-
-    more = np.bincount(values, minlength=max(least, len(counts)))
-    more[: len(counts)] += np.array(counts, np.int64)
-    return more.tolist()
+def _added(counts: list[int], more: np.ndarray) -> list[int]:
+    """The sum of both; the shorter one goes on with zeros."""
+    return [a + b for a, b in itertools.zip_longest(counts, more.tolist(), fillvalue=0)]
 
 
 def _encode(
-    source: Source | TokenSource, prep: Preparation, codec: Codec, writer: StoreWriter, limit: int | None, workers: int
+    source: Source | TokenSource,
+    prep: Preparation,
+    codec: Codec,
+    kind: str,
+    writer: StoreWriter,
+    limit: int | None,
+    workers: int,
 ) -> Tally:
     """One pass over the images that `writer` does not hold yet. Raises PixseqError if there are none at all."""
     import numpy as np
@@ -208,13 +239,13 @@ def _encode(
     met = Counter(tally.met)
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), 1024), 1)
     left = None if limit is None else limit - tally.image
-    reader, to_tokens = _reading(source, prep, codec, tally.image, left, at_once, workers)
+    reader, encoded = _reading(source, prep, codec, tally.image, left, at_once, workers)
     held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
     with progress.track("encode", _smallest(source.count, limit), "images", tally.image) as bar:
         for batch in reader:
-            tokens, error = to_tokens(batch)
-            before, tally = tally, tally.plus(batch, tokens, error, dict(met + Counter(reader.counts)), codec)
-            rows = {"tokens": tokens} if batch.labels is None else {"tokens": tokens, "labels": batch.labels}
+            new = encoded(batch)
+            before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec["class_names"])
+            rows = {kind: new.rows} if batch.labels is None else {kind: new.rows, "labels": batch.labels}
             held = {name: np.concatenate([*_kept(held, name), array[again:]]) for name, array in rows.items()}
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
@@ -223,7 +254,7 @@ def _encode(
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")
     tally = replace(tally, met=dict(met + Counter(reader.counts)))
-    if held and len(held["tokens"]):
+    if held and len(held[kind]):
         writer.append(held, asdict(tally))
     if 0 in tally.classes:
         progress.say(
@@ -240,28 +271,33 @@ def _reading(
     limit: int | None,
     at_once: int,
     workers: int,
-) -> tuple[Reader | TokenReader, Callable[[Any], tuple[np.ndarray, float | None]]]:
-    """A reader of batches, and what makes of each its tokens and their squared error."""
+) -> tuple[Reader | TokenReader, Callable[[Any], Encoded]]:
+    """A reader of batches, and what makes of each what is written."""
     import numpy as np
 
     from pixseq.artifacts.palette import MAX_COLORS
     from pixseq.data.images import Reader
     from pixseq.data.sources import TokenSource
     from pixseq.data.token_files import TokenReader
-    from pixseq.numerics.quantize import GRAYS, nearest_table, squared_error, to_tokens
+    from pixseq.numerics.quantize import GRAYS, byte_counts, nearest_table, squared_error, to_tokens
+
+    def counted(tokens: np.ndarray, error: float | None) -> Encoded:
+        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec["n_vocab"]), error)
 
     if isinstance(source, TokenSource):
         most = codec["n_vocab"] if codec["palette"] else MAX_COLORS
-        return TokenReader(source, most, start, limit, at_once), lambda batch: (batch.tokens, None)
-    scheme = codec["scheme"]
+        return TokenReader(source, most, start, limit, at_once), lambda batch: counted(batch.tokens, None)
+    reader, scheme = Reader(source, prep, start, limit, at_once, workers), codec["scheme"]
+    if scheme == "pixels":
+        return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None)
     colors = np.array(codec["palette"]) if scheme == "palette" else GRAYS
     table = nearest_table(colors) if scheme == "palette" else None
 
-    def encoded(batch: ImageBatch) -> tuple[np.ndarray, float]:
+    def encoded(batch: ImageBatch) -> Encoded:
         tokens = to_tokens(batch.images, scheme, table)
-        return tokens, 0.0 if scheme == "rgb" else squared_error(batch.images, tokens, colors)
+        return counted(tokens, 0.0 if scheme == "rgb" else squared_error(batch.images, tokens, colors))
 
-    return Reader(source, prep, start, limit, at_once, workers), encoded
+    return reader, encoded
 
 
 def _kept(held: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
@@ -275,7 +311,7 @@ def _write_chunks(
 
     With them goes the last tally that they cover: `after` if nothing is left, else the one before this batch.
     """
-    count = len(held["tokens"])
+    count = len(next(iter(held.values())))
     whole = count - count % writer.chunk_rows
     if whole:
         state = after if whole == count else before
@@ -288,13 +324,22 @@ def _smallest(*numbers: int | None) -> int | None:
 
 
 def _check_space(
-    out: str | Path, source: Source | TokenSource, prep: Preparation, limit: int | None, width: int, n_vocab: int
+    out: str | Path,
+    source: Source | TokenSource,
+    prep: Preparation,
+    limit: int | None,
+    row_bytes: int,
+    n_vocab: int | None,
 ) -> None:
-    """Compare the space on the disk with what tokens take at most, compressed: the bits of the vocabulary."""
+    """Compare the space on the disk with what the rows take at most, compressed: pixels all of it, of the 16 bits of a
+    token those of its vocabulary.
+    """
     images = _smallest(source.count, limit)
     if images is None:
         return
-    need = images * max(prep.views, 1) * (width * math.ceil(math.log2(max(n_vocab, 2))) // 8 + 4)
+    if n_vocab is not None:
+        row_bytes = row_bytes * math.ceil(math.log2(max(n_vocab, 2))) // 16
+    need = images * max(prep.views, 1) * (row_bytes + 4)
     free = shutil.disk_usage(Path(out).absolute().parent).free
     if free < need / 4:  # pictures rarely compress to less
         raise PixseqError(

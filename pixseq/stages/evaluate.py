@@ -1,28 +1,34 @@
-"""evaluate: the loss of a model on tokens, and its accuracy where it has a classifier."""
+"""evaluate: the loss of a model on images, along the sequence too, and its accuracy where it has a classifier."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.atomic import check_target
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.errors import PixseqError
-from pixseq.models.igpt import ImageGPT
-from pixseq.models.objectives import generative_nats, random_mask
+from pixseq.artifacts.picture import save_png
+from pixseq.drawing import grid, line_chart
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.family import Model
+from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.features import mask_count
-from pixseq.stages.opening import check_pairing, open_model, open_tokens, token_batches
-from pixseq.stages.training import micro_batch_images
+from pixseq.stages.decode import palette_of
+from pixseq.stages.features import mask_count, stacked
+from pixseq.stages.opening import check_pairing, image_batches, open_images, open_model, some_images
+from pixseq.stages.training import as_tensor, micro_batch_images
 
 MASK_STREAM, TIE_STREAM = 15, 16
+PICTURES = 16
 
 
 def run(
@@ -36,83 +42,163 @@ def run(
     precision: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    attention: str | None = None,
+    by_position: str | Path | None = None,
+    pictures: str | Path | None = None,
 ) -> dict[str, Any]:
     """The metrics as a mapping, written as an artifact too when `out` is given.
 
-    `nats_per_token` averages over all tokens (ar) or over the masked ones of `masks` masks an image (bert); a
-    classifier's prediction for bert is the vote over the masks, ties broken at random (§4.6). A model without a
-    prediction head has no nats, only its accuracy. Raises PixseqError where it has neither head.
+    The loss is that of pretraining, in the units of its family, with the attention of pretraining; `masks` masks an
+    image are drawn where there are any. A classifier is scored with the attention it is used with; for bert its
+    prediction is the vote over the masks, ties broken at random (§4.6). `attention` sets both. `by_position`: a .json
+    of the mean loss along the sequence, and a .png of it beside. `pictures`: a .png of the first images beside what the
+    model predicts at each place from the true ones before it. A model without a prediction head has no loss, only
+    its accuracy. Raises PixseqError where it has neither head.
     """
-    if out is not None:
-        check_target(out, overwrite)
-    store = open_tokens(tokens)
+    chart = None if by_position is None else Path(by_position).with_suffix(".png")
+    for target in (out, by_position, chart, pictures):
+        if target is not None:
+            check_target(target, overwrite)
     with machine(device, precision) as where:
-        net, checkpoint = open_model(model, where, weights)
+        net, checkpoint = open_model(model, where, weights, attention)
+        store = open_images(tokens, net.shape.reads)
         check_pairing(checkpoint.path, checkpoint.codec, store, classes=net.shape.n_classes > 0)
-        _check_measurable(net, checkpoint.path, store)
-        batch = batch_size or 2 * micro_batch_images(net, where)
-        nats, hits = _measure(where, net, store, batch, mask_count(net.shape, masks), seed)
-    numbers: dict[str, Any] = {"images": store.shape("tokens")[0], "objective": net.shape.objective}
-    if net.shape.head:
-        numbers |= {"nats_per_token": nats, **_bits(nats, checkpoint.codec["scheme"])}
-    if hits is not None:
-        numbers["accuracy"] = hits
+        labels = _labels(net, store)
+        passes = _passes(net, attention, labels)
+        if not passes:
+            raise PixseqError(f"{model} {_why_not(net, attention)}", "it gives features: pixseq features")
+        if (by_position is not None or pictures is not None) and not passes[0].loss:
+            raise UsageError(f"{model} {_why_not(net, attention)}", "leave out --by-position and --pictures")
+        tally = Tally(torch.zeros(net.shape.n_ctx, dtype=torch.float64), torch.zeros(net.shape.n_ctx))
+        batch, count = batch_size or 2 * micro_batch_images(net, where), mask_count(net.shape, masks)
+        with progress.track("evaluate", len(passes) * len(store), "images") as bar:
+            for one in passes:
+                net.attention = one.attention
+                for first, images in image_batches(store, batch):
+                    here = labels[first : first + len(images)] if one.classify else None
+                    _measure(where, net, images, first, count, seed, one.loss, here, tally)
+                    bar.advance(len(images))
+        if pictures is not None:
+            net.attention = passes[0].attention
+            drawn = _predicted(where, net, store, checkpoint.codec, seed)
+        numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
+        if passes[0].loss:
+            numbers |= net.shape.report(tally.loss / max(tally.scored, 1), checkpoint.codec)
+        if labels is not None:
+            numbers["accuracy"] = tally.hits / len(store)
+    inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
+    config = {"weights": weights, "masks": masks, "precision": where.precision, "seed": seed, "attention": attention}
     if out is not None:
-        inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
-        config = {"weights": weights, "masks": masks, "precision": where.precision, "seed": seed}
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
+    if by_position is not None:
+        curve = tally.curve()
+        write_metrics(by_position, "evaluate", config, inputs, {**numbers, "loss_by_position": curve}, overwrite)
+        points = [(position, loss) for position, loss in enumerate(curve) if loss is not None]
+        title = f"{checkpoint.path.name} on {store.path.name}"
+        image = line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
+        save_png(chart, image, "evaluate", config, inputs, overwrite=overwrite)
+    if pictures is not None:
+        save_png(pictures, drawn, "evaluate", config, inputs, {"pictures": PICTURES}, overwrite)
     return numbers
 
 
-def _check_measurable(net: ImageGPT, path: Path, store: Store) -> None:
-    if net.shape.head:
-        return
-    if not net.shape.n_classes:
-        raise PixseqError(f"{path} has no prediction head: no loss to measure", "it gives features: pixseq features")
-    if store.labels() is None:
-        raise PixseqError(f"{path} is only a classifier, and {store.path} has no labels", "give tokens with labels")
+@torch.inference_mode()
+def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> np.ndarray:
+    """A grid of the first images: what was given, what is predicted at each place, uint8."""
+    x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES))).to(where.device))
+    masked = stacked([net.draw_masks(1, generator(seed, i, 0, MASK_STREAM)) for i in range(len(x))])
+    masked = None if masked is None else masked.to(where.device)
+    with where.autocast():
+        predicted = net.predictions(net(x, masked), x, masked)
+    size = (codec["scheme"], codec["height"], codec["width"], palette_of(store.path, codec))
+    given, predicted = (to_images(images.cpu().numpy(), *size) for images in (x, predicted))
+    pairs = np.stack([given, predicted], axis=1).reshape(-1, *given.shape[1:])
+    return grid(pairs[: len(pairs) // 4 * 4] if len(pairs) > 4 else pairs, 4, column_labels=["given", "predicted"] * 2)
 
 
-def _bits(nats: float, scheme: str) -> dict[str, float]:
-    """rgb has three tokens a pixel, the other schemes one."""
-    bits = nats / math.log(2)
-    return {"bits_per_dim": bits, "bits_per_pixel": 3 * bits} if scheme == "rgb" else {"bits_per_pixel": bits}
+@dataclass(frozen=True)
+class Pass:
+    """One sweep over the images: the attention in use, and what is measured with it."""
+
+    attention: str
+    loss: bool
+    classify: bool
+
+
+@dataclass
+class Tally:
+    """Sums over what was measured: `by_position` of losses and `counts` of images, float [T], along the sequence."""
+
+    by_position: Tensor
+    counts: Tensor
+    loss: float = 0.0
+    scored: int = 0
+    hits: int = 0
+
+    def curve(self) -> list[float | None]:
+        """The mean loss at each position, None where nothing is scored."""
+        return [float(x / n) if n else None for x, n in zip(self.by_position, self.counts)]
+
+
+def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> list[Pass]:
+    """The loss as in pretraining first, then the classifier as it is used; in one sweep where that is the same."""
+    learnt, used = attention or net.shape.learns, attention or net.shape.uses[0]
+    loss, classify = net.shape.predicts(learnt), labels is not None
+    if loss and classify and learnt == used:
+        return [Pass(used, True, True)]
+    return [Pass(learnt, True, False)] * loss + [Pass(used, False, True)] * classify
+
+
+def _why_not(net: Model, attention: str | None) -> str:
+    """Why there is no loss."""
+    if not net.shape.head:
+        return "has no prediction head: no loss to measure" + (
+            ", and the images have no labels" if net.shape.n_classes else ""
+        )
+    return f"has nothing to predict with {attention} attention"
+
+
+def _labels(net: Model, store: Store) -> np.ndarray | None:
+    """Labels for the classifier, None where one of the two is missing."""
+    labels = store.labels() if net.shape.n_classes else None
+    if labels is not None and int(labels.max()) >= net.shape.n_classes:
+        raise PixseqError(
+            f"{store.path} has label {int(labels.max())}, the model tells {net.shape.n_classes} classes apart",
+            "evaluate on images of the classes it was fine-tuned on",
+        )
+    return labels
 
 
 @torch.inference_mode()
 def _measure(
-    where: Machine, net: ImageGPT, store: Store, batch: int, masks: int, seed: int
-) -> tuple[float, float | None]:
-    """Mean nats a token, and the accuracy (None without classifier or labels)."""
-    n = store.shape("tokens")[0]
-    labels = store.labels() if net.shape.n_classes else None
-    bert = net.shape.objective == "bert"
-    if labels is not None and int(labels.max()) >= net.shape.n_classes:
-        raise PixseqError(
-            f"{store.path} has label {int(labels.max())}, the model tells {net.shape.n_classes} classes apart",
-            "evaluate on tokens of the classes it was fine-tuned on",
-        )
-    nats, scored, hits = 0.0, 0, 0
-    with progress.track("evaluate", n, "images") as bar:
-        for first, tokens in token_batches(store, batch):
-            x = torch.from_numpy(tokens.astype(np.int64)).to(where.device)
-            votes = np.zeros((len(x), net.shape.n_classes), np.int64)
-            for mask in range(masks):
-                masked = None
-                if bert:
-                    streams = (generator(seed, first + i, mask, MASK_STREAM) for i in range(len(x)))
-                    masked = torch.cat([random_mask(1, x.shape[1], stream) for stream in streams]).to(where.device)
-                with where.autocast():
-                    output = net(x, masked)
-                    per_image = generative_nats(output.logits, x, masked) if net.shape.head else torch.zeros(len(x))
-                nats += float(per_image.double().sum())
-                scored += len(x) if masked is None else int(masked.any(1).sum())
-                if net.shape.n_classes:
-                    votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
-            if labels is not None:
-                if masks > 1:  # less than one vote: it decides only between equals
-                    streams = (np.random.default_rng([seed, first + i, TIE_STREAM]) for i in range(len(x)))
-                    votes = votes + np.stack([stream.random(votes.shape[1]) for stream in streams])
-                hits += int((votes.argmax(1) == labels[first : first + len(x)]).sum())
-            bar.advance(len(x))
-    return nats / max(scored, 1), hits / n if labels is not None else None
+    where: Machine,
+    net: Model,
+    images: np.ndarray,
+    first: int,
+    masks: int,
+    seed: int,
+    with_loss: bool,
+    labels: np.ndarray | None,
+    tally: Tally,
+) -> None:
+    """Add a batch whose first image has the number `first`; labels None: no classification."""
+    x = net.prepare(as_tensor(images).to(where.device))
+    votes = np.zeros((len(x), net.shape.n_classes), np.int64)
+    for mask in range(masks):
+        masked = stacked([net.draw_masks(1, generator(seed, first + i, mask, MASK_STREAM)) for i in range(len(x))])
+        masked = None if masked is None else masked.to(where.device)
+        with where.autocast():
+            output = net(x, masked, logits=with_loss)
+            if with_loss:
+                tally.loss += float(net.losses(output, x, masked).double().sum())
+                tally.scored += net.scored(len(x), masked)
+                losses, scored = net.position_losses(output, x, masked)
+                tally.by_position += (losses * scored).double().sum(0).cpu()
+                tally.counts += scored.sum(0).cpu()
+        if labels is not None:
+            votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
+    if labels is not None:
+        if masks > 1:  # less than one vote: it decides only between equals
+            streams = (np.random.default_rng([seed, first + i, TIE_STREAM]) for i in range(len(x)))
+            votes = votes + np.stack([stream.random(votes.shape[1]) for stream in streams])
+        tally.hits += int((votes.argmax(1) == labels).sum())

@@ -13,7 +13,7 @@ from pixseq.artifacts.metrics import read_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.huggingface import write_hf
 from pixseq.interop.model_card import model_card
-from pixseq.models.igpt import Shape
+from pixseq.models.family import Shape, shape_from
 from pixseq.stages.opening import load_weights
 
 HEADS = ("head", "classifier")
@@ -27,25 +27,27 @@ def run(
     metrics: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `model` as an ImageGPT directory; returns what was written: {path, architecture, model_id}.
+    """Write `model` as an ImageGPT directory; returns what was written: {path, model_id, shape}.
 
     `drop`: "head" or "classifier", for a model with both, which no class of transformers carries. `metrics`: numbers of
-    `evaluate` on this model, for the card. Raises PixseqError for what the form cannot carry, naming the reason.
+    `evaluate` on these weights, for the card. Raises PixseqError for what the form cannot carry, naming the reason.
     """
     if drop is not None and drop not in HEADS:
         raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
     target = atomic.check_target(out, overwrite)
     checkpoint = open_checkpoint(model)
-    shape = _carried(checkpoint, Shape(**checkpoint.shape), drop)
-    net = load_weights(Shape(**checkpoint.shape), checkpoint, weights)
+    shape = _carried(checkpoint, shape_from(checkpoint.shape), drop)
+    net = load_weights(shape_from(checkpoint.shape), checkpoint, weights)
     tensors = {name: x for name, x in net.state_dict().items() if not name.startswith(f"{drop}.")}
     card = model_card(
         target.name,
         asdict(shape),
         checkpoint.codec,
         checkpoint.manifest,
+        weights,
+        shape.parameter_count(),
         (checkpoint.path / "config.yaml").read_text(),
-        [_measured(path, checkpoint) for path in metrics],
+        [_measured(path, checkpoint, weights) for path in metrics],
     )
     with atomic.writing(target, overwrite) as partial:
         write_hf(partial, tensors, asdict(shape), checkpoint.codec, card)
@@ -55,6 +57,13 @@ def run(
 def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
     """The shape of what is exported. Raises PixseqError for what transformers' ImageGPT cannot be."""
     path, scheme = checkpoint.path, checkpoint.codec["scheme"]
+    if shape.family != "igpt":
+        raise PixseqError(f"{path} is of the family {shape.family}, the form is Image GPT's", "export an Image GPT")
+    if shape.order != "raster":
+        raise PixseqError(
+            f"{path} runs in {shape.order} order: transformers knows raster order alone",
+            "train with --set model.order=raster to export",
+        )
     if shape.objective == "bert":
         raise PixseqError(
             f"{path} is a bert model: transformers' ImageGPT always masks causally and has no masked positions",
@@ -79,13 +88,19 @@ def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
     return shape
 
 
-def _measured(path: str | Path, checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """The data's name and the numbers. Raises PixseqError if they are another model's."""
+def _measured(path: str | Path, checkpoint: Checkpoint, weights: str) -> tuple[str, dict[str, Any]]:
+    """The data's name and the numbers. Raises PixseqError if they are another model's, or of other weights of it."""
     record, numbers = read_metrics(path)
-    measured = record["inputs"].get("model", {}).get("id")
+    measured, ids = record["inputs"].get("model", {}).get("id"), checkpoint.manifest["summary"]["weights"]
     if measured != checkpoint.manifest["id"]:
         raise PixseqError(
             f"{path} was measured on the model {measured}, {checkpoint.path} is {checkpoint.manifest['id']}",
             "evaluate this model: pixseq evaluate MODEL TOKENS -o eval.json",
+        )
+    used = record["config"].get("weights", "model")
+    if ids.get(used) != ids.get(weights):
+        raise PixseqError(
+            f"{path} was measured on the weights {used!r}, and {weights!r} are exported",
+            f"evaluate these: pixseq evaluate MODEL TOKENS --weights {weights} -o eval.json",
         )
     return Path(record["inputs"].get("tokens", {}).get("path", "tokens")).name, numbers

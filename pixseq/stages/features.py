@@ -1,16 +1,19 @@
-"""features: every layer's pooled activations of every image, in one forward sweep (§2.2, §2.4).
+"""features: every layer's activations of every image, in one forward sweep (§2.2, §2.4).
 
-Layer l is the mean over positions of the ln_1 output that enters block l; layer L that of the ln_f output.
+A layer is what its family taps: Image GPT the ln_1 output that enters block l (L: the ln_f output), AIM the residual
+stream after l blocks; its mean over positions, or whole.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts import atomic
@@ -18,12 +21,18 @@ from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.errors import PixseqError, UsageError
-from pixseq.models.igpt import ImageGPT, Shape
-from pixseq.models.objectives import random_mask
+from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.decode import palette_of
-from pixseq.stages.opening import check_pairing, load_weights, open_tokens, some_tokens, token_batches
-from pixseq.stages.training import micro_batch_images
+from pixseq.stages.opening import (
+    check_pairing,
+    image_batches,
+    load_weights,
+    open_images,
+    some_images,
+    use_attention,
+)
+from pixseq.stages.training import as_tensor, micro_batch_images
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 MASK_STREAM, RANDOM_STREAM = 13, 14
@@ -35,6 +44,8 @@ def run(
     tokens: str | Path,
     out: str | Path,
     layers: str = "all",
+    pool: str = "mean",
+    attention: str | None = None,
     dtype: str = "float32",
     masks: int | None = None,
     random_init: int | None = None,
@@ -46,61 +57,69 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write features [layers, N, D] of `tokens`; returns the manifest.
+    """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
     `model` is a checkpoint, or "pixels" for the decoded colours. `random_init`: the checkpoint's architecture with
     fresh weights of that seed, the other baseline. BERT models see inputs masked as in training, `masks` (default 5)
-    independent masks an image as consecutive rows (§4.6).
+    independent masks an image as consecutive rows (§4.6). `attention`: another pattern than the model's usual one.
     """
+    if pool not in ("mean", "none"):
+        raise UsageError(f"--pool is {pool!r}", "one of: mean, none")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype is {dtype!r}", "one of: float32, float16")
     atomic.check_target(out, overwrite)
-    store = open_tokens(tokens)
-    inputs = {"tokens": reference(tokens, store.manifest)}
     with machine(device, precision) as where, torch.inference_mode():
         if str(model) == PIXELS:
-            if layers != "all" or masks is not None or random_init is not None:
-                raise UsageError("raw pixels have no layers, masks or weights", "leave those options out")
-            chosen, masks, batch = [0], 1, max(min(BUFFER_BYTES // (12 * store.shape("tokens")[1]), 4096), 1)
+            if layers != "all" or masks is not None or random_init is not None or pool != "mean" or attention:
+                raise UsageError("raw pixels have no layers, masks, weights or attention", "leave those options out")
+            store = open_images(tokens, "tokens", "pixels")
+            inputs = {"tokens": reference(tokens, store.manifest)}
+            chosen, masks, batch = [0], 1, max(min(BUFFER_BYTES // (12 * store.shape(store.kind)[1]), 4096), 1)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
+            tap, weights, used = "pixels", None, None
         else:
             checkpoint = open_checkpoint(model)
+            shape = shape_from(checkpoint.shape)
+            store = open_images(tokens, shape.reads)
             check_pairing(checkpoint.path, checkpoint.codec, store)
-            inputs["model"] = reference(model, checkpoint.manifest)
-            shape = Shape(**checkpoint.shape)
+            inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
             net = load_weights(shape, checkpoint, weights)
             if random_init is not None:
                 net.init_weights(generator(random_init, RANDOM_STREAM))
             net = net.to(where.device).eval()
+            use_attention(net, checkpoint.path, attention)
             chosen = chosen_layers(layers, shape.n_layer)
             masks = mask_count(shape, masks)
             batch = batch_size or micro_batch_images(net, where)
-            compute = _activations(where, net, chosen, masks, seed)
-        width = compute(some_tokens(store, slice(0, 1)), 0).shape[-1]
+            compute = _activations(where, net, chosen, masks, seed, pool)
+            tap, used = shape.tap, net.attention
+        sample = compute(some_images(store, slice(0, 1)), 0)
         config = {
             "layers": chosen,
+            "pool": pool,
+            "attention": used,
             "dtype": dtype,
             "masks": masks,
             "random_init": random_init,
-            "weights": None if str(model) == PIXELS else weights,
+            "weights": weights,
             "precision": where.precision,
-            "seed": seed if masks > 1 else None,
+            "seed": seed if masks > 1 or used == "prefix" else None,
         }
         meta = {
             "layers": chosen,
             "masks": masks,
             "class_names": store.meta.get("class_names"),
-            "tap": "pixels" if str(model) == PIXELS else "ln_1 output entering the block; the last layer: ln_f output",
-            "pool": "none" if str(model) == PIXELS else "mean",
+            "tap": tap,
+            "pool": "none" if str(model) == PIXELS else pool,
         }
-        return _write(store, out, compute, width, batch, config, inputs, meta, resume, overwrite)
+        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, resume, overwrite)
 
 
 def _write(
     store: Store,
     out: str | Path,
     compute: Callable[[np.ndarray, int], np.ndarray],
-    width: int,
+    row: tuple[int, ...],
     batch: int,
     config: dict[str, Any],
     inputs: dict[str, Any],
@@ -108,54 +127,58 @@ def _write(
     resume: bool,
     overwrite: bool,
 ) -> Manifest:
-    layers, masks, total = config["layers"], config["masks"], store.shape("tokens")[0]
-    specs = {"features": Spec(config["dtype"], (len(layers), None, width))}
+    """Sweep the store; `row` is the shape of one image's features of one layer, [D] or [T, D]."""
+    layers, masks, total = config["layers"], config["masks"], len(store)
+    specs = {"features": Spec(config["dtype"], (len(layers), None, *row))}
     labels = store.labels()
     if labels is not None:
         specs["labels"] = Spec("int32", (None,))
-    batch_bytes = batch * masks * len(layers) * width * np.dtype(config["dtype"]).itemsize
+    batch_bytes = batch * masks * len(layers) * math.prod(row) * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
     recipe = {"config": config, "inputs": {role: parent["id"] for role, parent in inputs.items()}}
     with atomic.resuming(out, overwrite) as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         start = writer.rows // masks
         with progress.track("features", total, "images", start) as bar:
-            for first, tokens in token_batches(store, batch, start):
-                rows = {"features": compute(tokens, first).astype(config["dtype"])}
+            for first, images in image_batches(store, batch, start):
+                rows = {"features": compute(images, first).astype(config["dtype"])}
                 if labels is not None:
-                    rows["labels"] = np.repeat(labels[first : first + len(tokens)], masks)
+                    rows["labels"] = np.repeat(labels[first : first + len(images)], masks)
                 writer.append(rows, {})
-                bar.advance(len(tokens))
-        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": width}
+                bar.advance(len(images))
+        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1]}
         return writer.finish("features", "features", config, inputs, summary, meta)
 
 
-def _activations(where: Machine, net: ImageGPT, layers: list[int], masks: int, seed: int):
-    """tokens [B, T], index of the first image -> [layers, B * masks, D], an image's masks in consecutive rows."""
+def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed: int, pool: str):
+    """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
 
-    def compute(tokens: np.ndarray, first: int) -> np.ndarray:
-        x = torch.from_numpy(tokens.astype(np.int64))
-        masked = None
-        if net.shape.objective == "bert":
-            x = x.repeat_interleave(masks, dim=0)
-            masked = torch.cat(
-                [random_mask(masks, x.shape[1], generator(seed, first + i, MASK_STREAM)) for i in range(len(tokens))]
-            ).to(where.device)
+    def compute(images: np.ndarray, first: int) -> np.ndarray:
+        x = as_tensor(images)
+        masked = stacked([net.draw_masks(masks, generator(seed, first + i, MASK_STREAM)) for i in range(len(x))])
+        if masked is not None:
+            x, masked = x.repeat_interleave(masks, dim=0), masked.to(where.device)
         with where.autocast():
-            output = net(x.to(where.device), masked, logits=False, pooled=True)
-        return torch.stack([output.features[layer] for layer in layers]).cpu().numpy()
+            x = net.prepare(x.to(where.device))
+            output = net(x, masked, logits=False, pooled=pool == "mean", unpooled=pool == "none")
+        return torch.stack([output.features[layer] for layer in layers]).float().cpu().numpy()
 
     return compute
 
 
+def stacked(masks: list[Tensor | None]) -> Tensor | None:
+    """The masks of single images as those of a batch; None where there are none."""
+    return None if masks[0] is None else torch.cat(masks)
+
+
 def _pixels(store: Store):
-    """tokens [B, T] -> their colours in [-1, 1], [1, B, T * channels]."""
+    """images [B, ...] -> their colours in [-1, 1], [1, B, values]."""
     palette = palette_of(store.path, store.meta)
     if palette is not None:
         colors = np.asarray(palette, np.float32)
     else:
         colors = (np.arange(256, dtype=np.float32) / 127.5 - 1)[:, None]
-    return lambda tokens, first: colors[tokens].reshape(1, len(tokens), -1)
+    return lambda images, first: colors[images].reshape(1, len(images), -1)
 
 
 def chosen_layers(text: str, n_layer: int) -> list[int]:
@@ -172,8 +195,8 @@ def chosen_layers(text: str, n_layer: int) -> list[int]:
 
 
 def mask_count(shape: Shape, masks: int | None) -> int:
-    """5 for bert unless told otherwise; 1 for ar, whose inputs are never masked."""
-    if shape.objective == "ar":
+    """5 for bert unless told otherwise; 1 for all others, whose inputs are never masked."""
+    if shape.objective != "bert":
         if masks not in (None, 1):
             raise PixseqError("--masks was given for an autoregressive model", "only bert models see masked inputs")
         return 1

@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import finish_checkpoint, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneFile, as_dict
-from pixseq.errors import PixseqError, UsageError
-from pixseq.models.igpt import ImageGPT, Output, Shape
-from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
+from pixseq.errors import PixseqError
+from pixseq.models.family import Model, Shape, build, shape_from
+from pixseq.models.lora import add_low_rank, merged, trainable_share
+from pixseq.models.objectives import class_nats
+from pixseq.models.output import Output
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.opening import check_pairing, first_images, load_weights, read_images
+from pixseq.stages.opening import check_pairing, first_images, load_weights, read_images, use_attention
 from pixseq.stages.training import (
     VALIDATION_MASK_STREAM,
+    Counts,
     Images,
     Limits,
+    Losses,
     averaged_weights,
     begin,
     micro_batch_images,
@@ -30,6 +35,7 @@ from pixseq.stages.training import (
     train,
 )
 
+LORA_STREAM = 21
 MOST_CLASSES = 100_000  # more are not labels of classes
 
 
@@ -41,6 +47,7 @@ def run(
     val: str | Path | None = None,
     val_fraction: float | None = None,
     weights: str = "model",
+    attention: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     limits: Limits | None = None,
@@ -49,25 +56,36 @@ def run(
 ) -> Manifest | None:
     """Train on L_clf + gen_weight * L_gen, stop early on validation accuracy, keep the best weights.
 
-    Raises what pretrain raises, PixseqError for tokens without labels, and UsageError for a generative loss on a model
-    that has no prediction head.
+    A model that cannot predict, for lack of a head or with an attention that sees everything, has no L_gen. Raises what
+    pretrain raises, and PixseqError for images without labels.
     """
     limits, train_config = limits or Limits(), config.finetune
     if val is None and val_fraction is None:
         val_fraction = 0.1  # the paper's split; early stopping needs one
     with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
-        store, images, held, inputs = read_images(tokens, val, val_fraction, train_config.seed, classes=True)
+        before = shape_from(parent.shape)
+        store, images, held, inputs = read_images(
+            tokens, before.reads, val, val_fraction, train_config.seed, classes=True
+        )
         check_pairing(parent.path, parent.codec, store)
         inputs["model"] = reference(model, parent.manifest)
-        if not parent.shape.get("head", True) and train_config.gen_weight:
-            raise UsageError(f"{model} has no prediction head, hence no generative loss", "give --gen-weight 0")
-        shape = replace(Shape(**parent.shape), n_classes=count_classes(store, images, held))
-        flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision}
+        shape = replace(before, n_classes=count_classes(store, images, held))
+        flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
         recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
         with begin(where, out, recipe, resume, overwrite) as (partial, state, record):
             if record is None:
-                net = with_new_head(load_weights(Shape(**parent.shape), parent, weights), shape).to(where.device)
+                net = with_new_head(load_weights(before, parent, weights), shape)
+                use_attention(net, parent.path, attention)
+                gen_weight = train_config.gen_weight
+                if gen_weight and not shape.predicts(net.attention):
+                    why = f"with {net.attention} attention" if shape.head else "without a prediction head"
+                    progress.say(f"note: there is nothing to predict {why}: the class loss alone is trained on")
+                    gen_weight = 0.0
+                if train_config.lora_rank:
+                    add_low_rank(net, train_config.lora_rank, generator(train_config.seed, LORA_STREAM))
+                    progress.say(f"{trainable_share(net):.2%} of the weights are trained")
+                net = net.to(where.device)
                 held = first_images(held, train_config.val_images)
                 micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
                 end = train(
@@ -75,8 +93,8 @@ def run(
                     net,
                     train_config,
                     images,
-                    joint_loss(train_config.gen_weight),
-                    lambda m: accuracy_and_loss(where, m, held, micro, train_config.gen_weight, train_config.seed),
+                    joint_loss(gen_weight),
+                    lambda m: accuracy_and_loss(where, m, held, micro, gen_weight, train_config.seed),
                     partial,
                     state,
                     limits,
@@ -85,10 +103,12 @@ def run(
                     name="finetune",
                 )
                 if where.leads:
-                    kept = {"model": read_weights(partial / "best.safetensors"), "last": end["model"]}
+                    kept = {"model": merged(read_weights(partial / "best.safetensors")), "last": merged(end["model"])}
                     if end["ema"] is not None:
-                        kept["ema"] = averaged_weights(end["ema"])
+                        kept["ema"] = merged(averaged_weights(end["ema"]))
                     summary = run_summary(where, shape, images, end)
+                    summary["trained_share"] = round(trainable_share(net), 6)
+                    shape = shape.adapted_to(net.attention)
                     record = finish_checkpoint(
                         partial, kept, asdict(shape), store.meta, "finetune", as_dict(config), flags, inputs, summary
                     )
@@ -114,22 +134,24 @@ def count_classes(store: Store, images: Images, held: Images) -> int:
     return n_classes
 
 
-def with_new_head(net: ImageGPT, shape: Shape) -> ImageGPT:
+def with_new_head(net: Model, shape: Shape) -> Model:
     """The same weights with a zero-initialised class head (facts of the release: wclf has std 0)."""
-    new = ImageGPT(shape).init_weights(torch.Generator())
+    new = build(shape).init_weights(torch.Generator())
     weights = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("classifier.")}
     new.load_state_dict(weights, strict=False)
     return new
 
 
-def joint_loss(gen_weight: float):
-    """Losses of §2.3 a row: the joint loss, and its two parts for the log."""
+def joint_loss(gen_weight: float) -> Losses:
+    """Losses of §2.3: the joint loss, and its two parts for the log."""
 
-    def losses(output: Output, x: Tensor, labels: Tensor, masked: Tensor | None) -> dict[str, Tensor]:
-        clf = class_nats(output.class_logits, labels)
-        if output.logits is None:
+    def losses(
+        model: Model, output: Output, x: Tensor, labels: Tensor, masked: Tensor | None, counts: Counts
+    ) -> dict[str, Tensor]:
+        clf = class_nats(output.class_logits, labels) / counts.images
+        if not gen_weight:
             return {"loss": clf, "clf_loss": clf}
-        gen = generative_nats(output.logits, x, masked)
+        gen = model.losses(output, x, masked) / counts.scored
         return {"loss": clf + gen_weight * gen, "clf_loss": clf, "gen_loss": gen}
 
     return losses
@@ -137,26 +159,22 @@ def joint_loss(gen_weight: float):
 
 @torch.no_grad()
 def accuracy_and_loss(
-    where: Machine, net: ImageGPT, held: Images, batch: int, gen_weight: float, seed: int
+    where: Machine, net: Model, held: Images, batch: int, gen_weight: float, seed: int
 ) -> dict[str, Any]:
-    """val_accuracy and the joint val_loss over the held-out images; one random mask an image for bert."""
+    """val_accuracy and the joint val_loss over the held-out images; one random mask or prefix an image."""
     net.eval()
-    masks = None
-    if net.shape.objective == "bert":
-        masks = random_mask(len(held), net.shape.n_ctx, generator(seed, VALIDATION_MASK_STREAM))
+    masks = net.draw_masks(len(held), generator(seed, VALIDATION_MASK_STREAM))
     totals = torch.zeros(2, dtype=torch.float64, device=where.device)
-    share, losses = where.share(len(held)), joint_loss(gen_weight)
+    share, counts = where.share(len(held)), Counts(len(held), net.scored(len(held), masks))
     for start in range(share.start, share.stop, batch):
         part = range(start, min(start + batch, share.stop))
         x, y = (tensor.to(where.device) for tensor in held.batch(part))
+        x = net.prepare(x)
         m = None if masks is None else masks[part.start : part.stop].to(where.device)
         with where.autocast():
             output = net(x, m)
-            totals[0] += losses(output, x, y, m)["loss"].double().sum()
+            totals[0] += joint_loss(gen_weight)(net, output, x, y, m, counts)["loss"].double().sum()
         totals[1] += (output.class_logits.argmax(1) == y).sum()
     where.sum([totals])
     net.train()
-    return {
-        "val_loss": float(totals[0]) / scored_images(len(held), masks),
-        "val_accuracy": float(totals[1]) / len(held),
-    }
+    return {"val_loss": float(totals[0]), "val_accuracy": float(totals[1]) / len(held)}

@@ -16,10 +16,12 @@ from pixseq.artifacts.checkpoint import finish_checkpoint
 from pixseq.artifacts.manifest import Manifest
 from pixseq.artifacts.palette import load_palette
 from pixseq.errors import PixseqError
-from pixseq.interop.foreign import Foreign
+from pixseq.interop.aim import read_aim
+from pixseq.interop.foreign import NOT_OURS, Foreign
 from pixseq.interop.huggingface import read_hf
 from pixseq.interop.openai import read_openai
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.aim import AimShape, sincos_2d
+from pixseq.models.family import Shape, build, shape_from
 
 READERS = {"hf": read_hf, "openai": read_openai}
 
@@ -34,14 +36,54 @@ def run(
     """
     atomic.check_target(out, overwrite)
     found = READERS[form](path)
-    shape = Shape(**found.shape)
+    shape = shape_from(found.shape)
     _check(path, found, shape)
     codec, inputs = _codec(found, shape, palette)
+    model = {"n_layer": shape.n_layer, "n_head": shape.n_head, "d_model": shape.d_model, "objective": shape.objective}
+    return _write(form, found, shape, codec, model, inputs, out, overwrite)
+
+
+def run_aim(
+    backbone: str | Path,
+    out: str | Path,
+    head: str | Path | None = None,
+    probe_layers: str | None = None,
+    n_heads: int | None = None,
+    size: int = 224,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write an AIM backbone, and with `head` its attentive probe, as a checkpoint; returns its manifest.
+
+    `probe_layers`, `n_heads` and `size` are what the files do not tell, see `interop.aim.read_aim`, which also says
+    what is refused.
+    """
+    atomic.check_target(out, overwrite)
+    found = read_aim(backbone, head, probe_layers, n_heads, size)
+    shape = shape_from(found.shape)
+    _check(backbone, found, shape)
+    _check_positions(backbone, found, shape)
+    codec = {"scheme": "pixels", "height": size, "width": size, "n_vocab": None}
+    codec |= {"palette": None, "palette_id": None, "class_names": found.class_names}
+    keys = ("family", "n_layer", "n_head", "d_model", "patch_size", "head_depth", "head_width", "target", "attention")
+    return _write("aim", found, shape, codec, {key: asdict(shape)[key] for key in keys}, {}, out, overwrite)
+
+
+def _write(
+    form: str,
+    found: Foreign,
+    shape: Shape,
+    codec: dict[str, Any],
+    model: dict[str, Any],
+    inputs: dict[str, Any],
+    out: str | Path,
+    overwrite: bool,
+) -> Manifest:
+    """The checkpoint; `model` is its shape as a configuration has it."""
     for note in found.notes:
         progress.say(f"note: {note}")
-    # The file's own hash: what the hub shows beside a download.
-    inputs |= {file.name: {"path": str(file), "id": f"sha256:{_sha256(file)}"} for file in found.files}
-    model = {"n_layer": shape.n_layer, "n_head": shape.n_head, "d_model": shape.d_model, "objective": shape.objective}
+    for file in found.files:  # by the file's own hash: what the hub shows beside a download
+        role = file.name if file.name not in inputs else str(file)
+        inputs[role] = {"path": str(file), "id": f"sha256:{_sha256(file)}"}
     flags = {"form": form, "theirs": found.config}
     summary = {"parameters": shape.parameter_count(), "notes": found.notes}
     with atomic.writing(out, overwrite) as partial:
@@ -59,10 +101,25 @@ def run(
         )
 
 
+def _check_positions(path: str | Path, found: Foreign, shape: AimShape) -> None:
+    """Stored positions may be left out where they are those that the model computes, up to their type's rounding."""
+    ours = sincos_2d(*shape.grid, shape.d_model)
+    for name, stored in found.positions.items():
+        if stored.numel() != ours.numel():
+            raise PixseqError(
+                f"{name} in {path} has shape {list(stored.shape)}, and pictures of {shape.height}x{shape.width} "
+                f"have {shape.n_ctx} positions of width {shape.d_model}",
+                "give the size of the pictures that it was trained on as --size",
+            )
+        close = max(1e-5, torch.finfo(stored.dtype).eps) if stored.is_floating_point() else 0.0
+        if not bool(((stored.reshape(ours.shape).float() - ours).abs() <= close).all()):
+            raise PixseqError(f"{name} in {path} does not hold AIM's sine and cosine positions", NOT_OURS)
+
+
 def _check(path: str | Path, found: Foreign, shape: Shape) -> None:
     """What every importer must deliver: the tensors of the shape, all finite."""
     with torch.device("meta"):
-        wanted = {name: x.shape for name, x in ImageGPT(shape).state_dict().items()}
+        wanted = {name: x.shape for name, x in build(shape).state_dict().items()}
     if wanted != {name: x.shape for name, x in found.weights.items()}:
         raise AssertionError(f"the importer of {path} did not make the tensors of {shape}")
     for name, tensor in found.weights.items():

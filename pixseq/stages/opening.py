@@ -1,4 +1,7 @@
-"""Opening what the model stages read: tokens, images to train on, a model, and the check that they belong together."""
+"""Opening what the model stages read: images as tokens or pixels, a model, and the check that they belong together.
+
+A store of images is of the kind "tokens", uint16 [N, T], or "pixels", uint8 [N, H, W, 3]; its array has that name.
+"""
 
 from __future__ import annotations
 
@@ -17,70 +20,85 @@ from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.data.batches import split_validation
 from pixseq.errors import PixseqError, UsageError
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.runtime import Machine, host_memory_bytes
 from pixseq.stages.training import Images
 
 
-def open_tokens(path: str | Path) -> Store:
-    """A tokens store with at least one image."""
-    store = open_store(path, "tokens")
-    if not store.shape("tokens")[0]:
+def open_images(path: str | Path, *kinds: str) -> Store:
+    """A store of one of `kinds` ("tokens", "pixels") with at least one image."""
+    store = open_store(path, *kinds)
+    if not len(store):
         raise PixseqError(f"{path} holds no images", "encode a source with images")
     return store
 
 
-def read_tokens(store: Store) -> np.ndarray:
-    """All tokens, uint16 [N, T]: in memory, or mapped from an unnamed file beside the store if they are too many."""
-    shape = store.shape("tokens")
-    if 2 * math.prod(shape) <= host_memory_bytes() / 4:
-        tokens = np.empty(shape, np.uint16)
+def read_all(store: Store) -> np.ndarray:
+    """All images of a store: in memory, or mapped from an unnamed file beside the store if they are too many."""
+    shape, dtype = store.shape(store.kind), np.dtype(np.uint16 if store.kind == "tokens" else np.uint8)
+    size = dtype.itemsize * math.prod(shape)
+    if size <= host_memory_bytes() / 4:
+        images = np.empty(shape, dtype)
     else:
         with tempfile.TemporaryFile(dir=store.path.parent) as file:
-            os.posix_fallocate(file.fileno(), 0, 2 * math.prod(shape))  # a full disk now, not a SIGBUS later
-            tokens = np.memmap(file, np.uint16, "w+", shape=shape)
-    for first, block in token_batches(store, 4096):
-        tokens[first : first + len(block)] = block
-    return tokens
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
+            images = np.memmap(file, dtype, "w+", shape=shape)
+    for first, block in image_batches(store, 4096):
+        images[first : first + len(block)] = block
+    return images
 
 
-def token_batches(store: Store, batch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first image, tokens [<= batch, T]) from `start` on, reading a chunk or more at once."""
-    n = store.shape("tokens")[0]
+def image_batches(store: Store, batch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first image, images [<= batch, ...]) from `start` on, reading a chunk or more at once."""
     block = -(-1024 // batch) * batch
-    for first in range(start, n, block):
-        tokens = some_tokens(store, slice(first, min(first + block, n)))
-        for i in range(0, len(tokens), batch):
-            yield first + i, tokens[i : i + batch]
+    for first in range(start, len(store), block):
+        images = some_images(store, slice(first, min(first + block, len(store))))
+        for i in range(0, len(images), batch):
+            yield first + i, images[i : i + batch]
 
 
-def some_tokens(store: Store, rows: slice) -> np.ndarray:
-    """Tokens of `rows`, checked against the vocabulary: a wild token would index outside the embedding."""
-    tokens, n_vocab = store.read("tokens", rows), store.meta["n_vocab"]
-    if tokens.size and tokens.max() >= n_vocab:
+def some_images(store: Store, rows: slice) -> np.ndarray:
+    """The images of `rows`; tokens are checked, since a wild one would index outside the embedding."""
+    images = store.read(store.kind, rows)
+    if store.kind == "tokens" and images.size and images.max() >= store.meta["n_vocab"]:
         raise PixseqError(
-            f"{store.path} holds token {tokens.max()}, its vocabulary has {n_vocab}",
+            f"{store.path} holds token {images.max()}, its vocabulary has {store.meta['n_vocab']}",
             "the store is damaged: encode again",
         )
-    return tokens
+    return images
 
 
 def grid(codec: dict[str, Any]) -> tuple[int, int, int]:
-    """Rows, columns and tokens a pixel of one image."""
-    return codec["height"], codec["width"], 3 if codec["scheme"] == "rgb" else 1
+    """Rows, columns and numbers a pixel of one image."""
+    return codec["height"], codec["width"], 3 if codec["scheme"] in ("rgb", "pixels") else 1
 
 
-def open_model(path: str | Path, machine: Machine, weights: str = "model") -> tuple[ImageGPT, Checkpoint]:
-    """The model in evaluation mode on the machine's device."""
+def open_model(
+    path: str | Path, machine: Machine, weights: str = "model", attention: str | None = None
+) -> tuple[Model, Checkpoint]:
+    """The model in evaluation mode on the machine's device, with its usual attention or that asked for."""
     checkpoint = open_checkpoint(path)
-    shape = Shape(**checkpoint.shape)
-    return load_weights(shape, checkpoint, weights).to(machine.device).eval(), checkpoint
+    model = load_weights(shape_from(checkpoint.shape), checkpoint, weights).to(machine.device).eval()
+    use_attention(model, checkpoint.path, attention)
+    return model, checkpoint
 
 
-def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -> ImageGPT:
+def use_attention(model: Model, path: Path, attention: str | None) -> None:
+    """Set the pattern in use; None leaves the model's usual one. Raises UsageError for one it cannot have."""
+    if attention is None:
+        return
+    if attention not in model.shape.uses:
+        raise UsageError(
+            f"--attention is {attention!r}, and {path} can be used with {', '.join(model.shape.uses)}",
+            "leave it out for the model's usual attention",
+        )
+    model.attention = attention
+
+
+def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -> Model:
     """A model of `shape` filled from the checkpoint. Raises PixseqError if the tensors are not those of its shape."""
     with torch.device("meta"):
-        model = ImageGPT(shape)
+        model = build(shape)
     tensors = checkpoint.weights(weights)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -137,23 +155,23 @@ def _few(names: list[str] | None) -> str:
 
 
 def read_images(
-    tokens: str | Path, val: str | Path | None, val_fraction: float | None, seed: int, classes: bool = False
+    tokens: str | Path, kind: str, val: str | Path | None, val_fraction: float | None, seed: int, classes: bool = False
 ) -> tuple[Store, Images, Images | None, dict[str, Any]]:
-    """The tokens store, its training images, the validation images (or None) and the parents' references.
+    """The store of that kind, its training images, the validation images (or None) and the parents' references.
 
     Raises UsageError for a val_fraction that is no fraction, PixseqError if val does not pair with tokens.
     """
     check_fraction(val, val_fraction)
-    store = open_tokens(tokens)
+    store = open_images(tokens, kind)
     inputs = {"tokens": reference(tokens, store.manifest)}
     other = None
     if val is not None:
-        other = open_tokens(val)
+        other = open_images(val, kind)
         check_pairing(store.path, store.meta, other, classes)
         inputs["val"] = reference(val, other.manifest)
-    images = Images(read_tokens(store), store.labels(), grid(store.meta))
+    images = Images(read_all(store), store.labels(), grid(store.meta))
     if other is not None:
-        return store, images, Images(read_tokens(other), other.labels(), images.grid), inputs
+        return store, images, Images(read_all(other), other.labels(), images.grid), inputs
     if val_fraction is None:
         return store, images, None, inputs
     if len(images) < 2:

@@ -1,26 +1,34 @@
-"""pretrain: tokens in, a trained Image GPT out."""
+"""pretrain: images in, a trained model out."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pixseq.artifacts import atomic
+from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import finish_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest
-from pixseq.config import ModelConfig, PretrainFile, as_dict
+from pixseq.config import AimConfig, ModelConfig, PretrainFile, as_dict
 from pixseq.data.batches import split_validation
-from pixseq.models.igpt import ImageGPT, Output, Shape
-from pixseq.models.objectives import generative_nats
+from pixseq.errors import UsageError
+from pixseq.models.family import SHAPES, Model, Shape, build
+from pixseq.models.output import Output
+from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
 from pixseq.runtime import generator, machine, matrix_rate
-from pixseq.stages.opening import check_fraction, first_images, open_tokens, read_images
+from pixseq.stages.opening import check_fraction, first_images, open_images, read_images
 from pixseq.stages.training import (
+    Counts,
+    Images,
     Limits,
+    Run,
     averaged_weights,
     begin,
     generative_loss,
@@ -43,22 +51,45 @@ def run(
     limits: Limits | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    keep: str | None = None,
 ) -> Manifest | None:
-    """Train on `tokens`, validate on `val` or on a held-out part, write a checkpoint; returns its manifest.
+    """Train on `tokens` (or pixels), validate on `val` or on a held-out part, write a checkpoint; returns its manifest.
 
-    Ranks other than the first return None. Raises Diverged, Interrupted, PixseqError.
+    `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000. Ranks
+    other than the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits, train_config = limits or Limits(), config.train
+    kept = kept_steps(keep, train_config.steps)
     with machine(device, precision, ranks=True) as where:
-        store, images, held, inputs = read_images(tokens, val, val_fraction, train_config.seed)
-        shape = model_shape(config.model, store)
+        kind = SHAPES[family_of(config.model)].reads
+        store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed)
+        shape = model_shape(config, store)
         flags = {"val_fraction": val_fraction, "precision": where.precision}
         recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
+        kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
+        for step in kept if where.leads else ():
+            atomic.check_target(step_folder(out, step), overwrite)
         with begin(where, out, recipe, resume, overwrite) as (partial, state, record):
             if record is None:
-                model = ImageGPT(shape).init_weights(generator(train_config.seed, INIT_STREAM)).to(where.device)
+                model = fresh_model(shape, config, store.meta, images).to(where.device)
                 held = first_images(held, train_config.val_images)
                 micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
+
+                def finish(folder: Path, weights: dict[str, Any], end: Mapping[str, Any]) -> Manifest:
+                    summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape, end)}
+                    return finish_checkpoint(
+                        folder, weights, asdict(shape), store.meta, "pretrain", as_dict(config), flags, inputs, summary
+                    )
+
+                def keep_step(run: Run) -> None:
+                    if run.step not in kept or not where.leads:
+                        return
+                    with atomic.writing(step_folder(out, run.step), overwrite) as folder:
+                        folder.mkdir()
+                        shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
+                        now = {**run.snapshot(), "stopped_early": False}
+                        finish(folder, weights_of(now), now)
+
                 end = train(
                     where,
                     model,
@@ -70,42 +101,113 @@ def run(
                     state,
                     limits,
                     score=lambda row: -row["val_loss"],
+                    after_step=keep_step,
                 )
                 if where.leads:
-                    weights = {"model": end["model"]}
+                    weights = weights_of(end)
                     if end["best"] is not None:
                         weights["best"] = read_weights(partial / "best.safetensors")
-                    if end["ema"] is not None:
-                        weights["ema"] = averaged_weights(end["ema"])
-                    summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape)}
-                    record = finish_checkpoint(
-                        partial, weights, asdict(shape), store.meta, "pretrain", as_dict(config), flags, inputs, summary
-                    )
+                    record = finish(partial, weights, end)
             if not where.leads:
                 return None
             atomic.publish(partial, Path(out))
             return record
 
 
-def losses(output: Output, x: Tensor, labels: Tensor | None, masked: Tensor | None) -> dict[str, Tensor]:
-    """§2.1: the mean nats a token of each image."""
-    return {"loss": generative_nats(output.logits, x, masked)}
+def losses(
+    model: Model, output: Output, x: Tensor, labels: Tensor | None, masked: Tensor | None, counts: Counts
+) -> dict[str, Tensor]:
+    """The pretraining loss of the family alone."""
+    return {"loss": model.losses(output, x, masked) / counts.scored}
 
 
-def tokens_seen(config: PretrainFile, shape: Shape) -> int:
-    return config.train.steps * config.train.batch_size * shape.n_ctx
+def weights_of(end: Mapping[str, Any]) -> dict[str, Any]:
+    """The sets of weights in a run's state: the last, and their average where there is one."""
+    weights = {"model": end["model"]}
+    if end["ema"] is not None:
+        weights["ema"] = averaged_weights(end["ema"])
+    return weights
 
 
-def model_shape(model: ModelConfig, store: Store) -> Shape:
-    """Vocabulary and context come from the tokens."""
-    return Shape(
-        n_layer=model.n_layer,
-        n_head=model.n_head,
-        d_model=model.d_model,
-        n_vocab=store.meta["n_vocab"],
-        n_ctx=store.shape("tokens")[1],
-        objective=model.objective,
-    )
+def kept_steps(keep: str | None, steps: int) -> set[int]:
+    """The steps that --keep names, below the last. Raises UsageError for a text that names none."""
+    if keep is None:
+        return set()
+    every, colon, number = keep.partition(":")
+    try:
+        if colon and every == "every" and int(number) > 0:
+            return set(range(int(number), steps, int(number)))
+        named = {int(part) for part in keep.split(",")}
+    except ValueError:
+        named = set()
+    if not named or min(named) < 1 or max(named) > steps:
+        raise UsageError(f"--keep {keep!r} names no steps of 1 to {steps}", "for example 1000,2000 or every:500")
+    return named - {steps}
+
+
+def step_folder(out: str | Path, step: int) -> Path:
+    out = Path(out)
+    return out.with_name(f"{out.name}-step{step}")
+
+
+def is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint stands at `path` that a run of `recipe` has kept, before it was interrupted."""
+    if not (path / "manifest.json").is_file():
+        return False
+    record = manifest.read(path)
+    flags = {key: value for key, value in recipe.items() if key not in ("config", "inputs")}
+    parents = {role: parent["id"] for role, parent in record["inputs"].items()}
+    return parents == recipe["inputs"] and record["config"] == {**recipe["config"], **flags}
+
+
+def tokens_seen(config: PretrainFile, shape: Shape, end: Mapping[str, Any] | None = None) -> int:
+    """Positions that a whole run sees, or one has seen at its `end`."""
+    return (config.train.steps if end is None else end["step"]) * config.train.batch_size * shape.n_ctx
+
+
+def family_of(model: ModelConfig | AimConfig) -> str:
+    """The family that a configuration belongs to."""
+    return getattr(model, "family", "igpt")
+
+
+def model_shape(config: PretrainFile, store: Store) -> Shape:
+    """The shape of the configured model on the images of `store`."""
+    family, fields = family_of(config.model), as_dict(config.model)
+    name = config.sequence.order if config.sequence.order in NAMED else "file"
+    return SHAPES[family].of(fields, store.meta, name)
+
+
+def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], images: Images) -> Model:
+    """Initial weights, the order of the sequence, and what the model takes from its training images before it learns.
+
+    Raises UsageError for an order that is none.
+    """
+    seed = config.train.seed
+    model = build(shape).init_weights(generator(seed, INIT_STREAM))
+    model.attention = shape.learns
+    if shape.order != RASTER:
+        order = _order(config.sequence.order, *shape.cells(codec), seed)
+        model.set_order(torch.from_numpy(order))
+    model.learn_codes(lambda rows: images.batch(rows)[0], len(images), seed)
+    return model
+
+
+def _order(order: str, rows: int, columns: int, channels: int, seed: int) -> np.ndarray:
+    """int64 [rows * columns * channels]: a named order of a picture's cells, or that of a .npy file."""
+    if order in NAMED:
+        return order_of(order, rows, columns, channels, seed)
+    try:
+        cells = np.load(order, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(
+            f"sequence.order {order!r} is neither a readable .npy nor a name ({error})", f"names: {', '.join(NAMED)}"
+        ) from None
+    if cells.dtype.kind not in "iu" or not is_permutation(cells, rows * columns):
+        raise UsageError(
+            f"{order} holds {cells.dtype} {list(cells.shape)}, which is no permutation of {rows}x{columns} cells",
+            f"it must hold each of 0 .. {rows * columns - 1} once",
+        )
+    return with_channels(cells.astype(np.int64), channels)
 
 
 def plan(
@@ -122,11 +224,11 @@ def plan(
     """
     check_fraction(None, val_fraction)
     with machine(device, precision) as where:
-        store = open_tokens(tokens)
-        shape = model_shape(config.model, store)
+        store = open_images(tokens, SHAPES[family_of(config.model)].reads)
+        shape = model_shape(config, store)
         with torch.device("meta"):
-            model = ImageGPT(shape)
-        train_images = store.shape("tokens")[0]
+            model = build(shape)
+        train_images = len(store)
         if val_fraction:
             train_images = len(split_validation(train_images, val_fraction, config.train.seed)[0])
         seen = tokens_seen(config, shape)

@@ -1,14 +1,18 @@
-"""probe: read the classes of images from features, layer by layer, and compare with baselines (Image GPT §4.1-4.7)."""
+"""probe: read the classes of images from features, layer by layer, and compare with baselines (Image GPT §4.1-4.7).
+
+The attentive probe (AIM §4.3) has a stage file of its own, which imports torch: it is imported where it is used.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +22,10 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 from pixseq.stages.feature_pair import Pair, masks, open_pair
 
-METHODS = ("logistic", "knn")
+if TYPE_CHECKING:
+    from pixseq.stages import attentive
+
+METHODS = ("logistic", "knn", "attentive")
 MEMORY_BYTES = 2 << 30  # of the features that are probed at once
 
 Row = dict[str, Any]
@@ -41,15 +48,29 @@ def run(
     max_iter: int = probes.MAX_ITER,
     baselines: Sequence[tuple[str, str | Path, str | Path]] = (),
     overwrite: bool = False,
+    window: int | None = None,
+    heads: int | None = None,
+    lr: str | Sequence[float] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    weight_decay: float | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """The metrics as a mapping, written to `out` as metrics and to `plot` as a PNG curve where these are given.
 
     `layers` is "all", "0,4,8" or a list; `c` a list of C's or "0.01,0.1". `baselines` are (name, train features, test
     features) of the same images. `standardize` None: yes for logistic, no for knn (DINO takes features as they are).
     Accuracies are shares of 1. `best_layer` is chosen by `val_accuracy` alone, equal ones go to the lower layer; the
-    main `c`, `val_accuracy` and `test_accuracy` are its.
+    main `c`, `val_accuracy` and `test_accuracy` are its. Of unpooled features, logistic and knn read the mean over
+    positions.
+
+    The options after `overwrite` are of the attentive probe (see stages/attentive.py for their defaults). Its rows
+    are of windows, the means over `window` neighbouring layers; without `window`, one row: the mean over a list of
+    `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
-    recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter)
+    options = {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size}
+    options |= {"weight_decay": weight_decay, "device": device}
+    recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
     _check_extras(method, concat, labels_per_class, trials)
     for target in filter(None, (out, plot)):
         atomic.check_target(target, overwrite)
@@ -60,27 +81,30 @@ def run(
         raise UsageError("two baselines have one name", "give each its own")
     for name, other in others.items():
         _check_baseline(name, other, pair)
+    if recipe.attentive:
+        from pixseq.stages import attentive
+
+        for each in (pair, *others.values()):
+            attentive.check(each, recipe.attentive)
     split = _split(pair, recipe, labels_per_class)
 
-    with probes.one_blas_thread():
-        rows = _probe_layers(pair, chosen, split, recipe, "probe")
+    every = layers == "all"
+    with contextlib.nullcontext() if recipe.attentive else probes.one_blas_thread():
+        rows = _probe(pair, chosen, every, split, recipe, "probe")
         best = _best(rows)
-        numbers: dict[str, Any] = {"method": method, **_data_facts(pair), "layers": rows, "best_layer": best["layer"]}
-        numbers |= {key: best[key] for key in ("c", "val_accuracy", "test_accuracy")}
+        numbers: dict[str, Any] = {"method": method, **_data_facts(pair), "layers": rows, **_headline(best)}
         numbers["concat"] = _concat(pair, best["layer"], concat, split, recipe) if concat else None
         numbers["low_data"] = (
             _low_data(pair, best["layer"], labels_per_class, trials, recipe) if labels_per_class else None
         )
         numbers["baselines"] = []
         for name, other in others.items():
-            same = [layer for layer in chosen if layer in other.layers] or other.layers
-            found = _probe_layers(other, same, split, recipe, f"probe {name}")
-            top = _best(found)
-            summary = {key: top[key] for key in ("c", "val_accuracy", "test_accuracy")}
-            numbers["baselines"].append({"name": name, "layers": found, "best_layer": top["layer"], **summary})
+            same = [layer for layer in chosen if layer in other.layers]
+            found = _probe(other, same or other.layers, every or not same, split, recipe, f"probe {name}")
+            numbers["baselines"].append({"name": name, "layers": found, **_headline(_best(found))})
     _remark(numbers, recipe)
 
-    config = {**asdict(recipe), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
+    config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
     config |= {"trials": trials, "baselines": list(others)}
     inputs = pair.references("features", "test")
     for name, other in others.items():
@@ -108,30 +132,56 @@ class Recipe:
     standardize: bool
     seed: int
     max_iter: int
+    attentive: attentive.Recipe | None
 
     @classmethod
-    def checked(cls, method, c, val_fraction, standardize, seed, max_iter) -> Recipe:
-        """Raises UsageError where a value cannot be used."""
+    def checked(cls, method, c, val_fraction, standardize, seed, max_iter, lr, options: dict[str, Any]) -> Recipe:
+        """Raises UsageError where a value cannot be used. `lr` and `options` (None: default) are of attentive."""
         if method not in METHODS:
             raise UsageError(f"--method is {method!r}", f"one of: {', '.join(METHODS)}")
-        try:
-            cs = sorted({float(part) for part in (c.split(",") if isinstance(c, str) else c)})
-        except ValueError:
-            raise UsageError(f"--c {c!r} is no list of numbers", "for example 0.01,0.1,1") from None
-        if not cs or not all(0 < value < math.inf for value in cs):
-            raise UsageError(f"--c {c!r} must hold positive numbers", "C is the inverse strength of regularisation")
+        cs = _positive("--c", c, "0.01,0.1,1", "C is the inverse strength of regularisation")
         if not 0 < val_fraction < 1:
             raise UsageError(f"--val-fraction is {val_fraction}", "it lies between 0 and 1; the paper takes 0.1")
         if max_iter < 1:
             raise UsageError(f"--max-iter is {max_iter}, it must be at least 1")
-        return cls(
-            method, cs, val_fraction, method == "logistic" if standardize is None else standardize, seed, max_iter
-        )
+        given = {name: value for name, value in options.items() if value is not None}
+        if method != "attentive":
+            if given or lr is not None:
+                flag = next(iter(given), "lr").replace("_", "-")
+                raise UsageError(f"--{flag} goes with --method attentive, not with {method}")
+            scaled = method == "logistic" if standardize is None else standardize
+            return cls(method, cs, val_fraction, scaled, seed, max_iter, None)
+        if standardize is not None:
+            raise UsageError("--standardize does not go with --method attentive", "its batch norm scales the features")
+        from pixseq.stages import attentive
+
+        rates = _positive("--lr", attentive.LEARNING_RATES if lr is None else lr, "0.0003,0.001", "0 trains nothing")
+        return cls(method, cs, val_fraction, False, seed, max_iter, attentive.Recipe(rates, **given))
+
+    def config(self) -> Row:
+        """What enters the result's config: the options that this method has."""
+        if self.attentive is None:
+            return {key: value for key, value in asdict(self).items() if key != "attentive"}
+        own = {key: value for key, value in asdict(self.attentive).items() if key != "device"}
+        return {"method": self.method, "val_fraction": self.val_fraction, "seed": self.seed, **own}
+
+
+def _positive(flag: str, values: str | Sequence[float], example: str, why: str) -> list[float]:
+    """Numbers above 0, ascending, each once. Raises UsageError for anything else."""
+    try:
+        numbers = sorted({float(part) for part in (values.split(",") if isinstance(values, str) else values)})
+    except ValueError:
+        raise UsageError(f"{flag} {values!r} is no list of numbers", f"for example {example}") from None
+    if not numbers or not all(0 < value < math.inf for value in numbers):
+        raise UsageError(f"{flag} {values!r} must hold positive numbers", why)
+    return numbers
 
 
 def _check_extras(method: str, concat: int, labels_per_class: int | None, trials: int) -> None:
     if concat < 0:
         raise UsageError(f"--concat is {concat}", "a number of layers, as 5, or 0 for none")
+    if concat and method == "attentive":
+        raise UsageError("--concat does not go with --method attentive", "--window averages neighbouring layers")
     if labels_per_class is not None and labels_per_class < 1:
         raise UsageError(f"--labels-per-class is {labels_per_class}, it must be at least 1")
     if trials < 1:
@@ -200,6 +250,16 @@ def _chosen_layers(layers: str | Sequence[int], pair: Pair) -> list[int]:
 # ---- measuring
 
 
+def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe, name: str) -> list[Row]:
+    """One row a layer, or for the attentive probe one a window of layers; `every`: no list of layers was asked for."""
+    if recipe.attentive is None:
+        return _probe_layers(pair, layers, split, recipe, name)
+    from pixseq.stages import attentive
+
+    windows = attentive.windows(layers, every, recipe.attentive.window)
+    return attentive.probe_windows(pair, windows, split, recipe.attentive, recipe.seed, name)
+
+
 def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -238,6 +298,12 @@ def _prober(pair: Pair, split, recipe: Recipe) -> Callable[[Sequence[int]], Row]
 def _best(rows: Sequence[Row]) -> Row:
     """By held-out accuracy alone; the first, so the lowest layer, of equal ones."""
     return max(rows, key=lambda row: row["val_accuracy"])
+
+
+def _headline(best: Row) -> Row:
+    """What stands beside the rows of one set of features: its best row."""
+    shown = ("window", "c", "lr", "heads", "val_accuracy", "test_accuracy")
+    return {"best_layer": best["layer"], **{key: best[key] for key in shown if key in best}}
 
 
 def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
@@ -287,6 +353,10 @@ def _remark(numbers: Row, recipe: Recipe) -> None:
     at_end = [row["layer"] for row in numbers["layers"] if row["c"] in (recipe.c[0], recipe.c[-1])]
     if at_end and len(recipe.c) > 1:
         progress.say(f"note: the best C is an end of the list at layers {at_end}: widen --c")
+    rates = recipe.attentive.lr if recipe.attentive else []
+    at_end = [row["layer"] for row in numbers["layers"] if len(rates) > 1 and row["lr"] in (rates[0], rates[-1])]
+    if at_end:
+        progress.say(f"note: the best rate is an end of the list at layers {at_end}: widen --lr")
 
 
 def _model_name(pair: Pair) -> str:
@@ -312,6 +382,9 @@ def curve(numbers: Row, name: str) -> np.ndarray:
         layers = numbers["concat"]["layers"]
         levels.append((f"layers {layers[0]} to {layers[-1]} together", 100 * numbers["concat"]["test_accuracy"]))
     levels.append(("most frequent class", 100 * numbers["majority"]))
-    method = {"logistic": "Linear probe", "knn": "k-nearest-neighbour probe"}[numbers["method"]]
-    title = f"{method} by layer: {100 * numbers['test_accuracy']:.1f} % at layer {numbers['best_layer']}"
-    return line_chart(series, title, "layer", "test accuracy, %", h_lines=levels)
+    names = {"logistic": "Linear probe", "knn": "k-nearest-neighbour probe", "attentive": "Attentive probe"}
+    title, axis = f"{names[numbers['method']]} by layer", "layer"
+    if len(numbers.get("window", [])) > 1:
+        title, axis = f"{names[numbers['method']]} of {len(numbers['window'])} layers together", "last layer"
+    title += f": {100 * numbers['test_accuracy']:.1f} % at layer {numbers['best_layer']}"
+    return line_chart(series, title, axis, "test accuracy, %", h_lines=levels)

@@ -61,7 +61,7 @@ def run(
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
         if net.shape.objective != "ar":
-            raise PixseqError(f"{model} is a bert model: it has no order to draw pixels in", "sample an ar model")
+            raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
         if not net.shape.head:
             raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
         palette_of(model, checkpoint.codec, "import it again with --palette kmeans_centers.npy")
@@ -70,11 +70,19 @@ def run(
         if prompt is not None:
             given, inputs["prompt"] = _prompt(checkpoint, prompt, split, count)
         kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
-        starts = np.tile(given[:, :kept], (completions, 1)) if given is not None else np.zeros((count, 0), np.uint16)
+        order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
+        if np.any(order[:kept] >= kept):
+            raise PixseqError(
+                f"{model} draws in {net.shape.order} order: the rows kept of the prompt are not what it sees first",
+                "sample it without --prompt",
+            )
+        starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
+        starts = np.tile(starts, (completions, 1))
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
             raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
         tokens = _draw(where, net, starts, seed, batch_size or pictures_at_once(where, net), settings)
+        tokens = tokens[:, np.argsort(order)]
     config = {
         "count": count,
         "seed": seed,
@@ -121,9 +129,9 @@ def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
 def _prompt(checkpoint: Checkpoint, prompt: str, split: str | None, count: int) -> tuple[np.ndarray, dict[str, Any]]:
     """The first `count` images as the model's tokens, uint16 [n, T], and the parent's reference."""
     if (Path(prompt) / "zarr.json").is_file():
-        store = opening.open_tokens(prompt)
+        store = opening.open_images(prompt, "tokens")
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
-        return opening.some_tokens(store, slice(0, count)), reference(prompt, store.manifest)
+        return opening.some_images(store, slice(0, count)), reference(prompt, store.manifest)
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
     from pixseq.numerics.quantize import nearest_table, to_tokens

@@ -46,7 +46,7 @@ def _plot_log(path: Path, record: manifest.Manifest, plot: str | Path, overwrite
 
 def _faults(path: Path, record: manifest.Manifest) -> list[str]:
     kind = record["kind"]
-    if kind in ("tokens", "features"):
+    if kind in ("tokens", "pixels", "features"):
         from pixseq.artifacts.arrays import verify
 
         return verify(path)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from pixseq.artifacts.atomic import partial_path
 from pixseq.artifacts.checkpoint import has_state, load_state, run_folder, save_state, save_weights
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
+from pixseq.data.augment import augment_pixels
 from pixseq.data.batches import PAD, augment, batch_indices
 from pixseq.errors import Diverged, Interrupted, UsageError
-from pixseq.models.igpt import ImageGPT, Output, Shape
+from pixseq.models.family import Model, Shape
 from pixseq.models.muon import Muon
-from pixseq.models.objectives import generative_nats, random_mask, scored_images
+from pixseq.models.output import Output
 from pixseq.numerics.schedule import learning_rate, warmup_steps
 from pixseq.runtime import Machine, compiled, generator
 
@@ -40,31 +41,57 @@ MASK_STREAM, VALIDATION_MASK_STREAM = 11, 12  # random streams of their own, see
 
 @dataclass(frozen=True)
 class Images:
-    """Encoded images: tokens uint16 [N, T], labels int [N] or None, the token grid of one image.
+    """Images in memory: tokens uint16 [N, T] or pixels uint8 [N, H, W, 3], labels int [N] or None.
 
-    `chosen` picks some of the rows without copying them: training and validation share the arrays.
+    `grid` is rows, columns and numbers a pixel of one image. `chosen` picks some of the rows without copying them:
+    training and validation share the arrays.
     """
 
-    tokens: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray | None
     grid: tuple[int, int, int]
     chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens if self.chosen is None else self.chosen)
+        return len(self.rows if self.chosen is None else self.chosen)
 
     def subset(self, rows: np.ndarray) -> Images:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
     def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
-        """tokens int64 [B, T] and labels int64 [B] or None."""
+        """The images as they are stored (tokens as int32), and labels int64 [B] or None."""
         rows = np.asarray(rows) if self.chosen is None else self.chosen[rows]
         labels = None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
-        return torch.from_numpy(self.tokens[rows].astype(np.int64)), labels
+        return as_tensor(self.rows[rows]), labels
+
+    def augmented(self, images: Tensor, config: TrainConfig, step: int) -> Tensor:
+        """What the recipe does to the images of a step: a pure function of seed and step."""
+        how, seed = config.augment, config.seed
+        if how.startswith("resized-crop"):
+            jitter = JITTER if how == "resized-crop-jitter" else None
+            return augment_pixels(images, config.crop_scale, True, jitter, seed, step)
+        flat = images.numpy().reshape(len(images), -1)
+        return torch.from_numpy(augment(flat, self.grid, how, seed, step)).view(images.shape)
 
 
-# (output, tokens, labels, masked) -> {"loss": [B], ...}: what is minimised and what is logged beside it, per image
-Losses = Callable[[Output, Tensor, Tensor | None, Tensor | None], dict[str, Tensor]]
+def as_tensor(images: np.ndarray) -> Tensor:
+    """Images as they are stored; torch does little with uint16, so that tokens become int32."""
+    return torch.from_numpy(images if images.dtype == np.uint8 else images.astype(np.int32))
+
+
+JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
+
+
+class Counts(NamedTuple):
+    """What means over the global batch are divided by: its images, and what of them is scored (see Model.scored)."""
+
+    images: int
+    scored: int
+
+
+# (model, output, images, labels, masked, counts) -> {"loss": [B], ...}: each image's share of the mean over the global
+# batch, of what is minimised and of what is logged beside it
+Losses = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], dict[str, Tensor]]
 
 
 @dataclass
@@ -80,7 +107,7 @@ class Limits:
 class Run:
     """What changes during a run, saved and restored whole: weights, optimizers, step, best validation."""
 
-    def __init__(self, model: ImageGPT, config: TrainConfig, state: dict[str, Any] | None):
+    def __init__(self, model: Model, config: TrainConfig, state: dict[str, Any] | None):
         self.model, self.config = model, config
         self.optimizers = make_optimizers(model, config)
         self.averaged = _averaged(model, config.ema)
@@ -127,7 +154,7 @@ class Run:
             self.averaged.update_parameters(self.model)
         self.step += 1
 
-    def measure(self, validate: Callable[[ImageGPT], dict[str, float]], score: Callable) -> tuple[dict, bool]:
+    def measure(self, validate: Callable[[Model], dict[str, float]], score: Callable) -> tuple[dict, bool]:
         """A validation row (of the averaged weights too), and whether it is the best so far."""
         row = validate(self.model)
         if self.averaged is not None:
@@ -142,24 +169,25 @@ class Run:
 
 def train(
     machine: Machine,
-    model: ImageGPT,
+    model: Model,
     config: TrainConfig,
     images: Images,
     losses: Losses,
-    validate: Callable[[ImageGPT], dict[str, float]] | None,
+    validate: Callable[[Model], dict[str, float]] | None,
     partial: Path,
     state: dict[str, Any] | None,
     limits: Limits,
     score: Callable[[dict[str, float]], float],
     patience: int = 0,
     name: str = "pretrain",
+    after_step: Callable[[Run], None] = lambda run: None,
 ) -> dict[str, Any]:
     """Train `model` in place; returns the state at the end (weights, best, ema, step, seconds) and `stopped_early`.
 
     `score` of a validation row, of the weights themselves and not of their average, decides the best weights: higher is
     better; after `patience` rows without a better one the run stops early (0: never). Raises Diverged on a non-finite
     loss, gradient or validation and Interrupted on SIGINT, SIGTERM or the time limit; the last good state is in
-    `partial` first.
+    `partial` first. `after_step` is called after every update and its validation, on every rank.
     """
     check_fit(machine, config, images)
     run = Run(model, config, state)
@@ -194,7 +222,7 @@ def train(
             rate = learning_rate(step, config.steps, config.lr, warmup, config.schedule)
             minutes = (time.monotonic() - run.began) / 60
             out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
-            batch = _batch(images, config, step, model.shape.objective == "bert")
+            batch = _batch(images, config, step, model)
             row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set() or out_of_time)
             stopping = row.pop("stop") > 0
             norm = _gradient_norm(model, config.clip_norm)
@@ -216,6 +244,7 @@ def train(
                 if better and machine.leads:
                     save_weights(partial / "best.safetensors", model.state_dict())
                 stopped_early = bool(patience) and run.since_best >= patience
+            after_step(run)
             if run.step == config.steps or stopped_early:
                 break
 
@@ -281,9 +310,9 @@ def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def accumulate(
     machine: Machine,
     forward: Callable,
-    model: ImageGPT,
+    model: Model,
     losses: Losses,
-    tokens: Tensor,
+    images: Tensor,
     labels: Tensor | None,
     masked: Tensor | None,
     micro: int,
@@ -291,17 +320,18 @@ def accumulate(
 ) -> dict[str, float]:
     """Gradients of the mean loss over the global batch, in micro-batches and over all ranks; returns the mean losses.
 
-    tokens int [B, T] and its companions hold the whole global batch; each rank takes its share of the images. `stop`
-    is summed over the ranks beside the losses, so that all of them stop at the same step.
+    images [B, ...] and its companions hold the whole global batch; each rank takes its share of the images. `stop` is
+    summed over the ranks beside the losses, so that all of them stop at the same step.
     """
-    share = machine.share(len(tokens))
-    scored = scored_images(len(tokens), masked)
+    share = machine.share(len(images))
+    counts = Counts(len(images), model.scored(len(images), masked))
     totals = {"stop": torch.tensor(float(stop), device=machine.device)}
     for start in range(share.start, share.stop, micro):
         part = slice(start, min(start + micro, share.stop))
-        x, y, m = (None if a is None else a[part].to(machine.device) for a in (tokens, labels, masked))
+        x, y, m = (None if a is None else a[part].to(machine.device) for a in (images, labels, masked))
+        x = model.prepare(x)
         with machine.autocast():
-            values = {key: value.sum() / scored for key, value in losses(forward(x, m), x, y, m).items()}
+            values = {key: v.sum() for key, v in losses(model, forward(x, m), x, y, m, counts).items()}
         values["loss"].backward()
         for key, value in values.items():
             totals[key] = totals.get(key, 0) + value.detach()
@@ -309,24 +339,30 @@ def accumulate(
     return {key: float(value) for key, value in totals.items()}
 
 
-def _batch(images: Images, config: TrainConfig, step: int, bert: bool):
-    """The global batch of a step on the CPU: tokens int64 [B, T], labels [B] or None, masked [B, T] or None."""
-    tokens, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
-    tokens = torch.from_numpy(augment(tokens.numpy(), images.grid, config.augment, config.seed, step))
-    masked = random_mask(*tokens.shape, generator(config.seed, step, MASK_STREAM)) if bert else None
-    return tokens, labels, masked
+def _batch(images: Images, config: TrainConfig, step: int, model: Model):
+    """The global batch of a step on the CPU: images, labels [B] or None, masked [B, T] or None."""
+    rows, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
+    masked = model.draw_masks(len(rows), generator(config.seed, step, MASK_STREAM))
+    return images.augmented(rows, config, step), labels, masked
 
 
-def make_optimizers(model: ImageGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam with decoupled decay on everything; with optimizer "muon", Muon on the blocks' matrices instead."""
-    parameters = dict(model.named_parameters())
+def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
+
+    decay "matrices" spares what has one axis: biases and the gains of norms.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {}
     if config.optimizer == "muon":
         matrices = {name: p for name, p in parameters.items() if name.startswith("blocks.") and p.ndim == 2}
     rest = [p for name, p in parameters.items() if name not in matrices]
+    spared = [p for p in rest if config.decay == "matrices" and p.ndim < 2]
+    groups = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
     made: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            rest,
+            groups,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
@@ -339,42 +375,40 @@ def make_optimizers(model: ImageGPT, config: TrainConfig) -> list[torch.optim.Op
     return made
 
 
-def micro_batch_images(model: ImageGPT, machine: Machine) -> int:
+def micro_batch_images(model: Model, machine: Machine) -> int:
     """Images whose activations fit in about a third of the memory beside weights and optimizer.
 
     A CPU gains nothing from more than some thousands of tokens at once, and loses its caches.
     """
     s = model.shape
     width = 2 if machine.precision == "bf16" else 4
-    per_token = width * s.d_model * s.n_layer * 18 + s.n_vocab * (8 + width)
     room = machine.memory_bytes() / machine.world - 16 * s.parameter_count()
-    tokens = max(room, 0) / 3 / per_token
+    images = max(room, 0) / 3 / s.activation_bytes(width)
     if machine.device.type == "cpu":
-        tokens = min(tokens, 8192)
-    return max(int(tokens / s.n_ctx), 1)
+        images = min(images, 8192 / s.n_ctx)
+    return max(int(images), 1)
 
 
 @torch.no_grad()
-def generative_loss(machine: Machine, model: ImageGPT, images: Images, batch_size: int, seed: int = 0) -> float:
-    """Mean nats a token over `images`, each rank scoring its share; bert scores one random mask an image."""
+def generative_loss(machine: Machine, model: Model, images: Images, batch_size: int, seed: int = 0) -> float:
+    """The mean loss over `images`, each rank scoring its share; with masks or prefixes, one random one an image."""
     model.eval()
-    bert = model.shape.objective == "bert"
-    masks = random_mask(len(images), model.shape.n_ctx, generator(seed, VALIDATION_MASK_STREAM)) if bert else None
+    masks = model.draw_masks(len(images), generator(seed, VALIDATION_MASK_STREAM))
     total = torch.zeros((), dtype=torch.float64, device=machine.device)
     share = machine.share(len(images))
     for start in range(share.start, share.stop, batch_size):
         part = range(start, min(start + batch_size, share.stop))
-        x = images.batch(part)[0].to(machine.device)
+        x = model.prepare(images.batch(part)[0].to(machine.device))
         m = masks[part.start : part.stop].to(machine.device) if masks is not None else None
         with machine.autocast():
-            nats = generative_nats(model(x, m).logits, x, m)
-        total += nats.double().sum()
+            losses = model.losses(model(x, m), x, m)
+        total += losses.double().sum()
     machine.sum([total])
     model.train()
-    return float(total) / scored_images(len(images), masks)
+    return float(total) / model.scored(len(images), masks)
 
 
-def _averaged(model: ImageGPT, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
     if not decay:
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -382,7 +416,7 @@ def _averaged(model: ImageGPT, decay: float) -> torch.optim.swa_utils.AveragedMo
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
-def _gradient_norm(model: ImageGPT, clip: float) -> float:
+def _gradient_norm(model: Model, clip: float) -> float:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip:

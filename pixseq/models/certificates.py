@@ -1,0 +1,31 @@
+"""What every family's certificates share: one measured property of a model each, with its figure.
+
+A family's own are in igpt_checks.py and aim_checks.py: `certify(net, x, generator)` yields them, computed in float32 on
+a few images x as the model takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+CLOSE = 1e-4  # of the largest output: what float32 sums in another order differ by
+STILL = 1e-6  # of the largest output: what may not depend on an input does not move
+
+
+@dataclass(frozen=True)
+class Check:
+    """`figure` is what was measured, `about` says what it must be."""
+
+    name: str
+    ok: bool
+    figure: float | int | str
+    about: str
+
+
+def some_positions(total: int, generator: torch.Generator) -> Iterator[int]:
+    """The ends, the middle and some positions between."""
+    some = torch.randint(total, (4,), generator=generator).tolist()
+    yield from sorted({0, 1 % total, total // 2, max(total - 2, 0), total - 1, *some})
