@@ -83,12 +83,12 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 FLAGS = """
     --attention --augment --background --baseline --batch-size --by-position --c --colors --columns --compile
     --completions --concat --config --count --device --drop --dry-run --dtype --epochs --first --gen-weight
-    --heads --help --images --json --keep --labels-per-class --layers --limit --lora-rank --lr --masks
+    --head --heads --help --images --json --keep --labels-per-class --layers --limit --lora-rank --lr --masks
     --max-images --max-iter --method --metrics --micro-batch --objective --on-error --order --out --overwrite
-    --palette --patience --pictures --plot --pool --precision --preset --prompt --quiet --random-init
-    --refine-steps --resize --resume --save-minutes --scale --scheme --seed --set --size --split --standardize
-    --steps --temperature --test --time-limit --tokens --top-k --top-p --trials --val --val-fraction --verify
-    --views --weight-decay --weights --window --workers
+    --palette --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet
+    --random-init --refine-steps --resize --resume --save-minutes --scale --scheme --seed --set --size --split
+    --standardize --steps --temperature --test --time-limit --tokens --top-k --top-p --trials --val
+    --val-fraction --verify --views --weight-decay --weights --window --workers
 """
 
 

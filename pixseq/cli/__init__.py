@@ -52,6 +52,10 @@ GROUPS = {
                 weights.import_openai,
                 "pixseq import openai igpt-s/model.ckpt-1000000 --palette kmeans_centers.npy -o model",
             ),
+            "aim": (
+                weights.import_aim,
+                "pixseq import aim aim_600m_2bimgs_attnprobe_backbone.pth --head aim_600m_head_last.pth -o model",
+            ),
         },
     ),
     "export": (

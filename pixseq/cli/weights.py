@@ -55,6 +55,34 @@ def import_openai(
     made(out, stage.run("openai", prefix, out, palette, overwrite), json)
 
 
+def import_aim(
+    backbone: Annotated[
+        Path, typer.Argument(metavar="BACKBONE", help="A backbone's .pth or .safetensors.", show_default=False)
+    ],
+    out: o.Out,
+    head: Annotated[Path | None, typer.Option("--head", help="Its attentive probe's .pth or .safetensors.")] = None,
+    probe_layers: Annotated[
+        str | None,
+        typer.Option(
+            "--probe-layers", help="Blocks the head reads: last, best, or from 0 as 12,13,14 [default: last]."
+        ),
+    ] = None,
+    heads: Annotated[int | None, typer.Option("--heads", help="Attention heads [default: width / 128].")] = None,
+    size: Annotated[int, typer.Option("--size", help="Side of the pictures.")] = 224,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make a checkpoint of an AIM backbone of the first version, and of its attentive probe head.
+
+    No prediction head was published: such a model gives features, probes and, with its head, accuracy.
+    """
+    talk(quiet)
+    from pixseq.stages import importing as stage
+
+    made(out, stage.run_aim(backbone, out, head, probe_layers, heads, size, overwrite), json)
+
+
 def export_hf(
     model: o.Model,
     out: o.Out,
