@@ -291,12 +291,16 @@ class AIM(Ordered):
         """Xavier-uniform matrices, zero biases, norms of one; a class head of zeros, as Image GPT's."""
         for name, tensor in self.named_parameters():
             kind = name.rsplit(".", 2)[-2]
+            if name.startswith("classifier.") and self.shape.probe_layers:
+                continue
             if name.startswith("classifier.") or name.endswith("bias"):
                 tensor.zero_()
             elif kind.startswith("ln") or kind == "patch_norm":
                 tensor.fill_(1.0)
             else:
                 nn.init.xavier_uniform_(tensor, generator=generator)
+        if self.shape.n_classes and self.shape.probe_layers:
+            self.classifier.init_weights(generator)  # zeros would be a dead point of an attentive head
         return self
 
     def places(self, channels: int) -> Tensor:
