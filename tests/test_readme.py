@@ -67,7 +67,7 @@ def photos(tmp_path):
 
 def test_the_published_weights_from_import_to_probe_and_completions(run, photos, tmp_path):
     make_hf(tmp_path / "imagegpt-small", ImageGPTForCausalImageModeling, n_layer=2, width=16, heads=4, side=32)
-    hugging_face, _ = blocks("Use the published weights")
+    hugging_face, *_ = blocks("Use the published weights")
     assert hugging_face.startswith("hf download openai/imagegpt-small --local-dir imagegpt-small")
     outputs = [run(words) for words in commands(hugging_face)]
     assert outputs[0] == "igpt-s\n" and "best layer" in outputs[-2] and "concatenated" in outputs[-2]

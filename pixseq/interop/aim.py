@@ -74,8 +74,10 @@ def read_aim(
     types = sorted({type_name(x.dtype) for x in [*trunk.values(), *probe.values()] if x.is_floating_point()})
     if types != ["float32"]:
         notes.append(f"weights of type {', '.join(types)} became float32")
-    stored = [name for name in trunk if POSITIONS.fullmatch(name)]
-    positions = {name: trunk.pop(name) for name in stored}
+    positions = {name: x for name, x in trunk.items() if POSITIONS.fullmatch(name)}
+    if positions:
+        trunk = {name: x for name, x in trunk.items() if name not in positions}
+        notes.append(f"left out {some(sorted(positions))}: positions are computed")
     weights = _take(backbone, trunk, rules(shape))
     if probe:
         blocks = probed_blocks(probe_layers or "last", shape["n_layer"], shape["d_model"])
