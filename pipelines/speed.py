@@ -19,15 +19,16 @@ from pixseq.stages.pretrain import losses
 from pixseq.stages.training import Images, Run, _batch, accumulate
 
 
-def seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """The median of some calls after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
+def seconds(*works: Callable[[], object], repeats: int = 9) -> list[float]:
+    """The median time of each, called in turns after one round to warm up, so that a busy machine troubles all alike."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, taken in zip(works, times):
+            began = time.perf_counter()
+            work()
+            if turn:
+                taken.append(time.perf_counter() - began)
+    return [float(np.median(taken)) for taken in times]
 
 
 def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
@@ -81,7 +82,7 @@ def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
             ("features of all layers / bare forward", features, bare_forward),
         ]
         for name, ours, other in rows:
-            a, b = seconds(ours), seconds(other)
+            a, b = seconds(ours, other)
             print(f"{a / b:6.3f}  {name}: {1e3 * a:.0f} / {1e3 * b:.0f} ms for {count} images")
         print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f}  MiB at most")
 

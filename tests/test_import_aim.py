@@ -29,7 +29,9 @@ SMALL = {"n_heads": HEADS, "size": SIDE}
 
 
 def backbone(width=WIDTH, blocks=BLOCKS, patch=PATCH, make=torch.randn):
-    """Random tensors by the published names; `make` gives one of a shape."""
+    """Random tensors by the published names; `make` gives one of a shape. Patches come out small: their norm shows its
+    epsilon.
+    """
     torch.manual_seed(0)
 
     def matrix(*shape):
@@ -38,8 +40,8 @@ def backbone(width=WIDTH, blocks=BLOCKS, patch=PATCH, make=torch.randn):
     def norm(name):
         return {f"{name}.weight": 1 + 0.1 * make(width), f"{name}.bias": 0.1 * make(width)}
 
-    w = {"preprocessor.patchifier.proj.weight": matrix(width, 3, patch, patch)}
-    w |= {"preprocessor.patchifier.proj.bias": make(width)} | norm("preprocessor.patchifier.norm")
+    w = {"preprocessor.patchifier.proj.weight": 0.01 * matrix(width, 3, patch, patch)}
+    w |= {"preprocessor.patchifier.proj.bias": 0.01 * make(width)} | norm("preprocessor.patchifier.norm")
     for i in range(blocks):
         name = f"trunk.blocks.{i}"
         w |= norm(f"{name}.norm_1") | norm(f"{name}.norm_2")
@@ -56,7 +58,7 @@ def probe_head(width=WIDTH, classes=CLASSES):
         "v.weight": torch.randn(width, width) * width**-0.5,
         "linear.weight": torch.randn(classes, width),
         "bn.running_mean": torch.randn(width),
-        "bn.running_var": torch.rand(width) + 0.5,
+        "bn.running_var": torch.rand(width) + 0.05,
         "bn.num_batches_tracked": torch.tensor(7),
     }
 
