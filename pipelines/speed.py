@@ -20,7 +20,7 @@ from pixseq.stages.training import Images, Run, _batch, accumulate
 
 
 def seconds(*works: Callable[[], object], repeats: int = 9) -> list[float]:
-    """The median time of each, called in turns after one round to warm up, so that a busy machine troubles all alike."""
+    """The median time of each, called in turns after one round to warm up: a busy machine then troubles all alike."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
         for work, taken in zip(works, times):
