@@ -25,7 +25,7 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import palette_id
 from pixseq.config import FinetuneFile, PretrainFile, effective
-from pixseq.errors import PixseqError
+from pixseq.errors import PixseqError, UsageError
 from pixseq.models.sampling import sample
 from pixseq.runtime import machine
 from pixseq.stages import encode, evaluate, exporting, features, finetune, importing, pretrain
@@ -394,6 +394,8 @@ def test_overwrite_replaces_exports_and_nothing_else(trained, tmp_path):
     with pytest.raises(PixseqError, match="already exists"):
         exporting.run(trained["ar"], tmp_path / "x")
     exporting.run(trained["ar"], tmp_path / "x", overwrite=True)
+    with pytest.raises(UsageError, match="is the model itself"):
+        exporting.run(trained["ar"], trained["ar"], overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     with pytest.raises(PixseqError, match="pixseq did not make"):

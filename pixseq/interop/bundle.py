@@ -2,7 +2,7 @@
 
 PREFIX.index is a sorted table of (name, entry): a footer points at a block of handles, these at blocks of pairs whose
 names leave out what they share with the one before; every block carries a checksum. An entry says where a tensor lies
-in PREFIX.data-XXXXX-of-YYYYY, raw and little-endian. Whatever these files say, only PixseqError comes out.
+in PREFIX.data-00000-of-00032 and its kin, raw and little-endian. Whatever these files say, only PixseqError comes out.
 """
 
 from __future__ import annotations

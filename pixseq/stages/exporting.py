@@ -35,6 +35,8 @@ def run(
     if drop is not None and drop not in HEADS:
         raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
     target = atomic.check_target(out, overwrite)
+    if target.resolve() == Path(model).resolve():
+        raise UsageError(f"{out} is the model itself, which the export would replace", "choose another --out")
     checkpoint = open_checkpoint(model)
     shape = _carried(checkpoint, shape_from(checkpoint.shape), drop)
     net = load_weights(shape_from(checkpoint.shape), checkpoint, weights)
