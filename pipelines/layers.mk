@@ -1,4 +1,4 @@
-# Rules that pipelines share: $O is the folder of outputs, $O/model the checkpoint, $O/train.zarr and $O/test.zarr tokens.
+# Rules that pipelines share: $O is the folder of outputs, $O/model the checkpoint, $O/train.zarr and $O/test.zarr tokens or pixels.
 
 $O/loss.png: $O/model
 	pixseq show $< --plot $@ --overwrite > /dev/null

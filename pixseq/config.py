@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pixseq.errors import UsageError
 
@@ -30,6 +30,7 @@ class ModelConfig:
     n_head: int = 4
     d_model: int = 128
     objective: Literal["ar", "bert"] = "ar"
+    family: ClassVar[str] = "igpt"  # the default: it stands in no file
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,88 @@ class FinetuneFile:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
+@dataclass(frozen=True)
+class StudyData:
+    """Stores of one resolution: what cells train on, what is held out, and, if given, what is probed instead."""
+
+    train: str
+    val: str
+    probe_train: str | None = None  # null: train
+    probe_test: str | None = None  # null: val
+
+
+@dataclass(frozen=True)
+class StudyShapes:
+    """The family of shapes: widths on a ladder, depth by an aspect ratio, heads of 32 numbers or a little more.
+
+    The head of an AIM is as wide as its trunk, `head_depth` blocks deep.
+    """
+
+    family: Literal["igpt", "aim"] = "igpt"
+    aspect_ratio: float = 24.0  # d_model / n_layer; Image GPT's S, M and L have 21, 28 and 32
+    min_layers: int = 2
+    patch_size: int = 4
+    head_depth: int = 4
+
+
+@dataclass(frozen=True)
+class StudyRates:
+    """lr of a width: train.lr * (d_model / width) ** -exponent."""
+
+    width: int = 64
+    exponent: float = 0.5
+
+
+@dataclass(frozen=True)
+class StudyBatch:
+    """Images a step: the power of two that gives about `steps` steps, between `smallest` and `largest`."""
+
+    steps: int = 400
+    smallest: int = 8
+    largest: int = 256
+
+
+@dataclass(frozen=True)
+class StudyCompletions:
+    """Top halves of the first `count` held-out images, completed; 0: none. Image GPT alone draws."""
+
+    count: int = 500
+    keep: float = 0.5
+    temperature: float = 1.0
+    seed: int = 0
+    extractor: str = "pixels"  # or a checkpoint, whose features the Fréchet distance is measured in
+    layer: int | None = None  # of the extractor; null: its middle
+
+
+@dataclass(frozen=True)
+class StudyProbe:
+    """The linear probe of each cell: C is chosen on a part of its training images."""
+
+    layers: str = "all"
+    c: str = "0.001,0.01,0.1,1"
+
+
+@dataclass(frozen=True)
+class GridFile:
+    """The grid of a scaling study: budgets and sizes, and how cells are trained and measured."""
+
+    data: tuple[StudyData, ...]
+    budgets: tuple[float, ...]  # training FLOPs; two of them are the ends, with a spacing of 10^0.5 between
+    sizes_per_budget: int = 5
+    size_range: float = 4.0  # sizes lie between the estimated optimum over and times this
+    tokens_per_param: float = 40.0  # the first estimate of the optimum; finished budgets make better ones
+    recentre: bool = True  # from the budgets below, once they are done
+    flops: Literal["exact", "exact-causal", "6nd"] = "exact"
+    params: Literal["total", "non-embedding"] = "total"  # what N counts; never a prediction head of AIM
+    most_epochs: float = 4.0  # beyond it a cell is marked: its data repeats
+    shapes: StudyShapes = field(default_factory=StudyShapes)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=6.0e-3, warmup_epochs=None))
+    rates: StudyRates = field(default_factory=StudyRates)
+    batch: StudyBatch = field(default_factory=StudyBatch)
+    completions: StudyCompletions = field(default_factory=StudyCompletions)
+    probe: StudyProbe = field(default_factory=StudyProbe)
+
+
 SECTIONS = {"about", "model", "sequence", "train", "finetune"}
 
 
@@ -170,7 +253,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} cannot be read: {error}", "pass a YAML file") from None
+        raise UsageError(f"{path} cannot be read: {error}", "pass a YAML file") from None
     return _parse_yaml(text, str(path))
 
 
@@ -285,11 +368,28 @@ def _fill(kind: type, values: Any, where: str) -> Any:
                 f"unknown key {where}{key}", f"{_guess(str(key), known)}keys here: {', '.join(sorted(known))}"
             )
         section = _section(hints[key], value)
-        if section:
+        if typing.get_origin(hints[key]) is tuple:
+            filled[key] = _several(typing.get_args(hints[key])[0], value, f"{where}{key}")
+        elif section:
             filled[key] = _fill(section, {} if value is None else value, f"{where}{key}.")
         else:
             filled[key] = _typed(hints[key], value, f"{where}{key}")
+    for f in dataclasses.fields(kind):
+        if f.name not in filled and f.default is f.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
     return kind(**filled)
+
+
+def _several(kind: Any, value: Any, key: str) -> tuple:
+    """One or more of `kind`: a list, one alone, or the two ends of a range of numbers."""
+    if isinstance(value, dict) and value.keys() == {"from", "to"}:
+        value = [value["from"], value["to"]]
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise UsageError(f"{key} is empty", "name at least one")
+    if dataclasses.is_dataclass(kind):
+        return tuple(_fill(kind, each, f"{key}.") for each in values)
+    return tuple(_typed(kind, each, key) for each in values)
 
 
 def _section(hint: Any, value: Any) -> type | None:
@@ -297,7 +397,7 @@ def _section(hint: Any, value: Any) -> type | None:
     kinds = [kind for kind in typing.get_args(hint) or [hint] if dataclasses.is_dataclass(kind)]
     if len(kinds) < 2:
         return kinds[0] if kinds else None
-    family = str(value.pop("family", "igpt")) if isinstance(value, dict) else "igpt"
+    family = str(value.pop("family", ModelConfig.family)) if isinstance(value, dict) else ModelConfig.family
     if family not in FAMILIES:
         raise UsageError(
             f"model.family is {family!r}", f"{_guess(family, FAMILIES)}one of: {', '.join(sorted(FAMILIES))}"
@@ -317,6 +417,10 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if hint is str and isinstance(value, str):
         return str(value)
+    if hint is bool:
+        if isinstance(value, bool) or value in ("true", "false"):
+            return value in (True, "true")
+        raise UsageError(f"{key} is {value!r}, not true or false")
     if isinstance(value, _Shell) and hint in (int, float):
         try:
             return hint(value)
@@ -336,3 +440,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
 def _guess(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def restored(kind: type, values: Mapping[str, Any]) -> Any:
+    """The dataclass that `as_dict` has turned into a mapping."""
+    return _fill(kind, dict(values), where="")

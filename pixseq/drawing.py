@@ -23,9 +23,8 @@ COLORS = [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159
 MARKERS = ["circle", "square", "triangle", "diamond"]
 MARKERS_UP_TO = 40  # points in a series; more of them would hide the line
 TILE_PIXELS = 96  # an image of a grid is enlarged to about this side
-WIDEST_ROW_LABEL = 240  # pixels
 
-Series = tuple  # (name, xs, ys) or (name, xs, ys, yerr); y and yerr may hold NaN, where the line breaks
+Series = tuple  # (name, xs, ys); y may hold NaN, where the line breaks
 
 
 def font(pixels: int) -> ImageFont.FreeTypeFont:
@@ -45,13 +44,12 @@ def grid(
     columns: int,
     scale: int | None = None,
     gap: int = 2,
-    row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Images uint8 [N, h, w, 3], row by row in `columns` columns, each pixel a crisp square of `scale` pixels.
 
-    `scale` None enlarges small images to about TILE_PIXELS. `gap` is in output pixels. Labels stand left of the rows
-    and above the columns. Raises ValueError where there are no images or a label is missing.
+    `scale` None enlarges small images to about TILE_PIXELS. `gap` is in output pixels. Labels stand above the
+    columns. Raises ValueError where there are no images or a label is missing.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or not len(images):
@@ -59,30 +57,23 @@ def grid(
     N, h, w, _ = images.shape
     columns = min(columns, N)
     rows = -(-N // columns)
-    for labels, wanted in ((row_labels, rows), (column_labels, columns)):
-        if labels is not None and len(labels) != wanted:
-            raise ValueError(f"{wanted} labels are needed, {len(labels)} given")
+    if column_labels is not None and len(column_labels) != columns:
+        raise ValueError(f"{columns} labels are needed, {len(column_labels)} given")
     scale = scale or max(1, round(TILE_PIXELS / max(h, w)))
     high, wide = h * scale, w * scale
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
 
     letters = font(min(15, max(10, high // 3)))
-    row_labels = [shortened(label, letters, WIDEST_ROW_LABEL) for label in row_labels or []]
-    left = math.ceil(max(map(letters.getlength, row_labels))) + 10 if row_labels else 0
     top = letters.size + 8 if column_labels else 0
-    out = np.full((top + rows * (high + gap) + gap, left + columns * (wide + gap) + gap, 3), PAPER, np.uint8)
-    corners = [
-        (top + gap + r * (high + gap), left + gap + c * (wide + gap)) for r in range(rows) for c in range(columns)
-    ]
+    out = np.full((top + rows * (high + gap) + gap, columns * (wide + gap) + gap, 3), PAPER, np.uint8)
+    corners = [(top + gap + r * (high + gap), gap + c * (wide + gap)) for r in range(rows) for c in range(columns)]
     for tile, (y, x) in zip(tiles, corners):
         out[y : y + high, x : x + wide] = tile
-    if not (row_labels or column_labels):
+    if not column_labels:
         return out
     page = Image.fromarray(out)
     pen = ImageDraw.Draw(page)
-    for (y, _), label in zip(corners[::columns], row_labels):
-        pen.text((left - 6, y + high / 2), label, INK, letters, anchor="rm")
-    for (_, x), label in zip(corners, column_labels or []):
+    for (_, x), label in zip(corners, column_labels):
         pen.text((x + wide / 2, top - 2), shortened(label, letters, wide + gap), INK, letters, anchor="md")
     return np.asarray(page)
 
@@ -101,26 +92,20 @@ def swatch(colors: np.ndarray, columns: int = 32, cell: int = 24) -> np.ndarray:
 
 
 class Axis(NamedTuple):
-    """A range of values, the places of its ticks, and whether it is logarithmic."""
+    """A range of values and the places of its ticks."""
 
     low: float
     high: float
     ticks: list[float]
-    log: bool
 
     def place(self, value: float) -> float:
         """0 at the low end, 1 at the high end."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def labels(self) -> list[str]:
-        """All ticks in one notation: as many decimals as the step needs, or powers of ten where numbers get long."""
+        """All ticks in one notation: as many decimals as the step needs, four digits where numbers get long."""
         ticks = np.array(self.ticks)
         steps = np.diff(ticks)
-        if self.log and not np.allclose(steps, steps[:1]):
-            long = ticks[0] < 1e-3 or ticks[-1] >= 1e5
-            return [f"{t:.0e}".replace("e-0", "e-").replace("e+0", "e") if long else f"{t:,.10g}" for t in ticks]
         step = steps[0] if len(steps) else 1.0
         if np.abs(ticks).max(initial=0) >= 1e7 or step < 1e-5:
             return [f"{t:.4g}" for t in ticks]
@@ -144,26 +129,7 @@ def linear_axis(values: np.ndarray, most_ticks: int, whole: bool = False, pad: f
     if whole:
         step = max(1.0, step)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return Axis(low, high, [k * step for k in range(first, last + 1)], log=False)
-
-
-def log_axis(values: np.ndarray, most_ticks: int) -> Axis:
-    """The same on a logarithmic scale: ticks at powers of ten, and at 2 and 5 times them where the range is short."""
-    low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 10.0)
-    if low == high:
-        low, high = low / 2, high * 2
-    margin = (high / low) ** 0.04
-    low, high = low / margin, high * margin
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,)):
-        ticks = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
-        if len(ticks) <= most_ticks:
-            break
-    else:
-        ticks = ticks[:: -(-len(ticks) // most_ticks)]
-    if len(ticks) < 2:  # less than a factor of two: the ticks of a linear scale
-        ticks = [t for t in linear_axis(values, most_ticks, pad=0).ticks if t > 0]
-    return Axis(low, high, ticks, log=True)
+    return Axis(low, high, [k * step for k in range(first, last + 1)])
 
 
 @dataclass
@@ -172,7 +138,6 @@ class Line:
 
     name: str
     points: np.ndarray  # [n, 2]
-    error: np.ndarray | None  # [n]
     color: tuple[int, int, int]
     marker: str
 
@@ -183,54 +148,38 @@ def line_chart(
     x_label: str,
     y_label: str,
     size: tuple[int, int] = (1000, 640),
-    log_x: bool = False,
-    log_y: bool = False,
     h_lines: Sequence[tuple[str, float]] = (),
 ) -> np.ndarray:
-    """Lines with markers and error bars over common axes; uint8 [H, W, 3] with (W, H) = `size`.
+    """Lines with markers over common axes; uint8 [H, W, 3] with (W, H) = `size`.
 
     `h_lines` are named heights (a baseline), drawn dashed. The legend stands above the plot, so it never covers data.
-    Points that are not finite, or not positive on a logarithmic axis, are left out and break their line.
+    Points that are not finite are left out and break their line.
     """
     lines = [
         Line(
             plain(name),
             np.stack([np.asarray(xs, float), np.asarray(ys, float)], axis=1).reshape(-1, 2),
-            np.asarray(rest[0], float) if rest and rest[0] is not None else None,
             COLORS[i % len(COLORS)],
             MARKERS[i % len(MARKERS)],
         )
-        for i, (name, xs, ys, *rest) in enumerate(series)
+        for i, (name, xs, ys) in enumerate(series)
     ]
     for line in lines:
-        drawable = np.isfinite(line.points).all(axis=1)
-        drawable &= (line.points[:, 0] > 0) | (not log_x)
-        drawable &= (line.points[:, 1] > 0) | (not log_y)
-        line.points[~drawable] = np.nan
-    levels = [(plain(name), float(y)) for name, y in h_lines if math.isfinite(y) and (y > 0 or not log_y)]
+        line.points[~np.isfinite(line.points).all(axis=1)] = np.nan
+    levels = [(plain(name), float(y)) for name, y in h_lines if math.isfinite(y)]
 
     chart = Chart(size, title, x_label, y_label)
     chart.legend(lines, levels)
     xs = np.concatenate([line.points[:, 0] for line in lines] or [np.empty(0)])
-    ys = np.concatenate([*spans(lines), np.array([y for _, y in levels])])
-    xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys) & ((ys > 0) | (not log_y))]
+    ys = np.concatenate([*(line.points[:, 1] for line in lines), np.array([y for _, y in levels])])
+    xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys)]
     whole = bool((xs == np.round(xs)).all())
-    y_axis = log_axis(ys, 10) if log_y else linear_axis(ys, 8)
-    chart.set_axes(lambda most: log_axis(xs, most) if log_x else linear_axis(xs, most, whole, 0.025), y_axis)
+    chart.set_axes(lambda most: linear_axis(xs, most, whole, 0.025), linear_axis(ys, 8))
     for i, (_, y) in enumerate(levels):
         chart.level(y, *level_style(i))
     for line in lines:
         chart.line(line)
     return chart.finish()
-
-
-def spans(lines: Sequence[Line]) -> list[np.ndarray]:
-    """The heights a series needs, error bars included."""
-    heights = []
-    for line in lines:
-        y = line.points[:, 1]
-        heights += [y] if line.error is None else [y, y - line.error, y + line.error]
-    return heights
 
 
 def level_style(i: int) -> tuple[tuple[int, int, int], float]:
@@ -381,20 +330,9 @@ class Chart:
             elif len(run) == 1 and not few:
                 self.mark(*run[0], line.marker, line.color)
             run = []
-        if line.error is not None:
-            for point, (_, y), error in zip(at, line.points, line.error):
-                if point is not None and math.isfinite(error) and error > 0:
-                    self.error_bar(point[0], y - error, y + error, line.color)
         if few:
             for point in filter(None, at):
                 self.mark(*point, line.marker, line.color)
-
-    def error_bar(self, x: float, low: float, high: float, color) -> None:
-        """Cut off at the axis where a logarithmic scale cannot show its lower end."""
-        low, high, cap = self.y(max(low, self.y_axis.low)), self.y(high), 5 * self.unit
-        self.stroke([(x, low), (x, high)], color, 1.6)
-        for y in (low, high):
-            self.stroke([(x - cap, y), (x + cap, y)], color, 1.6)
 
     def finish(self) -> np.ndarray:
         page = self.canvas.reduce(SUPERSAMPLE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 LINE_EVERY_SECONDS = 10.0
@@ -35,6 +35,11 @@ def say(text: str) -> None:
 def printable(text: str) -> str:
     """`text` without the control and escape characters that foreign names may carry into it; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def shown(name: object) -> str:
+    """A foreign name made safe for messages and JSON: no undecodable bytes, no control or escape characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 class Bar:
@@ -86,7 +91,7 @@ class RichBar(Bar):
 @contextmanager
 def track(name: str, total: int | None = None, unit: str = "images", start: int = 0) -> Iterator[Bar]:
     """A bar for one loop. `start` is what an earlier run had already done; it does not count in the rate."""
-    if not (_enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
+    if not _on_terminal():
         yield Bar(name, total, unit, start)
         return
     from rich.console import Console
@@ -101,6 +106,48 @@ def track(name: str, total: int | None = None, unit: str = "images", start: int 
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         yield RichBar(name, total, unit, start, drawn)
+
+
+class Board:
+    """A table that changes, for work with many parts; elsewhere than on a terminal, a plain line an event."""
+
+    def __init__(self, head: Sequence[str], live=None):
+        self.head, self.live = head, live
+
+    def show(self, rows: Callable[[], Sequence[Sequence[str]]]) -> None:
+        """Draw the table anew, on a terminal; `rows` is not called elsewhere."""
+        if self.live is not None:
+            from rich.table import Table
+            from rich.text import Text
+
+            drawn = Table(*self.head, box=None, pad_edge=False)
+            for row in rows():
+                drawn.add_row(*(Text(printable(cell)) for cell in row))
+            self.live.update(drawn)
+
+    def say(self, text: str) -> None:
+        """An event: above the table, or on a line of its own."""
+        if self.live is not None:
+            self.live.console.print(printable(text), markup=False, highlight=False)
+        else:
+            say(text)
+
+
+@contextmanager
+def board(head: Sequence[str]) -> Iterator[Board]:
+    """A board with these columns."""
+    if not _on_terminal():
+        yield Board(head)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), refresh_per_second=2) as live:
+        yield Board(head, live)
+
+
+def _on_terminal() -> bool:
+    return _enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def clock(seconds: float) -> str:

@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
-from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
 from pixseq.models.aim import AIM, AimShape, may_attend, normalised, patchify, sincos_2d, unpatchify
-from pixseq.models.family import build, shape_from
+from pixseq.models.family import SHAPES, build, shape_from
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.numerics.orders import NAMED, order_of
 from pixseq.runtime import machine
@@ -201,11 +201,12 @@ def test_flops_are_what_torch_counts(attention):
     masked = net.draw_masks(2, torch.Generator().manual_seed(0))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net.losses(net(x, masked), x, masked).sum().backward()
-    acausal = 6 * shape.n_layer * shape.d_model * shape.n_ctx if attention == "causal" else 0
-    counted, ours = counter.get_total_flops(), 2 * shape.n_ctx * (shape.flops_per_token() + acausal)
+    counted, ours = counter.get_total_flops(), 2 * shape.n_ctx * shape.flops_per_token("exact")
     # no gradient flows to the pixels: the patch embedding's backward has one product, not two
     ours -= 2 * shape.n_ctx * 2 * shape.patch_values * shape.d_model
     assert abs(counted / ours - 1) < 0.01
+    assert (shape.flops_per_token() < shape.flops_per_token("exact")) == (attention == "causal")
+    assert shape.flops_per_token("6nd") == 6 * (shape.trunk_count() + shape.head_count())
 
 
 def test_init_is_xavier_uniform_with_zero_biases():
@@ -500,6 +501,15 @@ def test_what_does_not_fit_is_told(tmp_path, aim, checkpoints, pixels, tokens):
     with pytest.raises(PixseqError, match="draws no pixels"):
         sample.run(aim["prefix"], tmp_path / "x.png", device="cpu")
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("sets", [(), ("model.objective=bert",), TINY, (*TINY, "model.target=codes")])
+def test_a_shape_tells_the_configuration_it_was_made_from(sets):
+    config = effective(PretrainFile, sets=sets)
+    codec = {"scheme": "gray", "height": 8, "width": 8, "n_vocab": 256}
+    shape = SHAPES[config.model.family].of(as_dict(config.model), codec, "raster")
+    flags = {f"model.{key}": value for key, value in shape.config().items()}
+    assert effective(PretrainFile, flags=flags).model == config.model
 
 
 def test_shapes_come_back_from_manifests():

@@ -28,11 +28,11 @@ def test_grid_keeps_every_pixel_as_a_crisp_square_in_row_order():
 
 def test_labels_leave_the_pictures_untouched():
     images = pictures(4, 16, 16)
-    labelled = drawing.grid(images, 2, scale=3, row_labels=["cat", "[bold]dog\n"], column_labels=["prompt", "x" * 200])
+    labelled = drawing.grid(images, 2, scale=3, column_labels=["[bold]prompt\n", "x" * 200])
     bare = drawing.grid(images, 2, scale=3)
-    assert labelled.shape[0] > bare.shape[0] and labelled.shape[1] > bare.shape[1]
-    assert (labelled[-bare.shape[0] :, -bare.shape[1] :] == bare).all()
-    assert (labelled[: -bare.shape[0]] < 100).any() and (labelled[:, : -bare.shape[1]] < 100).any()
+    assert labelled.shape[0] > bare.shape[0] and labelled.shape[1] == bare.shape[1]
+    assert (labelled[-bare.shape[0] :] == bare).all()
+    assert (labelled[: -bare.shape[0]] < 100).any()
 
 
 def test_small_images_are_enlarged_and_large_ones_are_not():
@@ -48,7 +48,7 @@ def test_a_grid_of_nothing_is_refused(images):
 
 def test_a_missing_label_is_refused():
     with pytest.raises(ValueError, match="2 labels are needed, 1 given"):
-        drawing.grid(pictures(4), 2, row_labels=["one"])
+        drawing.grid(pictures(4), 2, column_labels=["one"])
 
 
 def test_swatch_shows_the_colours_in_order():
@@ -76,15 +76,8 @@ def test_layers_and_steps_get_whole_ticks_only():
     assert drawing.linear_axis(np.arange(49.0), 12, whole=True).labels()[:3] == ["0", "5", "10"]
 
 
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 1e3), (2.2, 3.4), (1e5, 1.6e6), (1e-12, 1e15), (7, 7), (3.01, 3.02)])
-def test_log_ticks_lie_on_the_axis_and_differ(low, high):
-    axis = drawing.log_axis(np.array([low, high], float), 10)
-    assert 1 <= len(axis.ticks) <= 11 and all(axis.low <= t <= axis.high for t in axis.ticks)
-    assert len(set(axis.labels())) == len(axis.ticks)
-
-
 def test_chart_draws_every_series_and_level_and_is_the_same_each_time():
-    series = [("a", [0, 1, 2], [0.1, 0.5, 0.3]), ("b", [0, 1, 2], [0.2, 0.1, 0.4], [0.05, 0.05, 0.05])]
+    series = [("a", [0, 1, 2], [0.1, 0.5, 0.3]), ("b", [0, 1, 2], [0.2, 0.1, 0.4])]
     draw = lambda: drawing.line_chart(series, "title", "layer", "accuracy", (500, 320), h_lines=[("raw pixels", 0.25)])  # noqa: E731
     chart = draw()
     assert chart.shape == (320, 500, 3) and chart.dtype == np.uint8
@@ -100,20 +93,19 @@ def test_the_legend_stands_above_the_data():
     assert key < plot[0] - 10
 
 
-@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
     "series",
     [
         [],
         [("none", [], [])],
         [("one", [3], [0.2])],
-        [("gap", [1, 2, 3, 4], [1, float("nan"), 3, float("inf")], [0.1, 0.1, float("nan"), 0.1])],
-        [("not positive", [-1, 0, 1], [0, -2, 3], [1, 1, 9])],
+        [("gap", [1, 2, 3, 4], [1, float("nan"), 3, float("inf")])],
+        [("not positive", [-1, 0, 1], [0, -2, 3])],
         [(f"series {i} \u202e\n[red]" * 9, range(100), np.linspace(1, i + 2, 100)) for i in range(9)],
     ],
 )
-def test_any_series_draws(series, log):
-    chart = drawing.line_chart(series, "a title far too long " * 9, "x" * 99, "y" * 99, (240, 180), log, log)
+def test_any_series_draws(series):
+    chart = drawing.line_chart(series, "a title far too long " * 9, "x" * 99, "y" * 99, (240, 180))
     assert chart.shape == (180, 240, 3)
 
 

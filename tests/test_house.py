@@ -74,5 +74,20 @@ def test_the_command_line_imports_nothing_heavy(path):
             assert room(name) in ("cli", "errors", "progress", "__version__")
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if room(module_of(p)) == "stages"], ids=lambda p: p.name)
+def test_stages_do_not_ask_for_the_family(path):
+    """They talk to a model through models/family.py; what one format or study alone can do may be asked once."""
+    tree = ast.parse(path.read_text())
+    of_one = ("pixseq.models.igpt", "pixseq.models.aim")  # and their checks
+    assert not [name for name in imports(tree) if name.startswith(of_one)]
+    asked = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and any(isinstance(n, ast.Attribute) and n.attr in ("family", "objective") for n in ast.walk(node))
+    ]
+    assert len(asked) < 2
+
+
 def test_files_stay_readable():
     assert {p.name: n for p in FILES if (n := len(p.read_text().splitlines())) > 450} == {}

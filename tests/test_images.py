@@ -293,7 +293,6 @@ def test_a_batch_says_where_to_go_on():
     source = arrays(noise(50, 4, 4, 3))
     stops = [batch.stop for batch in Reader(source, Preparation(size=4), start=3, limit=40, batch_size=16)]
     assert stops == [19, 35, 43]
-    assert Reader(source, Preparation(), start=3, limit=40).total == 40
 
 
 def test_labels_outside_the_classes_are_refused():

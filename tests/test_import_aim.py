@@ -22,6 +22,7 @@ from pixseq.models.aim import MEAN, STD, AimShape
 from pixseq.runtime import machine
 from pixseq.stages import check, evaluate, features, finetune, importing
 from pixseq.stages.opening import open_model
+from pixseq.stages.training import Limits
 
 WIDTH, BLOCKS, PATCH, HEADS, SIDE, CLASSES = 48, 3, 2, 4, 8, 5
 ROWS = SIDE // PATCH
@@ -209,6 +210,30 @@ def test_a_model_with_a_probe_is_fine_tuned_with_a_fresh_one(files):
     record = finetune.run(files / "m", files / "x.zarr", files / "tuned", config, device="cpu")
     assert record["summary"]["shape"]["n_classes"] == 4
     assert evaluate.run(files / "tuned", files / "x.zarr", device="cpu")["accuracy"] > 0.9
+
+
+def test_a_loss_that_cannot_be_is_not_laid_to_the_labels(files):
+    importing.run_aim(files / "b.pth", files / "m", files / "h.safetensors", **SMALL)
+    with pytest.raises(UsageError, match=r"no loss to measure$"):
+        evaluate.run(files / "m", files / "x.zarr", device="cpu", by_position=files / "p.json")
+
+
+def test_an_attentive_head_trains_alike_in_any_micro_batches(files):
+    """It normalises by the statistics of the parent's head, whatever the machine puts into a micro-batch."""
+    importing.run_aim(files / "b.pth", files / "m", files / "h.safetensors", **SMALL)
+    sets = ["finetune.steps=3", "finetune.batch_size=8", "finetune.lr=0.01", "finetune.val_every=1"]
+    made = {}
+    for micro, seed in ((8, 0), (3, 0), (8, 1)):
+        config = effective(FinetuneFile, sets=[*sets, f"finetune.seed={seed}"])
+        out, limits = files / f"{micro}-{seed}", Limits(micro_batch=micro)
+        finetune.run(files / "m", files / "x.zarr", out, config, val=files / "x.zarr", device="cpu", limits=limits)
+        made[micro, seed] = open_checkpoint(out).weights("last")
+    for name, x in made[8, 0].items():
+        torch.testing.assert_close(x, made[3, 0][name], atol=1e-4, rtol=1e-3)
+    head = open_checkpoint(files / "m").weights()
+    for name in ("classifier.mean", "classifier.var"):
+        assert torch.equal(made[8, 0][name], head[name])
+    assert not torch.allclose(made[8, 0]["classifier.k"], made[8, 1]["classifier.k"], atol=0.01)
 
 
 def test_from_import_to_accuracy_on_the_command_line(files, monkeypatch, capsys):

@@ -174,6 +174,8 @@ def test_flops_agree_with_torchs_counter():
     model, x = random_model(AR), tokens(AR)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         generative_nats(model(x).logits, x).mean().backward()
-    acausal_half = 6 * AR.n_layer * AR.d_model * AR.n_ctx  # the counter takes the whole square of attention
-    ours = len(x) * AR.n_ctx * (AR.flops_per_token() + acausal_half)
+    ours = len(x) * AR.n_ctx * AR.flops_per_token("exact")  # the counter takes the whole square of attention
     assert abs(counter.get_total_flops() / ours - 1) < 0.01
+    half = 6 * AR.n_layer * AR.d_model * AR.n_ctx
+    assert AR.flops_per_token("exact") - AR.flops_per_token("exact-causal") == half
+    assert AR.flops_per_token("6nd") == 6 * sum(p.numel() for p in model.parameters())

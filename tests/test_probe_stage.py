@@ -206,6 +206,15 @@ def test_train_as_test_is_refused(pair, tmp_path):
         probe.run(a, b)
 
 
+def test_features_with_another_attention_are_refused(tmp_path):
+    paths = [
+        write(tmp_path / f"{use}.zarr", layered(rows), CLASSES[rows], config={"attention": use})
+        for use, rows in (("causal", slice(0, 50)), ("bidirectional", slice(50, 100)))
+    ]
+    with pytest.raises(PixseqError, match=r"the attention differ: .*causal.*bidirectional"):
+        probe.run(*paths, **QUICK)
+
+
 def test_tokens_are_not_features(tokens):
     with pytest.raises(PixseqError, match="of kind tokens, where features is needed"):
         probe.run(tokens, tokens)

@@ -1,10 +1,12 @@
 """features, sample and show on small artifacts: what they promise beyond what the numerics tests cover."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_bert_features_see_masked_inputs_in_consecutive_rows(checkpoints, tokens
         _, want = igpt_forward(numpy_weights(checkpoints["bert"]), 2, 2, x[10], ~masked[j].numpy())
         np.testing.assert_allclose(store.read("features")[:, 30 + j], want, atol=1e-5)
     np.testing.assert_array_equal(store.labels()[30:33], open_store(tokens, "tokens").labels()[[10, 10, 10]])
-    with pytest.raises(PixseqError, match="autoregressive model"):
+    with pytest.raises(UsageError, match="sees an image once"):
         features.run(checkpoints["ar"], tokens, tmp_path / "g.zarr", masks=3, device="cpu")
 
 
@@ -138,6 +140,56 @@ def test_pictures_serve_as_prompts(checkpoints, tmp_path):
     sample.run(checkpoints["ar"], tmp_path / "c.png", prompt=str(tmp_path / "pics"), device="cpu")
     with Image.open(tmp_path / "c.png") as image:
         assert image.size[1] > 3 * 6
+
+
+def test_prompts_come_from_stdin_too(checkpoints, tmp_path, monkeypatch):
+    Image.fromarray(np.full((9, 12, 3), 80, np.uint8)).save(tmp_path / "p.png")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{tmp_path / 'p.png'}\n".encode())))
+    sample.run(checkpoints["ar"], tmp_path / "c.png", prompt="-", device="cpu")
+    assert (tmp_path / "c.png").is_file()
+
+
+def test_an_empty_test_split_is_told_instead_of_drawing_train(checkpoints, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pics" / split).mkdir(parents=True)
+    Image.fromarray(np.full((9, 12, 3), 80, np.uint8)).save(tmp_path / "pics" / "train" / "p.png")
+    with pytest.raises(PixseqError, match="holds no pictures"):
+        sample.run(checkpoints["ar"], tmp_path / "c.png", prompt=str(tmp_path / "pics"), device="cpu")
+
+
+def test_the_seed_of_masks_is_kept_whatever_their_number(checkpoints, tokens, tmp_path):
+    seeds = {}
+    for name, masks in (("ar", None), ("bert", 1), ("bert", 2)):
+        out = tmp_path / f"{name}{masks}.zarr"
+        seeds[name, masks] = features.run(checkpoints[name], tokens, out, masks=masks, seed=7, device="cpu")
+    assert [record["config"]["seed"] for record in seeds.values()] == [None, 7, 7]
+    evaluate.run(checkpoints["bert"], tokens, tmp_path / "e.json", device="cpu")
+    assert manifest.read(tmp_path / "e.json")["config"]["masks"] == 5
+
+
+def test_raw_pixels_are_swept_in_small_buffers():
+    for side in (8, 224):
+        batch = features._pixel_batch(SimpleNamespace(meta={"height": side, "width": side, "scheme": "pixels"}))
+        assert batch * side * side * 12 <= features.BUFFER_BYTES
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_images_are_pictured_too(checkpoints, tmp_path, count):
+    few = write_tokens(tmp_path / "t.zarr", count=count)
+    evaluate.run(checkpoints["ar"], few, device="cpu", pictures=tmp_path / "p.png")
+    assert manifest.read(tmp_path / "p.png")["summary"]["pictures"] == count
+
+
+def test_targets_that_would_hide_each_other_are_refused_before_any_work(checkpoints, tokens, tmp_path):
+    model, a = checkpoints["ar"], tmp_path / "a.png"
+    with pytest.raises(UsageError, match=r"not a .json"):
+        evaluate.run(model, tokens, device="cpu", by_position=a)
+    for options in ({"pictures": a, "by_position": tmp_path / "a.json"}, {"out": a, "pictures": a}):
+        with pytest.raises(UsageError, match="target twice"):
+            evaluate.run(model, tokens, device="cpu", **options)
+    with pytest.raises(UsageError, match="target twice"):
+        sample.run(model, a, tokens_out=tmp_path / "." / "a.png", device="cpu")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_sampled_is_told(checkpoints, tokens, tmp_path):

@@ -19,7 +19,7 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, effective
-from pixseq.errors import Diverged, Interrupted, PixseqError
+from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.stages import evaluate, finetune, pretrain, sample, show, training
 from pixseq.stages.training import Limits
@@ -110,8 +110,7 @@ def test_a_kill_between_the_last_write_and_the_new_name_loses_nothing(tokens, tm
     def killed(*args):
         raise KeyboardInterrupt
 
-    for module in (pretrain, finetune):
-        monkeypatch.setattr(module.atomic, "publish", killed)
+    monkeypatch.setattr(training.atomic, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", val_fraction=0.1)
     monkeypatch.undo()
@@ -165,6 +164,50 @@ def test_a_validation_that_is_not_finite_diverges(tokens, tmp_path, monkeypatch)
     with pytest.raises(Diverged, match="validated after 1 steps"):
         pretrain.run(tokens, tmp_path / "m", recipe(), val_fraction=0.1, device="cpu")
     assert not (tmp_path / "m").exists()
+
+
+def test_colours_of_tokens_cannot_be_mixed(tokens, tmp_path):
+    with pytest.raises(UsageError, match="needs pixels"):
+        pretrain.run(tokens, tmp_path / "m", recipe("train.augment=resized-crop"), device="cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_to_keep_lie_in_the_run():
+    assert pretrain.kept_steps("every:5", 12) == {5, 10} and pretrain.kept_steps("every:12", 12) == set()
+    for keep in ("every:13", "every:0", "0", "13", "soon"):
+        with pytest.raises(UsageError, match="names no steps"):
+            pretrain.kept_steps(keep, 12)
+
+
+def test_the_best_weights_are_those_of_the_saved_state(tokens, tmp_path, monkeypatch):
+    """A kill after a better validation, before the next save: the state goes on with the best that it knows."""
+    config = recipe("train.val_every=1")
+
+    def go(**given):
+        return pretrain.run(tokens, tmp_path / "m", config, val_fraction=0.1, device="cpu", resume=True, **given)
+
+    def best():
+        return {p.name: p.read_bytes() for p in (tmp_path / "m.partial").glob("best-*")}
+
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        go()
+    monkeypatch.undo()
+    before, real = best(), training.learning_rate
+    assert len(before) == 1
+
+    def killed(step, *args):
+        if step == 7:
+            raise KeyboardInterrupt
+        return real(step, *args)
+
+    monkeypatch.setattr(training, "learning_rate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    monkeypatch.undo()
+    after = best()
+    assert len(after) == 2 and before.items() < after.items()
+    assert go()["summary"]["best"]["step"] >= 7 and not list((tmp_path / "m").glob("best-*"))
 
 
 @pytest.mark.parametrize("scheme", ["rgb", "gray"])

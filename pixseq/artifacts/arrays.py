@@ -240,6 +240,28 @@ def _open(path: Path, record: manifest.Manifest) -> Store:
     )
 
 
+def open_foreign(path: str | Path) -> zarr.Array | None:
+    """The array that another program wrote at `path`, alone or as the only one of its group.
+
+    None where there is no zarr, or one of ours. Raises PixseqError where it does not open, or holds several arrays.
+    """
+    path = Path(path)
+    if not any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
+        return None
+    try:
+        found = zarr.open(path, mode="r")
+        ours = {manifest.KEY, UNFINISHED} & found.attrs.asdict().keys()
+        arrays = [found] if isinstance(found, zarr.Array) else [array for _, array in found.arrays()]
+    except Exception as error:  # as in Store.read
+        raise PixseqError(f"{path} does not open as a zarr array: {error}", "it is damaged: make it again") from error
+    if ours:
+        return None
+    if len(arrays) != 1:
+        names = ", ".join(array.basename for array in arrays) or "none"
+        raise PixseqError(f"{path} is a group of {len(arrays)} arrays ({names})", "give the path of one array")
+    return arrays[0]
+
+
 def chunk_files(store: Store, name: str) -> Iterator[str]:
     """The files of an array, by the path inside the store (zarr v3 default keys: name/c/i/j)."""
     array = store.group[name]

@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pixseq.errors import PixseqError, UsageError
@@ -43,6 +43,15 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PixseqError(f"cannot write in {parent}: permission denied", "choose another --out")
     return target
+
+
+def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None:
+    """check_target of several, of which some may not be asked for. Raises UsageError where two are one path."""
+    asked = [Path(target) for target in targets if target is not None]
+    for i, target in enumerate(asked):
+        check_target(target, overwrite)
+        if target.resolve() in [other.resolve() for other in asked[:i]]:
+            raise UsageError(f"{target} is named as a target twice", "give each result a path of its own")
 
 
 def _is_ours(folder: Path) -> bool:

@@ -28,7 +28,7 @@ CODEC = {"scheme", "height", "width", "n_vocab", "palette", "palette_id", "class
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. `config` is config.yaml's content, `codec` the meaning of its tokens."""
+    """An opened checkpoint. `codec` is the meaning of its tokens or pixels."""
 
     path: Path
     manifest: manifest.Manifest
@@ -36,7 +36,7 @@ class Checkpoint:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The fields of models.igpt.Shape."""
+        """The fields of its family's shape, see models.family.shape_from."""
         return self.manifest["summary"]["shape"]
 
     def weights(self, name: str = "model") -> dict[str, Tensor]:
@@ -220,6 +220,17 @@ def save_state(partial: Path, state: Mapping[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     _swap_in(folder / "state.pt", lambda new: torch.save(dict(state), new))
     atomic.flush(folder)
+
+
+def best_weights(partial: Path, best: Mapping[str, Any]) -> Path:
+    """Where the weights of a run's best record stand: by its step, so that a state and its weights never part."""
+    return partial / f"best-{best['step']}.safetensors"
+
+
+def keep_best(partial: Path, *records: Mapping[str, Any] | None) -> None:
+    """Remove the best weights of all but these records."""
+    for path in set(partial.glob("best-*.safetensors")) - {best_weights(partial, best) for best in records if best}:
+        path.unlink()
 
 
 def has_state(partial: Path) -> bool:

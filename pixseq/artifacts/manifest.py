@@ -19,7 +19,16 @@ from pixseq.errors import PixseqError
 KEY = "pixseq"
 
 # The newest layout of each kind that this code writes and reads.
-FORMATS = {"palette": 1, "tokens": 1, "pixels": 1, "features": 1, "checkpoint": 1, "metrics": 1, "picture": 1}
+FORMATS = {
+    "palette": 1,
+    "tokens": 1,
+    "pixels": 1,
+    "features": 1,
+    "checkpoint": 1,
+    "metrics": 1,
+    "picture": 1,
+    "plan": 1,
+}
 
 # What to do where one kind (first) was given for another.
 REMEDIES = {

@@ -33,7 +33,6 @@ class Palette:
     colors: np.ndarray
     id: str
     form: str
-    manifest: manifest.Manifest | None = None
 
     @property
     def size(self) -> int:
@@ -123,7 +122,7 @@ def _from_json(path: Path, found: dict[str, Any]) -> Palette:
             "the file was changed by hand or damaged: copy or fit it again",
         )
     _self_check(path, found.get("self_check"), colors)
-    return Palette(colors, id, "pixseq palette", record)
+    return Palette(colors, id, "pixseq palette")
 
 
 def _from_npy(path: Path) -> Palette:

@@ -21,7 +21,7 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Imag
 Weights = Annotated[str, typer.Option("--weights", help="Which weights of the checkpoint: model, best, last or ema.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
 Attention = Annotated[
-    str | None, typer.Option("--attention", help="causal, prefix or bidirectional, for AIM [default: bidirectional].")
+    str | None, typer.Option("--attention", help="causal, prefix or bidirectional, for AIM [default: the model's own].")
 ]
 Masks = Annotated[
     int | None, typer.Option("--masks", min=1, help="Random masks an image, for bert models [default: 5].")

@@ -108,7 +108,7 @@ def export_hf(
 def check(
     model: o.Model,
     tokens: Annotated[
-        Path | None, typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random tokens].")
+        Path | None, typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].")
     ] = None,
     out: o.OptionalOut = None,
     weights: o.Weights = "model",

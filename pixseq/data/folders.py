@@ -96,6 +96,7 @@ def open_stdin(wanted: str) -> Source:
     """Paths on stdin, one a line, or separated by NUL as `find -print0` writes them."""
     if sys.stdin.isatty():
         raise UsageError("SOURCE is -, but nothing is piped in", "e.g. find pictures -name '*.jpg' | pixseq ... -")
+    pick_split("-", (), wanted)  # before the paths are taken: stdin cannot be read again for another split
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
     files = [os.fsdecode(line) for line in lines if line]

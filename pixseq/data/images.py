@@ -144,14 +144,6 @@ class Reader:
         self.problems: list[str] = []
         prepare_process()
 
-    @property
-    def total(self) -> int | None:
-        """Source images to come, where the source knows."""
-        if self.source.count is None:
-            return None
-        end = self.source.count if self.stop is None else min(self.stop, self.source.count)
-        return max(end - self.start, 0)
-
     def __iter__(self) -> Iterator[ImageBatch]:
         tally: Counter = Counter()
         self.counts, self.problems = {}, []

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.errors import PixseqError
+from pixseq.progress import shown
 
 # What splits are called in the wild, and what pixseq calls them.
 SPLITS = {
@@ -80,9 +81,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
-def shown(name: object) -> str:
-    """A foreign name made safe for messages and JSON: no undecodable bytes, no control or escape characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+class NoSuchSplit(PixseqError):
+    """The source is sound and has other splits, or none."""
 
 
 @contextlib.contextmanager
@@ -100,18 +100,21 @@ def reading(path: object) -> Iterator[None]:
 
 
 def pick_split(path: object, available: Collection[str], wanted: str) -> str:
-    """The split to read. A source without splits (`available` empty) is read whole for the default, train."""
+    """The split to read. A source without splits (`available` empty) is read whole for the default, train.
+
+    Raises NoSuchSplit.
+    """
     name = SPLITS.get(wanted.lower(), wanted)
     if name in available:
         return name
     if available:
-        raise PixseqError(
+        raise NoSuchSplit(
             f"{shown(path)} has the split{'s' * (len(available) > 1)} {', '.join(sorted(available))}, not {wanted}",
             "choose one that it has with --split",
         )
     if name in ("train", "all"):
         return "all"
-    raise PixseqError(
+    raise NoSuchSplit(
         f"{shown(path)} has no splits, but split {wanted} was asked for", "leave --split out to read all of it"
     )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, expect_shape, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, expect_shape, refuse_bias, some, type_name
 
 PATCHES = "preprocessor.patchifier.proj.weight"
 BLOCK = re.compile(r"trunk\.blocks\.(0|[1-9]\d{0,3})\.")
@@ -239,11 +239,7 @@ def _take(path: Path, found: Tensors, wanted: dict[str, Rule]) -> Tensors:
     if unknown:
         raise PixseqError(f"{path} has tensors that AIM has not: {some(sorted(unknown))}", NOT_OURS)
     for name in sorted(biases):
-        bias = as_weight(path, name, found[name])
-        if bias.any():
-            raise PixseqError(
-                f"{name} in {path} is not zero (up to {bias.abs().max():.3g}), and AIM has no bias there", NOT_OURS
-            )
+        refuse_bias(path, name, found[name], "AIM")
     for name, rule in theirs.items():
         expect_shape(path, name, found[name].shape, rule.shape)
     return {

@@ -51,6 +51,14 @@ def as_weight(where: Path, name: str, values: Tensor) -> Tensor:
     return values
 
 
+def refuse_bias(where: Path, name: str, bias: Tensor, family: str) -> None:
+    """A bias of zeros may be left out. Raises PixseqError for another."""
+    if as_weight(where, name, bias).any():
+        raise PixseqError(
+            f"{name} in {where} is not zero (up to {bias.abs().max():.3g}), and {family} has no bias there", NOT_OURS
+        )
+
+
 def type_name(dtype: torch.dtype) -> str:
     """float32, where torch says torch.float32."""
     return str(dtype).removeprefix("torch.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixseq.errors import PixseqError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, refuse_bias, some, type_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,12 +284,7 @@ def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str
         weights[ours] = tensor.T if transposed else tensor
         if transposed:
             name = (prefix + theirs).removesuffix("weight") + "bias"
-            bias = take(name, size[1:])
-            if bias.any():
-                raise PixseqError(
-                    f"{folder}: {name} is not zero (up to {bias.abs().max():.3g}), and Image GPT has no biases",
-                    "released weights have none; a model that was trained with biases cannot be expressed",
-                )
+            refuse_bias(folder, name, take(name, size[1:]), "Image GPT")
     if shape["head"]:
         weights["head.weight"] = take("lm_head.weight", (v, d))
     if shape["n_classes"]:

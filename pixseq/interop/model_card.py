@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pixseq.progress import shown
+
 Row = tuple[str, str, float]  # data, metric, value
 
 CAUSAL_USE = """\
@@ -110,7 +112,7 @@ def model_card(
     best = _best(summary.get("best") or {}, weights, shape)
     parts = [
         _header(name, task, rows),
-        f"# {_shown(name)}",
+        f"# {shown(name)}",
         f"An Image GPT over {side}x{side} pictures in a palette of {v} colours: {shape['n_layer']} layers, "
         f"width {shape['d_model']}, {shape['n_head']} heads, {parameters:,} parameters (without the zero "
         "biases that this form carries). Each pixel is one token, the nearest of the palette's colours "
@@ -124,7 +126,7 @@ def model_card(
         f"```yaml\n{recipe.strip()}\n```",
         "## Data",
         "\n".join(
-            f"- {_shown(role)}: {_shown(Path(parent['path']).name)}, id `{parent['id']}`"
+            f"- {shown(role)}: {shown(Path(parent['path']).name)}, id `{parent['id']}`"
             for role, parent in manifest["inputs"].items()
         ),
         RUN.format(**summary) if "steps" in summary else IMPORTED,
@@ -168,7 +170,7 @@ def _measured(measured: Iterable[tuple[str, Mapping[str, Any]]], shape: Mapping[
 def _table(rows: list[Row]) -> str:
     if not rows:
         return "None were measured."
-    cells = [(_shown(on).replace("|", "\\|"), key, f"{value:.6g}") for on, key, value in rows]
+    cells = [(shown(on).replace("|", "\\|"), key, f"{value:.6g}") for on, key, value in rows]
     return "\n".join(["| on | metric | value |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)])
 
 
@@ -178,16 +180,11 @@ def _header(name: str, task: str, rows: Iterable[Row]) -> str:
     results = [
         {
             "task": {"type": task},
-            "dataset": {"name": _shown(on), "type": _shown(on)},
+            "dataset": {"name": shown(on), "type": shown(on)},
             "metrics": [{"type": key, "value": float(f"{value:.6g}")}],
         }
         for on, key, value in rows
     ]
     if results:
-        content["model-index"] = [{"name": _shown(name), "results": results}]
+        content["model-index"] = [{"name": shown(name), "results": results}]
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)}---"
-
-
-def _shown(name: str) -> str:
-    """The name of a file as text on one line, whatever bytes it has."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

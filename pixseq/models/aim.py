@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from pixseq.errors import UsageError
 from pixseq.models.attentive import AttentiveProbe
+from pixseq.models.flops import training_flops
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
+from pixseq.models.patches import normalised, patchify, sincos_2d, unpatchify
 
 NORM_EPS = 1e-6
 CODE_PATCHES = 1 << 17  # that the codes are the k-means of
@@ -67,6 +69,13 @@ class AimShape:
         """The attention patterns it can be used with, its default first."""
         return (self.adapted, *(name for name in ATTENTIONS if name != self.adapted))
 
+    draws: ClassVar[bool] = False  # whether it can be sampled
+    masks: ClassVar[int] = 1  # views of an image that features are usually made of
+
+    def draws_masks(self, attention: str) -> bool:
+        """Whether an image is seen with a random prefix with this attention."""
+        return attention == "prefix"
+
     def predicts(self, attention: str) -> bool:
         """Whether there is a pretraining loss with this attention: where all is seen, there is nothing to predict."""
         return self.head and attention != "bidirectional"
@@ -91,6 +100,16 @@ class AimShape:
             )
         n_codes = config["n_codes"] if config["target"] == "codes" else 0
         return cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration that `of` makes this shape from."""
+        keys = ["family", "n_layer", "n_head", "d_model", "patch_size", "head_depth", "head_width", "target"]
+        keys += ["n_codes"] * (self.target == "codes") + ["attention"]
+        return {key: getattr(self, key) for key in keys}
+
+    def positions(self) -> Tensor:
+        """The fixed ones in raster order, [K, D]."""
+        return sincos_2d(*self.grid, self.d_model)
 
     def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
@@ -121,6 +140,10 @@ class AimShape:
         d = self.d_model
         return self.patch_values * d + 3 * d + self.n_layer * (12 * d * d + 4 * d) + 2 * d
 
+    def block_count(self) -> int:
+        """The weights of the blocks' matrices."""
+        return 12 * self.n_layer * self.d_model**2
+
     def head_count(self) -> int:
         """Parameters of the prediction head; the same for every trunk of the paper."""
         d, w = self.d_model, self.head_width
@@ -131,53 +154,20 @@ class AimShape:
         classifier = self.n_classes * d + (2 * d * d + d if self.n_classes and self.probe_layers else 0)
         return self.trunk_count() + self.head_count() + classifier
 
-    def flops_per_token(self) -> int:
-        """Training floating point operations a patch, the head's included; attention of a causal model in half."""
+    def flops_per_token(self, counting: str = "exact-causal") -> int:
+        """Training floating point operations a patch, the head's included, see flops.py."""
         d, w = self.d_model, self.head_width
-        weights = self.patch_values * d + 12 * self.n_layer * d * d
-        weights += self.head * (d * w + 8 * self.head_depth * w * w + w * self.outputs)
-        return 6 * weights + self.n_layer * d * self.n_ctx * (6 if self.attention == "causal" else 12)
+        multiplied = self.patch_values * d + self.block_count()
+        multiplied += self.head * (d * w + 8 * self.head_depth * w * w + w * self.outputs)
+        parameters = self.trunk_count() + self.head_count()
+        return training_flops(
+            counting, parameters, multiplied, self.n_layer, d, self.n_ctx, causal=self.attention == "causal"
+        )
 
     def activation_bytes(self, width: int) -> int:
         """What training on one image holds, in numbers of `width` bytes: a rough count."""
         head = self.head * (self.head_width * self.head_depth * 10 + 4 * self.outputs)
         return self.n_ctx * width * (self.d_model * self.n_layer * 18 + head)
-
-
-def sincos_2d(height: int, width: int, channels: int) -> Tensor:
-    """Fixed positions of a grid in raster order, float32 [height * width, channels].
-
-    The first half of the channels tells the column, the second the row; each half is sines, then cosines, of
-    frequencies 10000^(-i / (channels / 4)).
-    """
-    omega = 10000.0 ** (-torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    halves = []
-    for axis in (columns, rows):
-        angle = axis.reshape(-1, 1) * omega
-        halves += [angle.sin(), angle.cos()]
-    return torch.cat(halves, dim=1).float()
-
-
-def patchify(images: Tensor, size: int) -> Tensor:
-    """[B, H, W, 3] -> [B, K, P]: patches in raster order, each by rows, columns, channels."""
-    b, h, w, c = images.shape
-    x = images.reshape(b, h // size, size, w // size, size, c)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, (h // size) * (w // size), size * size * c)
-
-
-def unpatchify(patches: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of patchify."""
-    b, _, values = patches.shape
-    size = math.isqrt(values // 3)
-    x = patches.reshape(b, height // size, width // size, size, size, 3)
-    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, height, width, 3)
-
-
-def normalised(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches by their own mean and unbiased deviation, [B, K, P], and these two, [B, K, 1]."""
-    mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
-    return (patches - mean) / deviation, mean, deviation
 
 
 def may_attend(masked: Tensor) -> Tensor:
@@ -282,9 +272,18 @@ class AIM(Ordered):
         if shape.target == "codes":
             self.register_buffer("codes", torch.zeros(shape.n_codes, shape.patch_values))
         if shape.n_classes and shape.probe_layers:
-            self.classifier = AttentiveProbe(d, shape.probe_heads, shape.n_classes)
+            self.classifier = AttentiveProbe(d, shape.probe_heads, shape.n_classes).eval()
         elif shape.n_classes:
             self.classifier = nn.Linear(d, shape.n_classes, bias=False)
+
+    def train(self, mode: bool = True) -> AIM:
+        """An attentive class head keeps the statistics it has: a micro-batch's own would make the machine's memory
+        and ranks a part of the recipe.
+        """
+        super().train(mode)
+        if self.shape.n_classes:
+            self.classifier.eval()
+        return self
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> AIM:

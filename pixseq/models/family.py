@@ -1,8 +1,7 @@
 """The model families, and what each offers so that no stage asks which one it has before it.
 
-A stage talks to a model through `Model` and its shape, whose members that both families have are the rest of the
-contract. A new family is a module with such a shape and such a model, a configuration in config.py, and a line in each
-table here.
+A stage talks to a model through `Model` and `Shape`. A new family is a module with such a shape and such a model, a
+configuration in config.py, and a line in each table here.
 """
 
 from __future__ import annotations
@@ -21,47 +20,123 @@ from pixseq.models.igpt import ImageGPT
 from pixseq.models.igpt import Shape as IgptShape
 from pixseq.models.output import Output
 
-Shape = IgptShape | AimShape
 SHAPES = {"igpt": IgptShape, "aim": AimShape}
 MODELS = {"igpt": ImageGPT, "aim": AIM}
 CERTIFICATES = {"igpt": igpt_checks.certify, "aim": aim_checks.certify}
 
 
+class Shape(Protocol):
+    """A frozen dataclass of what fixes every tensor of a model; its fields stand in the manifests of checkpoints.
+
+    Positions are along the sequence: tokens, or patches.
+    """
+
+    family: str  # its name in the tables above
+    reads: str  # the kind of artifact it is trained on: tokens or pixels
+    tap: str  # what its features are, in words
+    objective: str  # what it is trained to predict, in a word
+    order: str  # of the sequence: a name, or "file"
+    n_layer: int
+    d_model: int
+    n_ctx: int  # positions
+    n_classes: int  # of a class head; 0: none
+    head: bool  # whether it has a prediction head
+    draws: bool  # whether it can be sampled
+    masks: int  # views of an image that features and votes are usually made of
+    learns: str  # the attention of pretraining
+    uses: tuple[str, ...]  # the attentions it can be used with, its default first
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], codec: Mapping[str, Any], order: str) -> Shape:
+        """The shape of a configuration on images that `codec` describes."""
+
+    def config(self) -> dict[str, Any]:
+        """The configuration that `of` makes this shape from."""
+
+    def predicts(self, attention: str) -> bool:
+        """Whether there is a pretraining loss with this attention."""
+
+    def draws_masks(self, attention: str) -> bool:
+        """Whether an image is seen through a random mask, or with a random prefix, with this attention."""
+
+    def adapted_to(self, attention: str) -> Shape:
+        """The same model with another default attention."""
+
+    def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Rows, columns and positions a cell of what an order permutes."""
+
+    def positions(self) -> Tensor | None:
+        """Fixed positions [n_ctx, d_model]; None where they are learned."""
+
+    def report(self, loss: float, codec: Mapping[str, Any]) -> dict[str, float]:
+        """A mean loss by the names of its units."""
+
+    def parameter_count(self) -> int:
+        """All parameters."""
+
+    def trunk_count(self) -> int:
+        """Those that scaling laws count."""
+
+    def block_count(self) -> int:
+        """The weights of the blocks' matrices."""
+
+    def flops_per_token(self, counting: str) -> int:
+        """Training floating point operations a position, see flops.py."""
+
+    def activation_bytes(self, width: int) -> int:
+        """What training on one image holds, in numbers of `width` bytes: a rough count."""
+
+
 class Model(Protocol):
     """A torch module over sequences, see order.Ordered.
 
-    A batch's loss is the sum of `losses` over its images divided by `scored`, so that shares of a batch add up.
+    Images are int [B, T] tokens or uint8 [B, H, W, 3] pixels, masked bool [B, n_ctx]. A batch's loss is the sum of
+    `losses` over its images divided by `scored`, so that shares of a batch add up.
     """
 
     shape: Shape
     attention: str  # the pattern in use
+    order: Tensor | None  # int [n_ctx]: which cell stands at each position; None: raster order
 
-    def init_weights(self, generator: torch.Generator) -> Model: ...
+    def init_weights(self, generator: torch.Generator) -> Model:
+        """Set every parameter as training begins; returns itself."""
 
-    def learn_codes(self, read: Callable, count: int, seed: int) -> None: ...
+    def set_order(self, order: Tensor) -> None:
+        """Run along another sequence."""
 
-    def random_images(self, count: int, generator: torch.Generator) -> Tensor: ...
+    def learn_codes(self, read: Callable, count: int, seed: int) -> None:
+        """What it takes from its `count` training images, which `read` gives by number, before it learns."""
 
-    def prepare(self, images: Tensor) -> Tensor: ...
+    def random_images(self, count: int, generator: torch.Generator) -> Tensor:
+        """Noise as it would be stored."""
 
-    def draw_masks(self, count: int, generator: torch.Generator) -> Tensor | None: ...
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images as they are stored -> what forward takes."""
 
-    def forward(self, x: Tensor, masked: Tensor | None, logits: bool, pooled: bool, unpooled: bool) -> Output: ...
+    def draw_masks(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """A random mask of each of `count` images, for the attention in use; None where it needs none."""
 
-    def losses(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor: ...
+    def forward(self, x: Tensor, masked: Tensor | None, logits: bool, pooled: bool, unpooled: bool) -> Output:
+        """What was asked for: predictions, and features of every layer, as means over positions or whole."""
 
-    def scored(self, count: int, masked: Tensor | None) -> int: ...
+    def losses(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor:
+        """Each image's part of the loss, [B]."""
 
-    def predictions(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor: ...
+    def scored(self, count: int, masked: Tensor | None) -> int:
+        """What the sum of `losses` over `count` images is divided by."""
 
-    def position_losses(self, output: Output, x: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def predictions(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor:
+        """Images as the model predicts them, each place from the true ones that it sees."""
+
+    def position_losses(self, output: Output, x: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss at each position and whether it is scored, both [B, n_ctx] along the sequence."""
 
 
 def shape_from(record: Mapping[str, Any]) -> Shape:
     """The shape that a checkpoint's manifest states. Raises PixseqError for one that this version does not know."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
-        return SHAPES[record.get("family", "igpt")](**fields)
+        return SHAPES[record.get("family", IgptShape.family)](**fields)
     except (KeyError, TypeError) as error:
         raise PixseqError(
             f"the checkpoint's shape is of no model known here: {error}", "it may be of a newer pixseq: upgrade"

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixseq.models.flops import training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
@@ -53,6 +54,20 @@ class Shape:
         """The attention patterns it can be used with, its default first."""
         return (self.learns,)
 
+    @property
+    def draws(self) -> bool:
+        """Whether it can be sampled."""
+        return self.objective == "ar"
+
+    @property
+    def masks(self) -> int:
+        """Views of an image that features and votes are usually made of (§4.6)."""
+        return 5 if self.objective == "bert" else 1
+
+    def draws_masks(self, attention: str) -> bool:
+        """Whether an image is seen through a random mask with this attention."""
+        return self.objective == "bert"
+
     def predicts(self, attention: str) -> bool:
         """Whether there is a pretraining loss with this attention."""
         return self.head
@@ -75,6 +90,13 @@ class Shape:
         context = codec["height"] * codec["width"] * channels
         return cls(**config, n_vocab=codec["n_vocab"], n_ctx=context, order=order)
 
+    def config(self) -> dict[str, Any]:
+        """The configuration that `of` makes this shape from."""
+        return {key: getattr(self, key) for key in ("n_layer", "n_head", "d_model", "objective")}
+
+    def positions(self) -> None:
+        """None are fixed: all are learned."""
+
     def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
         return codec["height"], codec["width"], self.n_ctx // (codec["height"] * codec["width"])
@@ -85,11 +107,19 @@ class Shape:
         embeddings = self.n_ctx * d + (1 + self.head) * self.n_vocab * d + (d if self.objective == "ar" else 0)
         return embeddings + self.n_layer * (12 * d * d + 2 * d) + d + self.n_classes * d
 
-    def flops_per_token(self) -> int:
-        """Training floating point operations a token: 6 per weight in a matrix product, attention counted causally."""
-        d = self.d_model
-        attention = self.n_layer * d * self.n_ctx * (6 if self.objective == "ar" else 12)
-        return 6 * (12 * self.n_layer * d * d + self.n_vocab * d) + attention
+    def trunk_count(self) -> int:
+        """The parameters that scaling laws count as N: all but a class head."""
+        return self.parameter_count() - self.n_classes * self.d_model
+
+    def block_count(self) -> int:
+        """The weights of the blocks' matrices: N without embeddings, as Kaplan counts."""
+        return 12 * self.n_layer * self.d_model**2
+
+    def flops_per_token(self, counting: str = "exact-causal") -> int:
+        """Training floating point operations a token, see flops.py."""
+        multiplied = self.block_count() + self.n_vocab * self.d_model
+        sizes = (self.n_layer, self.d_model, self.n_ctx)
+        return training_flops(counting, self.trunk_count(), multiplied, *sizes, causal=self.objective == "ar")
 
     def activation_bytes(self, width: int) -> int:
         """What training on one image holds, in numbers of `width` bytes: a rough count."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models.igpt import ImageGPT
+from pixseq.models.igpt import ImageGPT, Shape
 
 # Matrix products choose their kernel, hence the order of their sums, by the number of rows; at multiples of a few rows
 # the rows of the result no longer depend on how many there are.
@@ -27,6 +27,11 @@ class Cache:
 
     keys: Tensor
     values: Tensor
+
+    @staticmethod
+    def bytes(shape: Shape, width: int) -> int:
+        """What one sample takes, in numbers of `width` bytes."""
+        return 2 * shape.n_layer * shape.n_ctx * shape.d_model * width
 
     @classmethod
     def empty(cls, model: ImageGPT, batch: int, dtype: torch.dtype) -> Cache:
@@ -98,7 +103,7 @@ def sample(
     Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
     `advance` is told the number of tokens after every step. Raises ValueError for a model that is not autoregressive.
     """
-    if model.shape.objective != "ar":
+    if not model.shape.draws:
         raise ValueError("only autoregressive models can be sampled")
     b, p = prompt.shape
     spare = -b % LANES

@@ -27,16 +27,14 @@ def run(
     """
     import numpy as np
 
-    from pixseq.artifacts.atomic import check_target
+    from pixseq.artifacts.atomic import check_targets
     from pixseq.artifacts.manifest import reference
     from pixseq.artifacts.picture import save_png, save_pngs
     from pixseq.drawing import grid
     from pixseq.numerics.quantize import to_images
     from pixseq.stages.opening import open_images, some_images
 
-    check_target(out, overwrite)
-    if images_dir is not None:
-        check_target(images_dir, overwrite)
+    check_targets((out, images_dir), overwrite)
     store = open_images(tokens, "tokens", "pixels")
     codec, total = store.meta, len(store)
     palette = palette_of(tokens, codec)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import check_target
+from pixseq.artifacts.atomic import check_targets
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import save_png
@@ -23,9 +23,10 @@ from pixseq.models.family import Model
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.decode import palette_of
-from pixseq.stages.features import mask_count, stacked
+from pixseq.stages.features import mask_count, masks_of
+from pixseq.stages.images import as_tensor
 from pixseq.stages.opening import check_pairing, image_batches, open_images, open_model, some_images
-from pixseq.stages.training import as_tensor, micro_batch_images
+from pixseq.stages.training import micro_batch_images
 
 MASK_STREAM, TIE_STREAM = 15, 16
 PICTURES = 16
@@ -56,9 +57,9 @@ def run(
     its accuracy. Raises PixseqError where it has neither head.
     """
     chart = None if by_position is None else Path(by_position).with_suffix(".png")
-    for target in (out, by_position, chart, pictures):
-        if target is not None:
-            check_target(target, overwrite)
+    if by_position is not None and Path(by_position).suffix != ".json":
+        raise UsageError(f"--by-position is {by_position}, not a .json", f"{chart} will be drawn beside it")
+    check_targets((out, by_position, chart, pictures), overwrite)
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights, attention)
         store = open_images(tokens, net.shape.reads)
@@ -66,10 +67,10 @@ def run(
         labels = _labels(net, store)
         passes = _passes(net, attention, labels)
         if not passes:
-            raise PixseqError(f"{model} {_why_not(net, attention)}", "it gives features: pixseq features")
+            raise PixseqError(f"{model} {_why_not(net, attention, labels)}", "it gives features: pixseq features")
         if (by_position is not None or pictures is not None) and not passes[0].loss:
-            raise UsageError(f"{model} {_why_not(net, attention)}", "leave out --by-position and --pictures")
-        tally = Tally(torch.zeros(net.shape.n_ctx, dtype=torch.float64), torch.zeros(net.shape.n_ctx))
+            raise UsageError(f"{model} {_why_not(net, attention, labels)}", "leave out --by-position and --pictures")
+        tally = Tally(along=by_position is not None)
         batch, count = batch_size or 2 * micro_batch_images(net, where), mask_count(net.shape, masks)
         with progress.track("evaluate", len(passes) * len(store), "images") as bar:
             for one in passes:
@@ -80,14 +81,14 @@ def run(
                     bar.advance(len(images))
         if pictures is not None:
             net.attention = passes[0].attention
-            drawn = _predicted(where, net, store, checkpoint.codec, seed)
+            drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
         numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
         if passes[0].loss:
             numbers |= net.shape.report(tally.loss / max(tally.scored, 1), checkpoint.codec)
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
     inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
-    config = {"weights": weights, "masks": masks, "precision": where.precision, "seed": seed, "attention": attention}
+    config = {"weights": weights, "masks": count, "precision": where.precision, "seed": seed, "attention": attention}
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None:
@@ -98,22 +99,22 @@ def run(
         image = line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
         save_png(chart, image, "evaluate", config, inputs, overwrite=overwrite)
     if pictures is not None:
-        save_png(pictures, drawn, "evaluate", config, inputs, {"pictures": PICTURES}, overwrite)
+        save_png(pictures, drawn, "evaluate", config, inputs, {"pictures": shown}, overwrite)
     return numbers
 
 
 @torch.inference_mode()
-def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> np.ndarray:
-    """A grid of the first images: what was given, what is predicted at each place, uint8."""
+def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> tuple[np.ndarray, int]:
+    """A grid of the first images, uint8, and how many they are: what was given, what is predicted at each place."""
     x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES))).to(where.device))
-    masked = stacked([net.draw_masks(1, generator(seed, i, 0, MASK_STREAM)) for i in range(len(x))])
-    masked = None if masked is None else masked.to(where.device)
+    masked = masks_of(net, 1, [generator(seed, i, 0, MASK_STREAM) for i in range(len(x))], where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
     size = (codec["scheme"], codec["height"], codec["width"], palette_of(store.path, codec))
     given, predicted = (to_images(images.cpu().numpy(), *size) for images in (x, predicted))
     pairs = np.stack([given, predicted], axis=1).reshape(-1, *given.shape[1:])
-    return grid(pairs[: len(pairs) // 4 * 4] if len(pairs) > 4 else pairs, 4, column_labels=["given", "predicted"] * 2)
+    columns = min(4, len(pairs))
+    return grid(pairs, columns, column_labels=["given", "predicted"] * (columns // 2)), len(given)
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,11 @@ class Pass:
 
 @dataclass
 class Tally:
-    """Sums over what was measured: `by_position` of losses and `counts` of images, float [T], along the sequence."""
+    """Sums over what was measured; if asked for, `by_position` of losses and `counts` of images along the sequence."""
 
-    by_position: Tensor
-    counts: Tensor
+    along: bool
+    by_position: Tensor | float = 0.0
+    counts: Tensor | float = 0.0
     loss: float = 0.0
     scored: int = 0
     hits: int = 0
@@ -149,11 +151,11 @@ def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> lis
     return [Pass(learnt, True, False)] * loss + [Pass(used, False, True)] * classify
 
 
-def _why_not(net: Model, attention: str | None) -> str:
+def _why_not(net: Model, attention: str | None, labels: np.ndarray | None) -> str:
     """Why there is no loss."""
     if not net.shape.head:
         return "has no prediction head: no loss to measure" + (
-            ", and the images have no labels" if net.shape.n_classes else ""
+            ", and the images have no labels" if net.shape.n_classes and labels is None else ""
         )
     return f"has nothing to predict with {attention} attention"
 
@@ -185,16 +187,16 @@ def _measure(
     x = net.prepare(as_tensor(images).to(where.device))
     votes = np.zeros((len(x), net.shape.n_classes), np.int64)
     for mask in range(masks):
-        masked = stacked([net.draw_masks(1, generator(seed, first + i, mask, MASK_STREAM)) for i in range(len(x))])
-        masked = None if masked is None else masked.to(where.device)
+        masked = masks_of(net, 1, [generator(seed, first + i, mask, MASK_STREAM) for i in range(len(x))], where)
         with where.autocast():
             output = net(x, masked, logits=with_loss)
             if with_loss:
                 tally.loss += float(net.losses(output, x, masked).double().sum())
                 tally.scored += net.scored(len(x), masked)
-                losses, scored = net.position_losses(output, x, masked)
-                tally.by_position += (losses * scored).double().sum(0).cpu()
-                tally.counts += scored.sum(0).cpu()
+                if tally.along:
+                    losses, scored = net.position_losses(output, x, masked)
+                    tally.by_position += (losses * scored).double().sum(0).cpu()
+                    tally.counts += scored.sum(0).cpu()
         if labels is not None:
             votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
     if labels is not None:

@@ -64,9 +64,9 @@ def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
     if shape.order != "raster":
         raise PixseqError(
             f"{path} runs in {shape.order} order: transformers knows raster order alone",
-            "train with --set model.order=raster to export",
+            "train with --set sequence.order=raster to export",
         )
-    if shape.objective == "bert":
+    if not shape.draws:
         raise PixseqError(
             f"{path} is a bert model: transformers' ImageGPT always masks causally and has no masked positions",
             "only autoregressive models can be exported",

@@ -152,6 +152,9 @@ def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str
     yield "the models", model(train), model(test), same_model
     yield "the weights", of(train, "weights"), of(test, "weights"), same_model
     yield "the random models", of(train, "random_init"), of(test, "random_init"), same_model
+    attention = [of(store, "attention") for store in (train, test)]
+    if all(attention):  # features of earlier versions do not tell it
+        yield "the attention", *attention, same_model
     for key in ("tap", "pool"):
         yield f"the features ({key})", train.meta.get(key), test.meta.get(key), same_model
     yield "the layers", train.meta["layers"], test.meta["layers"], "make both features with the same --layers"

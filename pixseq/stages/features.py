@@ -20,19 +20,21 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import Manifest, reference
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import UsageError
 from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.decode import palette_of
+from pixseq.stages.images import as_tensor
 from pixseq.stages.opening import (
     check_pairing,
+    grid,
     image_batches,
     load_weights,
     open_images,
     some_images,
     use_attention,
 )
-from pixseq.stages.training import as_tensor, micro_batch_images
+from pixseq.stages.training import micro_batch_images, recipe_of
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 MASK_STREAM, RANDOM_STREAM = 13, 14
@@ -74,9 +76,9 @@ def run(
                 raise UsageError("raw pixels have no layers, masks, weights or attention", "leave those options out")
             store = open_images(tokens, "tokens", "pixels")
             inputs = {"tokens": reference(tokens, store.manifest)}
-            chosen, masks, batch = [0], 1, max(min(BUFFER_BYTES // (12 * store.shape(store.kind)[1]), 4096), 1)
+            chosen, masks, batch = [0], 1, _pixel_batch(store)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
-            tap, weights, used = "pixels", None, None
+            tap, weights, used, random = "pixels", None, None, False
         else:
             checkpoint = open_checkpoint(model)
             shape = shape_from(checkpoint.shape)
@@ -88,11 +90,11 @@ def run(
                 net.init_weights(generator(random_init, RANDOM_STREAM))
             net = net.to(where.device).eval()
             use_attention(net, checkpoint.path, attention)
-            chosen = chosen_layers(layers, shape.n_layer)
+            chosen = chosen_layers(layers, shape)
             masks = mask_count(shape, masks)
             batch = batch_size or micro_batch_images(net, where)
             compute = _activations(where, net, chosen, masks, seed, pool)
-            tap, used = shape.tap, net.attention
+            tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
         sample = compute(some_images(store, slice(0, 1)), 0)
         config = {
             "layers": chosen,
@@ -103,12 +105,14 @@ def run(
             "random_init": random_init,
             "weights": weights,
             "precision": where.precision,
-            "seed": seed if masks > 1 or used == "prefix" else None,
+            "seed": seed if random else None,
         }
         meta = {
             "layers": chosen,
             "masks": masks,
             "class_names": store.meta.get("class_names"),
+            "height": store.meta["height"],
+            "width": store.meta["width"],
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
         }
@@ -135,7 +139,7 @@ def _write(
         specs["labels"] = Spec("int32", (None,))
     batch_bytes = batch * masks * len(layers) * math.prod(row) * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
-    recipe = {"config": config, "inputs": {role: parent["id"] for role, parent in inputs.items()}}
+    recipe = recipe_of(config, inputs, {})
     with atomic.resuming(out, overwrite) as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         start = writer.rows // masks
@@ -155,9 +159,9 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         x = as_tensor(images)
-        masked = stacked([net.draw_masks(masks, generator(seed, first + i, MASK_STREAM)) for i in range(len(x))])
+        masked = masks_of(net, masks, [generator(seed, first + i, MASK_STREAM) for i in range(len(x))], where)
         if masked is not None:
-            x, masked = x.repeat_interleave(masks, dim=0), masked.to(where.device)
+            x = x.repeat_interleave(masks, dim=0)
         with where.autocast():
             x = net.prepare(x.to(where.device))
             output = net(x, masked, logits=False, pooled=pool == "mean", unpooled=pool == "none")
@@ -166,9 +170,16 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
     return compute
 
 
-def stacked(masks: list[Tensor | None]) -> Tensor | None:
-    """The masks of single images as those of a batch; None where there are none."""
-    return None if masks[0] is None else torch.cat(masks)
+def masks_of(net: Model, masks: int, streams: list[torch.Generator], where: Machine) -> Tensor | None:
+    """`masks` masks of each image, drawn from a stream of its own, so that no batch matters; None: no masks."""
+    drawn = [net.draw_masks(masks, stream) for stream in streams]
+    return None if drawn[0] is None else torch.cat(drawn).to(where.device)
+
+
+def _pixel_batch(store: Store) -> int:
+    """Images whose colours fill a buffer."""
+    rows, columns, _ = grid(store.meta)
+    return max(min(BUFFER_BYTES // (4 * 3 * rows * columns), 4096), 1)
 
 
 def _pixels(store: Store):
@@ -181,25 +192,23 @@ def _pixels(store: Store):
     return lambda images, first: colors[images].reshape(1, len(images), -1)
 
 
-def chosen_layers(text: str, n_layer: int) -> list[int]:
+def chosen_layers(text: str, shape: Shape) -> list[int]:
     """ "all" or "0,4,8" -> layer numbers between 0 and L. Raises UsageError."""
     if text == "all":
-        return list(range(n_layer + 1))
+        return list(range(shape.n_layer + 1))
     try:
         layers = sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise UsageError(f"--layers {text!r} is no list of numbers", "all, or for example 0,4,8") from None
-    if layers[0] < 0 or layers[-1] > n_layer:
-        raise UsageError(f"--layers {text} asks for a layer outside 0..{n_layer}", "layer L is the ln_f output")
+    if layers[0] < 0 or layers[-1] > shape.n_layer:
+        raise UsageError(f"--layers {text} asks for a layer outside 0..{shape.n_layer}", f"a layer is the {shape.tap}")
     return layers
 
 
 def mask_count(shape: Shape, masks: int | None) -> int:
-    """5 for bert unless told otherwise; 1 for all others, whose inputs are never masked."""
-    if shape.objective != "bert":
-        if masks not in (None, 1):
-            raise PixseqError("--masks was given for an autoregressive model", "only bert models see masked inputs")
-        return 1
+    """As many as usual for the shape unless told otherwise. Raises UsageError where that cannot be."""
     if masks is not None and masks < 1:
         raise UsageError(f"--masks is {masks}, it must be at least 1")
-    return 5 if masks is None else masks
+    if masks not in (None, 1) and shape.masks == 1:
+        raise UsageError(f"--masks is {masks}, and this model sees an image once", "only bert models see masked inputs")
+    return shape.masks if masks is None else masks

@@ -6,13 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.checkpoint import finish_checkpoint, open_checkpoint, read_weights
+from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneFile, as_dict
 from pixseq.errors import PixseqError
@@ -23,19 +21,20 @@ from pixseq.models.output import Output
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.opening import check_pairing, first_images, load_weights, read_images, use_attention
 from pixseq.stages.training import (
-    VALIDATION_MASK_STREAM,
     Counts,
     Images,
     Limits,
     Losses,
     averaged_weights,
-    begin,
+    checkpointed,
     micro_batch_images,
+    recipe_of,
     run_summary,
     train,
+    validation_sums,
 )
 
-LORA_STREAM = 21
+LORA_STREAM, HEAD_STREAM = 21, 24
 MOST_CLASSES = 100_000  # more are not labels of classes
 
 
@@ -72,50 +71,51 @@ def run(
         inputs["model"] = reference(model, parent.manifest)
         shape = replace(before, n_classes=count_classes(store, images, held))
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
-        recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
-        with begin(where, out, recipe, resume, overwrite) as (partial, state, record):
-            if record is None:
-                net = with_new_head(load_weights(before, parent, weights), shape)
-                use_attention(net, parent.path, attention)
-                gen_weight = train_config.gen_weight
-                if gen_weight and not shape.predicts(net.attention):
-                    why = f"with {net.attention} attention" if shape.head else "without a prediction head"
-                    progress.say(f"note: there is nothing to predict {why}: the class loss alone is trained on")
-                    gen_weight = 0.0
-                if train_config.lora_rank:
-                    add_low_rank(net, train_config.lora_rank, generator(train_config.seed, LORA_STREAM))
-                    progress.say(f"{trainable_share(net):.2%} of the weights are trained")
-                net = net.to(where.device)
-                held = first_images(held, train_config.val_images)
-                micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
-                end = train(
-                    where,
-                    net,
-                    train_config,
-                    images,
-                    joint_loss(gen_weight),
-                    lambda m: accuracy_and_loss(where, m, held, micro, gen_weight, train_config.seed),
-                    partial,
-                    state,
-                    limits,
-                    score=lambda row: row["val_accuracy"],
-                    patience=train_config.patience,
-                    name="finetune",
-                )
-                if where.leads:
-                    kept = {"model": merged(read_weights(partial / "best.safetensors")), "last": merged(end["model"])}
-                    if end["ema"] is not None:
-                        kept["ema"] = merged(averaged_weights(end["ema"]))
-                    summary = run_summary(where, shape, images, end)
-                    summary["trained_share"] = round(trainable_share(net), 6)
-                    shape = shape.adapted_to(net.attention)
-                    record = finish_checkpoint(
-                        partial, kept, asdict(shape), store.meta, "finetune", as_dict(config), flags, inputs, summary
-                    )
+        recipe = recipe_of(as_dict(config), inputs, flags)
+
+        def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
+            net = with_new_head(load_weights(before, parent, weights), shape, train_config.seed)
+            use_attention(net, parent.path, attention)
+            gen_weight = train_config.gen_weight
+            if gen_weight and not shape.predicts(net.attention):
+                why = f"with {net.attention} attention" if shape.head else "without a prediction head"
+                progress.say(f"note: there is nothing to predict {why}: the class loss alone is trained on")
+                gen_weight = 0.0
+            if train_config.lora_rank:
+                add_low_rank(net, train_config.lora_rank, generator(train_config.seed, LORA_STREAM))
+                progress.say(f"{trainable_share(net):.2%} of the weights are trained")
+            net = net.to(where.device)
+            some = first_images(held, train_config.val_images)
+            micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
+            losses = joint_loss(gen_weight)
+            end = train(
+                where,
+                net,
+                train_config,
+                images,
+                losses,
+                lambda m: accuracy_and_loss(where, m, some, micro, losses, train_config.seed),
+                partial,
+                state,
+                limits,
+                score=lambda row: row["val_accuracy"],
+                patience=train_config.patience,
+                name="finetune",
+            )
             if not where.leads:
                 return None
-            atomic.publish(partial, Path(out))
-            return record
+            best = read_weights(best_weights(partial, end["best"]))
+            kept = {"model": merged(best), "last": merged(end["model"])}
+            if end["ema"] is not None:
+                kept["ema"] = merged(averaged_weights(end["ema"]))
+            summary = run_summary(where, shape, images, end)
+            summary["trained_share"] = round(trainable_share(net), 6)
+            used = asdict(shape.adapted_to(net.attention))
+            return finish_checkpoint(
+                partial, kept, used, store.meta, "finetune", as_dict(config), flags, inputs, summary
+            )
+
+        return checkpointed(where, out, recipe, resume, overwrite, work)
 
 
 def count_classes(store: Store, images: Images, held: Images) -> int:
@@ -134,11 +134,14 @@ def count_classes(store: Store, images: Images, held: Images) -> int:
     return n_classes
 
 
-def with_new_head(net: Model, shape: Shape) -> Model:
-    """The same weights with a zero-initialised class head (facts of the release: wclf has std 0)."""
-    new = build(shape).init_weights(torch.Generator())
-    weights = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("classifier.")}
-    new.load_state_dict(weights, strict=False)
+def with_new_head(net: Model, shape: Shape, seed: int) -> Model:
+    """The same weights with a class head as its family begins one.
+
+    What an attentive head normalises by is of the layers it reads, not of the classes it told apart: that stays.
+    """
+    new = build(shape).init_weights(generator(seed, HEAD_STREAM))
+    old = {name for name, _ in net.named_parameters() if name.startswith("classifier.")}
+    new.load_state_dict({name: x for name, x in net.state_dict().items() if name not in old}, strict=False)
     return new
 
 
@@ -157,24 +160,14 @@ def joint_loss(gen_weight: float) -> Losses:
     return losses
 
 
-@torch.no_grad()
 def accuracy_and_loss(
-    where: Machine, net: Model, held: Images, batch: int, gen_weight: float, seed: int
+    where: Machine, net: Model, held: Images, batch: int, losses: Losses, seed: int
 ) -> dict[str, Any]:
-    """val_accuracy and the joint val_loss over the held-out images; one random mask or prefix an image."""
-    net.eval()
-    masks = net.draw_masks(len(held), generator(seed, VALIDATION_MASK_STREAM))
-    totals = torch.zeros(2, dtype=torch.float64, device=where.device)
-    share, counts = where.share(len(held)), Counts(len(held), net.scored(len(held), masks))
-    for start in range(share.start, share.stop, batch):
-        part = range(start, min(start + batch, share.stop))
-        x, y = (tensor.to(where.device) for tensor in held.batch(part))
-        x = net.prepare(x)
-        m = None if masks is None else masks[part.start : part.stop].to(where.device)
-        with where.autocast():
-            output = net(x, m)
-            totals[0] += joint_loss(gen_weight)(net, output, x, y, m, counts)["loss"].double().sum()
-        totals[1] += (output.class_logits.argmax(1) == y).sum()
-    where.sum([totals])
-    net.train()
-    return {"val_loss": float(totals[0]), "val_accuracy": float(totals[1]) / len(held)}
+    """val_accuracy and the joint val_loss over the held-out images."""
+
+    def measure(net: Model, output: Output, x: Tensor, labels: Tensor, masked: Tensor | None, counts: Counts) -> list:
+        loss = losses(net, output, x, labels, masked, counts)["loss"]
+        return [loss.double().sum(), (output.class_logits.argmax(1) == labels).sum()]
+
+    (loss, hits), counts = validation_sums(where, net, held, batch, seed, measure)
+    return {"val_loss": loss, "val_accuracy": hits / counts.images}

@@ -20,7 +20,6 @@ from pixseq.interop.aim import read_aim
 from pixseq.interop.foreign import NOT_OURS, Foreign
 from pixseq.interop.huggingface import read_hf
 from pixseq.interop.openai import read_openai
-from pixseq.models.aim import AimShape, sincos_2d
 from pixseq.models.family import Shape, build, shape_from
 
 READERS = {"hf": read_hf, "openai": read_openai}
@@ -39,8 +38,7 @@ def run(
     shape = shape_from(found.shape)
     _check(path, found, shape)
     codec, inputs = _codec(found, shape, palette)
-    model = {"n_layer": shape.n_layer, "n_head": shape.n_head, "d_model": shape.d_model, "objective": shape.objective}
-    return _write(form, found, shape, codec, model, inputs, out, overwrite)
+    return _write(form, found, shape, codec, inputs, out, overwrite)
 
 
 def run_aim(
@@ -61,11 +59,10 @@ def run_aim(
     found = read_aim(backbone, head, probe_layers, n_heads, size)
     shape = shape_from(found.shape)
     _check(backbone, found, shape)
-    _check_positions(backbone, found, shape)
+    _check_positions(backbone, found, shape, size)
     codec = {"scheme": "pixels", "height": size, "width": size, "n_vocab": None}
     codec |= {"palette": None, "palette_id": None, "class_names": found.class_names}
-    keys = ("family", "n_layer", "n_head", "d_model", "patch_size", "head_depth", "head_width", "target", "attention")
-    return _write("aim", found, shape, codec, {key: asdict(shape)[key] for key in keys}, {}, out, overwrite)
+    return _write("aim", found, shape, codec, {}, out, overwrite)
 
 
 def _write(
@@ -73,12 +70,11 @@ def _write(
     found: Foreign,
     shape: Shape,
     codec: dict[str, Any],
-    model: dict[str, Any],
     inputs: dict[str, Any],
     out: str | Path,
     overwrite: bool,
 ) -> Manifest:
-    """The checkpoint; `model` is its shape as a configuration has it."""
+    """The checkpoint, whose config.yaml holds what a configuration says of its shape."""
     for note in found.notes:
         progress.say(f"note: {note}")
     for file in found.files:  # by the file's own hash: what the hub shows beside a download
@@ -94,20 +90,20 @@ def _write(
             asdict(shape),
             codec,
             f"import {form}",
-            {"model": model},
+            {"model": shape.config()},
             flags,
             inputs,
             summary,
         )
 
 
-def _check_positions(path: str | Path, found: Foreign, shape: AimShape) -> None:
+def _check_positions(path: str | Path, found: Foreign, shape: Shape, size: int) -> None:
     """Stored positions may be left out where they are those that the model computes, up to their type's rounding."""
-    ours = sincos_2d(*shape.grid, shape.d_model)
+    ours = shape.positions()
     for name, stored in found.positions.items():
         if stored.numel() != ours.numel():
             raise PixseqError(
-                f"{name} in {path} has shape {list(stored.shape)}, and pictures of {shape.height}x{shape.width} "
+                f"{name} in {path} has shape {list(stored.shape)}, and pictures of {size}x{size} "
                 f"have {shape.n_ctx} positions of width {shape.d_model}",
                 "give the size of the pictures that it was trained on as --size",
             )

@@ -22,7 +22,7 @@ from pixseq.data.batches import split_validation
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.runtime import Machine, host_memory_bytes
-from pixseq.stages.training import Images
+from pixseq.stages.images import Images
 
 
 def open_images(path: str | Path, *kinds: str) -> Store:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.checkpoint import finish_checkpoint, read_weights
+from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest
-from pixseq.config import AimConfig, ModelConfig, PretrainFile, as_dict
+from pixseq.config import PretrainFile, as_dict
 from pixseq.data.batches import split_validation
 from pixseq.errors import UsageError
 from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
-from pixseq.runtime import generator, machine, matrix_rate
+from pixseq.runtime import Machine, generator, machine, matrix_rate
 from pixseq.stages.opening import check_fraction, first_images, open_images, read_images
 from pixseq.stages.training import (
     Counts,
@@ -30,11 +30,12 @@ from pixseq.stages.training import (
     Limits,
     Run,
     averaged_weights,
-    begin,
-    generative_loss,
+    checkpointed,
     micro_batch_images,
+    recipe_of,
     run_summary,
     train,
+    validation_sums,
 )
 
 INIT_STREAM = 10
@@ -61,57 +62,56 @@ def run(
     limits, train_config = limits or Limits(), config.train
     kept = kept_steps(keep, train_config.steps)
     with machine(device, precision, ranks=True) as where:
-        kind = SHAPES[family_of(config.model)].reads
+        kind = SHAPES[config.model.family].reads
         store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed)
         shape = model_shape(config, store)
         flags = {"val_fraction": val_fraction, "precision": where.precision}
-        recipe = {"config": as_dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
+        recipe = recipe_of(as_dict(config), inputs, flags)
         kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
         for step in kept if where.leads else ():
             atomic.check_target(step_folder(out, step), overwrite)
-        with begin(where, out, recipe, resume, overwrite) as (partial, state, record):
-            if record is None:
-                model = fresh_model(shape, config, store.meta, images).to(where.device)
-                held = first_images(held, train_config.val_images)
-                micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 
-                def finish(folder: Path, weights: dict[str, Any], end: Mapping[str, Any]) -> Manifest:
-                    summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape, end)}
-                    return finish_checkpoint(
-                        folder, weights, asdict(shape), store.meta, "pretrain", as_dict(config), flags, inputs, summary
-                    )
+        def finish(folder: Path, weights: dict[str, Any], end: Mapping[str, Any]) -> Manifest:
+            summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape, end)}
+            return finish_checkpoint(
+                folder, weights, asdict(shape), store.meta, "pretrain", as_dict(config), flags, inputs, summary
+            )
 
-                def keep_step(run: Run) -> None:
-                    if run.step not in kept or not where.leads:
-                        return
-                    with atomic.writing(step_folder(out, run.step), overwrite) as folder:
-                        folder.mkdir()
-                        shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
-                        now = {**run.snapshot(), "stopped_early": False}
-                        finish(folder, weights_of(now), now)
+        def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
+            model = fresh_model(shape, config, store.meta, images).to(where.device)
+            some = first_images(held, train_config.val_images)
+            micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 
-                end = train(
-                    where,
-                    model,
-                    train_config,
-                    images,
-                    losses,
-                    (lambda m: {"val_loss": generative_loss(where, m, held, micro)}) if held is not None else None,
-                    partial,
-                    state,
-                    limits,
-                    score=lambda row: -row["val_loss"],
-                    after_step=keep_step,
-                )
-                if where.leads:
-                    weights = weights_of(end)
-                    if end["best"] is not None:
-                        weights["best"] = read_weights(partial / "best.safetensors")
-                    record = finish(partial, weights, end)
+            def keep_step(run: Run) -> None:
+                if run.step not in kept or not where.leads:
+                    return
+                with atomic.writing(step_folder(out, run.step), overwrite) as folder:
+                    folder.mkdir()
+                    shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
+                    now = {**run.snapshot(), "stopped_early": False}
+                    finish(folder, weights_of(now), now)
+
+            end = train(
+                where,
+                model,
+                train_config,
+                images,
+                losses,
+                None if some is None else lambda m: {"val_loss": generative_loss(where, m, some, micro)},
+                partial,
+                state,
+                limits,
+                score=lambda row: -row["val_loss"],
+                after_step=keep_step,
+            )
             if not where.leads:
                 return None
-            atomic.publish(partial, Path(out))
-            return record
+            weights = weights_of(end)
+            if end["best"] is not None:
+                weights["best"] = read_weights(best_weights(partial, end["best"]))
+            return finish(partial, weights, end)
+
+        return checkpointed(where, out, recipe, resume, overwrite, work)
 
 
 def losses(
@@ -119,6 +119,16 @@ def losses(
 ) -> dict[str, Tensor]:
     """The pretraining loss of the family alone."""
     return {"loss": model.losses(output, x, masked) / counts.scored}
+
+
+def generative_loss(where: Machine, model: Model, held: Images, batch: int) -> float:
+    """The mean loss over held-out images. Their masks are of seed 0 in every run, so that runs compare."""
+
+    def measure(model: Model, output: Output, x: Tensor, labels: Any, masked: Tensor | None, counts: Counts) -> list:
+        return [model.losses(output, x, masked).double().sum()]
+
+    sums, counts = validation_sums(where, model, held, batch, 0, measure)
+    return sums[0] / counts.scored
 
 
 def weights_of(end: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +145,7 @@ def kept_steps(keep: str | None, steps: int) -> set[int]:
         return set()
     every, colon, number = keep.partition(":")
     try:
-        if colon and every == "every" and int(number) > 0:
+        if colon and every == "every" and 0 < int(number) <= steps:
             return set(range(int(number), steps, int(number)))
         named = {int(part) for part in keep.split(",")}
     except ValueError:
@@ -165,16 +175,10 @@ def tokens_seen(config: PretrainFile, shape: Shape, end: Mapping[str, Any] | Non
     return (config.train.steps if end is None else end["step"]) * config.train.batch_size * shape.n_ctx
 
 
-def family_of(model: ModelConfig | AimConfig) -> str:
-    """The family that a configuration belongs to."""
-    return getattr(model, "family", "igpt")
-
-
 def model_shape(config: PretrainFile, store: Store) -> Shape:
     """The shape of the configured model on the images of `store`."""
-    family, fields = family_of(config.model), as_dict(config.model)
     name = config.sequence.order if config.sequence.order in NAMED else "file"
-    return SHAPES[family].of(fields, store.meta, name)
+    return SHAPES[config.model.family].of(as_dict(config.model), store.meta, name)
 
 
 def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], images: Images) -> Model:
@@ -224,7 +228,7 @@ def plan(
     """
     check_fraction(None, val_fraction)
     with machine(device, precision) as where:
-        store = open_images(tokens, SHAPES[family_of(config.model)].reads)
+        store = open_images(tokens, SHAPES[config.model.family].reads)
         shape = model_shape(config, store)
         with torch.device("meta"):
             model = build(shape)

@@ -72,8 +72,7 @@ def run(
     options |= {"weight_decay": weight_decay, "device": device}
     recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
     _check_extras(method, concat, labels_per_class, trials)
-    for target in filter(None, (out, plot)):
-        atomic.check_target(target, overwrite)
+    atomic.check_targets((out, plot), overwrite)
     pair = open_pair(features, test)
     chosen = _chosen_layers(layers, pair)
     others = {name: open_pair(*paths) for name, *paths in baselines}

@@ -16,8 +16,8 @@ from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import save_png, save_pngs
 from pixseq.drawing import grid
 from pixseq.errors import PixseqError, UsageError
-from pixseq.models.igpt import ImageGPT
-from pixseq.models.sampling import sample
+from pixseq.models.family import Model
+from pixseq.models.sampling import Cache, sample
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages import opening
@@ -29,7 +29,7 @@ HIDDEN = 128  # the grey that stands for what a completion did not see
 
 def run(
     model: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     count: int = 16,
     prompt: str | None = None,
     split: str | None = None,
@@ -47,20 +47,18 @@ def run(
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
-) -> Manifest:
+) -> Manifest | None:
     """Draw `count` pictures; with a `prompt` (tokens or a source of images), `completions` of each of `count` images.
 
     The prompt's first `keep` of the rows stay untouched. A completion grid shows, row by row: what was given, what was
     drawn, the original. `tokens_out`: also a tokens store (all first completions, then all second ones ...);
-    `images_out`: also a folder of single PNGs. Returns the picture's manifest.
+    `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. Returns the picture's manifest.
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
-    for target in (out, tokens_out, images_out):
-        if target is not None:
-            atomic.check_target(target, overwrite)
+    atomic.check_targets((out, tokens_out, images_out), overwrite)
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
-        if net.shape.objective != "ar":
+        if not net.shape.draws:
             raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
         if not net.shape.head:
             raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
@@ -96,6 +94,8 @@ def run(
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
     if images_out is not None:
         save_pngs(images_out, images, range(len(images)), overwrite)
+    if out is None:
+        return None
     if given is None:
         drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
     else:
@@ -147,23 +147,23 @@ def _prompt(checkpoint: Checkpoint, prompt: str, split: str | None, count: int) 
 
 def _test_or_all(prompt: str):
     """The test split of a source where it has one, else whatever it has."""
+    from pixseq.data.records import NoSuchSplit
     from pixseq.data.sources import open_source
 
     try:
         return open_source(prompt, "test")
-    except PixseqError:
+    except NoSuchSplit:
         return open_source(prompt, "train")
 
 
-def pictures_at_once(where: Machine, net: ImageGPT) -> int:
+def pictures_at_once(where: Machine, net: Model) -> int:
     """As many as fit their keys and values into a quarter of the memory, up to 64."""
-    s = net.shape
-    cache = 2 * s.n_layer * s.n_ctx * s.d_model * (2 if where.precision == "bf16" else 4)
+    cache = Cache.bytes(net.shape, 2 if where.precision == "bf16" else 4)
     return max(min(where.memory_bytes() // 4 // cache, 64), 1)
 
 
 def _draw(
-    where: Machine, net: ImageGPT, starts: np.ndarray, seed: int, batch_size: int, settings: dict[str, Any]
+    where: Machine, net: Model, starts: np.ndarray, seed: int, batch_size: int, settings: dict[str, Any]
 ) -> np.ndarray:
     """Complete `starts` [N, P] to uint16 [N, T]. Picture i uses the random numbers of (seed, i), whatever its batch."""
     n, drawn = len(starts), net.shape.n_ctx - starts.shape[1]

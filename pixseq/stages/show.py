@@ -40,7 +40,7 @@ def _plot_log(path: Path, record: manifest.Manifest, plot: str | Path, overwrite
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             series.append((name, *zip(*points)))
-    image = line_chart(series, f"{path.name}: {record['stage']}", "step", "loss (nats)")
+    image = line_chart(series, f"{path.name}: {record['stage']}", "step", "loss")
     save_png(plot, image, "show", {"plot": "log"}, {"model": manifest.reference(path, record)}, overwrite=overwrite)
 
 
@@ -62,6 +62,10 @@ def _faults(path: Path, record: manifest.Manifest) -> list[str]:
         from pixseq.artifacts.picture import picture_id
 
         found = picture_id(path)
+    elif kind == "plan":
+        from pixseq.artifacts.plan import plan_id
+
+        found = plan_id(path)
     else:
         from pixseq.artifacts.metrics import metrics_id
 

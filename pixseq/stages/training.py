@@ -14,72 +14,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.artifacts.atomic import partial_path
-from pixseq.artifacts.checkpoint import has_state, load_state, run_folder, save_state, save_weights
+from pixseq.artifacts import atomic
+from pixseq.artifacts.checkpoint import (
+    best_weights,
+    has_state,
+    keep_best,
+    load_state,
+    run_folder,
+    save_state,
+    save_weights,
+)
+from pixseq.artifacts.manifest import Manifest
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
-from pixseq.data.augment import augment_pixels
-from pixseq.data.batches import PAD, augment, batch_indices
+from pixseq.data.batches import PAD, batch_indices
 from pixseq.errors import Diverged, Interrupted, UsageError
 from pixseq.models.family import Model, Shape
 from pixseq.models.muon import Muon
 from pixseq.models.output import Output
 from pixseq.numerics.schedule import learning_rate, warmup_steps
 from pixseq.runtime import Machine, compiled, generator
+from pixseq.stages.images import Images
 
 MASK_STREAM, VALIDATION_MASK_STREAM = 11, 12  # random streams of their own, see runtime.generator
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory: tokens uint16 [N, T] or pixels uint8 [N, H, W, 3], labels int [N] or None.
-
-    `grid` is rows, columns and numbers a pixel of one image. `chosen` picks some of the rows without copying them:
-    training and validation share the arrays.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray | None
-    grid: tuple[int, int, int]
-    chosen: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows if self.chosen is None else self.chosen)
-
-    def subset(self, rows: np.ndarray) -> Images:
-        return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
-
-    def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
-        """The images as they are stored (tokens as int32), and labels int64 [B] or None."""
-        rows = np.asarray(rows) if self.chosen is None else self.chosen[rows]
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
-        return as_tensor(self.rows[rows]), labels
-
-    def augmented(self, images: Tensor, config: TrainConfig, step: int) -> Tensor:
-        """What the recipe does to the images of a step: a pure function of seed and step."""
-        how, seed = config.augment, config.seed
-        if how.startswith("resized-crop"):
-            jitter = JITTER if how == "resized-crop-jitter" else None
-            return augment_pixels(images, config.crop_scale, True, jitter, seed, step)
-        flat = images.numpy().reshape(len(images), -1)
-        return torch.from_numpy(augment(flat, self.grid, how, seed, step)).view(images.shape)
-
-
-def as_tensor(images: np.ndarray) -> Tensor:
-    """Images as they are stored; torch does little with uint16, so that tokens become int32."""
-    return torch.from_numpy(images if images.dtype == np.uint8 else images.astype(np.int32))
-
-
-JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
 
 
 class Counts(NamedTuple):
@@ -92,6 +57,9 @@ class Counts(NamedTuple):
 # (model, output, images, labels, masked, counts) -> {"loss": [B], ...}: each image's share of the mean over the global
 # batch, of what is minimised and of what is logged beside it
 Losses = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], dict[str, Tensor]]
+
+# the same arguments -> at most two numbers that add up over images
+Measure = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], list[Tensor]]
 
 
 @dataclass
@@ -196,11 +164,15 @@ def train(
     warmup = warmup_steps(config.steps, len(images) / config.batch_size, config.warmup_epochs, config.warmup_fraction)
     val_every = config.val_every or max(config.steps // 20, 1)
     last_save = time.monotonic()
+    saved = run.best  # that of the state on disk
     stopped_early = bool(patience) and run.since_best >= patience  # it may have ended before, and lacked its checkpoint
 
     def save() -> None:
+        nonlocal saved
         if machine.leads:
             save_state(partial, run.snapshot())
+            saved = run.best
+            keep_best(partial, saved)
 
     def diverged(what: str) -> Diverged:
         """Weights that gave a non-finite number are not worth more than the state saved before them."""
@@ -222,7 +194,7 @@ def train(
             rate = learning_rate(step, config.steps, config.lr, warmup, config.schedule)
             minutes = (time.monotonic() - run.began) / 60
             out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
-            batch = _batch(images, config, step, model)
+            batch = global_batch(images, config, step, model)
             row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set() or out_of_time)
             stopping = row.pop("stop") > 0
             norm = _gradient_norm(model, config.clip_norm)
@@ -242,7 +214,8 @@ def train(
                     raise diverged(f"{measured} when it validated after {run.step} steps")
                 log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
                 if better and machine.leads:
-                    save_weights(partial / "best.safetensors", model.state_dict())
+                    save_weights(best_weights(partial, run.best), model.state_dict())
+                    keep_best(partial, saved, run.best)
                 stopped_early = bool(patience) and run.since_best >= patience
             after_step(run)
             if run.step == config.steps or stopped_early:
@@ -273,6 +246,10 @@ def check_fit(machine: Machine, config: TrainConfig, images: Images) -> None:
             f"augment crop-flip pads by {PAD} reflected pixels, the pictures are {images.grid[0]}x{images.grid[1]}",
             "use flip or none",
         )
+    if config.augment.startswith("resized-crop") and images.rows.ndim != 4:
+        raise UsageError(
+            f"augment {config.augment} mixes colours, so it needs pixels, and these are tokens", "use crop-flip or flip"
+        )
 
 
 @contextmanager
@@ -284,9 +261,31 @@ def begin(machine: Machine, out: str | Path, recipe: dict[str, Any], resume: boo
             yield opened
         return
     machine.wait()
-    partial = partial_path(out)
+    partial = atomic.partial_path(out)
     finished = (partial / "manifest.json").is_file()
     yield partial, None if finished else load_state(partial), {} if finished else None
+
+
+def recipe_of(config: Mapping[str, Any], inputs: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to be gone on with."""
+    return {"config": dict(config), "inputs": {role: parent["id"] for role, parent in inputs.items()}, **flags}
+
+
+def checkpointed(
+    machine: Machine, out: str | Path, recipe: dict[str, Any], resume: bool, overwrite: bool, work: Callable
+) -> Manifest | None:
+    """The manifest of the checkpoint `out`, None on ranks other than the first.
+
+    `work` takes the partial folder and the state to go on from (or None), trains, and has the first rank write the
+    checkpoint there, whose manifest it returns. What only lacks its name is not made again.
+    """
+    with begin(machine, out, recipe, resume, overwrite) as (partial, state, record):
+        if record is None:
+            record = work(partial, state)
+        if not machine.leads:
+            return None
+        atomic.publish(partial, Path(out))
+        return record
 
 
 def run_summary(machine: Machine, shape: Shape, images: Images, end: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +338,7 @@ def accumulate(
     return {key: float(value) for key, value in totals.items()}
 
 
-def _batch(images: Images, config: TrainConfig, step: int, model: Model):
+def global_batch(images: Images, config: TrainConfig, step: int, model: Model):
     """The global batch of a step on the CPU: images, labels [B] or None, masked [B, T] or None."""
     rows, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
     masked = model.draw_masks(len(rows), generator(config.seed, step, MASK_STREAM))
@@ -390,22 +389,26 @@ def micro_batch_images(model: Model, machine: Machine) -> int:
 
 
 @torch.no_grad()
-def generative_loss(machine: Machine, model: Model, images: Images, batch_size: int, seed: int = 0) -> float:
-    """The mean loss over `images`, each rank scoring its share; with masks or prefixes, one random one an image."""
+def validation_sums(
+    machine: Machine, model: Model, images: Images, batch_size: int, seed: int, measure: Measure
+) -> tuple[list[float], Counts]:
+    """`measure` summed over `images`, each rank doing its share; with masks or prefixes, one random one an image."""
     model.eval()
     masks = model.draw_masks(len(images), generator(seed, VALIDATION_MASK_STREAM))
-    total = torch.zeros((), dtype=torch.float64, device=machine.device)
-    share = machine.share(len(images))
+    share, counts = machine.share(len(images)), Counts(len(images), model.scored(len(images), masks))
+    totals = torch.zeros(2, dtype=torch.float64, device=machine.device)
     for start in range(share.start, share.stop, batch_size):
-        part = range(start, min(start + batch_size, share.stop))
-        x = model.prepare(images.batch(part)[0].to(machine.device))
-        m = masks[part.start : part.stop].to(machine.device) if masks is not None else None
+        part = slice(start, min(start + batch_size, share.stop))
+        given = (*images.batch(range(part.start, part.stop)), None if masks is None else masks[part])
+        x, y, m = (None if a is None else a.to(machine.device) for a in given)
+        x = model.prepare(x)
         with machine.autocast():
-            losses = model.losses(model(x, m), x, m)
-        total += losses.double().sum()
-    machine.sum([total])
+            sums = measure(model, model(x, m), x, y, m, counts)
+        for i, value in enumerate(sums):
+            totals[i] += value
+    machine.sum([totals])
     model.train()
-    return float(total) / model.scored(len(images), masks)
+    return totals.tolist(), counts
 
 
 def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
