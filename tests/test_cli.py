@@ -81,14 +81,15 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 
 FLAGS = """
-    --attention --augment --background --baseline --batch-size --by-position --c --colors --columns --compile
-    --completions --concat --config --count --device --drop --dry-run --dtype --epochs --first --gen-weight
-    --head --heads --help --images --json --keep --labels-per-class --layers --limit --lora-rank --lr --masks
-    --max-images --max-iter --method --metrics --micro-batch --objective --on-error --order --out --overwrite
-    --palette --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet
-    --random-init --refine-steps --resize --resume --save-minutes --scale --scheme --seed --set --size --split
-    --standardize --steps --temperature --test --time-limit --tokens --top-k --top-p --trials --val
-    --val-fraction --verify --views --weight-decay --weights --window --workers
+    --attention --augment --background --baseline --batch-size --bootstrap --budget --budget-limit --by-position
+    --c --calibrate --cell --colors --columns --compile --completions --concat --config --count --device --drop
+    --dry-run --dtype --epochs --first --gen-weight --growth --head --heads --help --images --jobs --json --keep
+    --labels-per-class --layer --layers --limit --lora-rank --lr --masks --max-images --max-iter --maximize
+    --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
+    --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
+    --recentre --refine-steps --resize --resolution --resume --save-minutes --scale --scheme --seed --set --size
+    --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --top-k
+    --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers
 """
 
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from pixseq import __version__, progress
-from pixseq.cli import images, measuring, training, weights
+from pixseq.cli import images, measuring, scaling, training, weights
 from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
 
 app = typer.Typer(
-    help="Pretrain generative models on pixels: Image GPT as a chain of stages that read and write artifacts.",
+    help="Pretrain generative models on pixels: Image GPT and AIM as chains of stages that read and write artifacts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,6 +32,7 @@ COMMANDS = {
     "finetune": (training.finetune, "pixseq finetune model train.zarr --val-fraction 0.1 -o tuned"),
     "evaluate": (measuring.evaluate, "pixseq evaluate tuned test.zarr"),
     "sample": (images.sample, "pixseq sample model --prompt test.zarr --keep 0.5 --count 8 -o halves.png"),
+    "frechet": (scaling.frechet, "pixseq frechet completions.features.zarr real.features.zarr"),
     "check": (weights.check, "pixseq check model test.zarr"),
     "show": (measuring.show, "pixseq show train.zarr --verify"),
 }
@@ -42,6 +43,19 @@ GROUPS = {
         {
             "fit": (images.palette_fit, "pixseq palette fit cifar-10-python.tar.gz --colors 512 -o palette.json"),
             "show": (images.palette_show, "pixseq palette show palette.json -o swatch.png"),
+        },
+    ),
+    "scaling": (
+        "Study how pixels scale: IsoFLOP profiles, laws, forecasts.",
+        {
+            "plan": (scaling.plan, "pixseq scaling plan grid.yaml -o plan"),
+            "run": (scaling.run, "pixseq scaling run plan --jobs 2"),
+            "fit": (scaling.fit, "pixseq scaling fit plan -o fit.json --plot fit.png"),
+            "compare": (scaling.compare, "pixseq scaling compare fit.json --budget 7.0e+19"),
+            "forecast": (
+                scaling.forecast,
+                "pixseq scaling forecast fit.json --growth 4.5 --start-flops 1.0e+21 --resolution 32,64,128",
+            ),
         },
     ),
     "import": (

@@ -1,0 +1,229 @@
+"""scaling plan, run, fit, compare and forecast; and frechet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixseq.cli import options as o
+from pixseq.cli.output import emit, plain, table, talk, to_json
+from pixseq.errors import UsageError
+
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False)]
+Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
+Method = Annotated[str, typer.Option("--method", help="varpro, direct or isoflop.")]
+
+
+def plan(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML of the grid.", show_default=False)],
+    out: o.Out,
+    recentre: Annotated[
+        bool, typer.Option("--recentre", help="Move the sizes of budgets not yet begun in the plan at --out.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Measure some steps to expect times.")
+    ] = True,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Lay out a study: cells of several sizes at each budget of compute, with their cost.
+
+    The smallest grid: data: {train: t.zarr, val: v.zarr}, budgets: [1.0e+12, 1.0e+14], sizes_per_budget: 5
+    """
+    talk(quiet)
+    from pixseq.stages.scaling import plan as stage
+
+    planned = stage.run(grid, out, recentre, calibrate, device, precision, overwrite)
+    if json:
+        emit(to_json(planned))
+        return
+    head = ("id", "n_layer", "d_model", "n_head", "params", "tokens", "steps", "batch_size", "lr", "flops")
+    head += ("epochs", "seconds", "memory_gigabytes")
+    lines = [table(head, [[cell[key] for key in head] for cell in planned["cells"]])]
+    known = [cell["seconds"] for cell in planned["cells"] if cell["seconds"] is not None]
+    total = sum(cell["flops"] for cell in planned["cells"])
+    lines.append(f"{len(planned['cells'])} cells, {total:.3g} FLOPs, {sum(known) / 3600:.2f} hours of training here")
+    emit("\n\n".join([*lines, *planned["remarks"]]))
+
+
+def run(
+    plan: Plan,
+    cell: Annotated[str | None, typer.Option("--cell", help="Only this cell, as one of many processes.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Cells at once on this machine.")] = 1,
+    budget_limit: Annotated[
+        float | None, typer.Option("--budget-limit", help="Only budgets up to so many FLOPs.")
+    ] = None,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make diverged cells anew; those that are done are kept.")
+    ] = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Train and measure the cells of a plan; again after an interruption, it goes on.
+
+    A cell is trained, scored, probed, and completes held-out pictures, as ordinary artifacts below PLAN/cells/ID.
+    """
+    talk(quiet)
+    from pixseq.stages.scaling import run as stage
+
+    done = stage.run(plan, cell, jobs, budget_limit, device, precision, overwrite)
+    if json:
+        emit(to_json(done))
+        return
+    head = ("id", "status", "params", "tokens", "flops", "loss", "accuracy", "frechet_distance", "reason")
+    emit(table(head, [[row[key] for key in head] for row in done["cells"]]))
+
+
+def fit(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="PLAN", help="A plan that was run, or a CSV: params, tokens, flops, metrics."),
+    ],
+    out: o.OptionalOut = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the figures: a sheet, and each beside.")] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="A column to fit [default: all].")] = None,
+    maximize: Annotated[bool, typer.Option("--maximize", help="More of --metric is better.")] = False,
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Resamples for the 95 % intervals; 0: none.")] = 400,
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Fit how the best size and data grow with compute, in three ways, for every metric and resolution."""
+    talk(quiet)
+    from pixseq.stages.scaling import fit as stage
+
+    numbers = stage.run(source, out, plot, metric, maximize, bootstrap, seed, overwrite)
+    emit(to_json(numbers) if json else _fit_tables(numbers))
+
+
+def _fit_tables(numbers: dict[str, Any]) -> str:
+    head = ("metric", "resolution", "method", "N ~ C^", "95 %", "D ~ C^", "95 %", "E", "alpha", "beta")
+    rows = []
+    for fit in numbers["fits"]:
+        exponents = (fit["params_exponent"], _interval(fit, "params"), fit["tokens_exponent"], _interval(fit, "tokens"))
+        name = f"{fit['metric']} ({fit['direction']})"
+        rows.append((name, fit["resolution"], fit["method"], *exponents, fit["E"], fit["alpha"], fit["beta"]))
+    lines = [table(head, rows)]
+    remarks = [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
+    remarks += [f"{_name(f)}: {flag}" for f in numbers["fits"] for flag in f["flags"]]
+    remarks += [each["text"] for each in numbers["disagreements"]]
+    remarks += [f"{row['id']} is left out: {row['reason']}" for row in numbers["excluded"]]
+    return "\n".join([*lines, "", *dict.fromkeys(map(plain, remarks))]).rstrip()
+
+
+def _interval(fit: dict[str, Any], key: str) -> str | None:
+    ends = fit[f"{key}_exponent_ci"]
+    return None if ends is None else "..".join(plain(end) for end in ends)
+
+
+def _name(fit: dict[str, Any]) -> str:
+    at = "" if fit["resolution"] is None else f" at {fit['resolution']}"
+    return f"{fit['metric']}{at}, {fit['method']}"
+
+
+def compare(
+    fit: Fit,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="FLOPs at which to tell tokens per parameter.")
+    ] = None,
+    method: Method = "varpro",
+    out: o.OptionalOut = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Set a study beside what is known of the paper on next-pixel scaling (arXiv 2511.08704)."""
+    talk(quiet)
+    from pixseq.stages.scaling import compare as stage
+
+    numbers = stage.run(fit, budget, method, out, overwrite)
+    if json:
+        emit(to_json(numbers))
+        return
+    head = ("what", "metric", "resolution", "value", "95 %", "paper")
+    rows = [(r["what"], r["metric"], r["resolution"], r["value"], _span(r["ci"]), r["paper"]) for r in numbers["rows"]]
+    emit("\n".join([table(head, rows), "", *map(plain, numbers["remarks"])]).rstrip())
+
+
+def _span(ends: list[float | None] | None) -> str | None:
+    return None if ends is None else "..".join(plain(end) for end in ends)
+
+
+def forecast(
+    fit: Fit,
+    growth: Annotated[float, typer.Option("--growth", help="Compute grows so many times a year.", show_default=False)],
+    start_flops: Annotated[
+        float, typer.Option("--start-flops", help="Compute that one run can have today.", show_default=False)
+    ],
+    resolution: Annotated[
+        str, typer.Option("--resolution", help="Sides of the pictures, as 32,64,128.", show_default=False)
+    ],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="METRIC=VALUE to reach [default: near the irreducible].")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="A metric of the fit [default: all].")] = None,
+    method: Method = "varpro",
+    out: o.OptionalOut = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the forecast as PNG.")] = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Tell the compute that targets need, and the years until then if compute keeps growing."""
+    talk(quiet)
+    from pixseq.stages.scaling import forecast as stage
+
+    targets = dict(_target(text) for text in target) if target else None
+    numbers = stage.run(fit, growth, start_flops, resolution, targets, metric, method, out, plot, overwrite)
+    if json:
+        emit(to_json(numbers))
+        return
+    head = ("metric", "resolution", "target", "flops", "95 %", "params", "tokens", "years", "years 95 %", "status")
+    spans = [{"95 %": _span(row["flops_ci"]), "years 95 %": _span(row["years_ci"])} for row in numbers["rows"]]
+    rows = [[(row | span)[key] for key in head] for row, span in zip(numbers["rows"], spans)]
+    emit("\n".join([table(head, rows), "", *map(plain, numbers["assumptions"])]))
+
+
+def _target(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = None
+    if not name or not equals or number is None:
+        raise UsageError(f"--target {text!r} is not of the form METRIC=VALUE", "for example loss=2.1")
+    return name, number
+
+
+def frechet(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Features, or [n, d] as .npy or zarr.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The real side, of the same extractor.", show_default=False)],
+    out: o.OptionalOut = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first rows of each.")] = None,
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
+    talk(quiet)
+    from pixseq.stages import frechet as stage
+
+    numbers = stage.run(a, b, out, layer, count, seed, overwrite)
+    if json:
+        emit(to_json(numbers))
+        return
+    rows = [(key, value) for key, value in numbers.items() if not isinstance(value, dict | list)]
+    floor = numbers["floor"]
+    if floor is not None:
+        rows.append((f"floor: real against real, n {floor['n']}", floor["frechet_distance"]))
+    emit(table(("measure", "value"), rows))

@@ -1,0 +1,211 @@
+"""IsoFLOP profiles: at each compute budget the best model size by a parabola, and power laws through the optima.
+
+Hoffmann et al. 2022, Approach 2: at a budget C the metric y is fitted by y* + p (log N - log N*)^2; log N* and log D*
+are regressed on log C. On a surface E + A N^-alpha + B D^-beta that is exact only where alpha == beta and the sizes lie
+evenly around the optimum; elsewhere it is biased, the more the wider the sizes reach (arXiv 2603.22339), which is why
+the laws of `laws.py` stand beside it.
+
+n runs, K budgets, S resamples. N params, D tokens, C FLOPs. Logs are natural.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SAME_BUDGET = 0.10  # how far the FLOPs of one budget's runs lie apart: a run has whole steps of whole batches
+MIN_RUNS = 4  # three points are met exactly by any parabola, which then says nothing about its own error
+MIN_BUDGETS = 3  # two points are met exactly by any power law
+CONSTANT_RATIO = 0.02  # a FLOPs ratio that changes by less than this over all sizes is taken as constant
+
+
+def group_budgets(flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """FLOPs [n] -> budgets [K], ascending, and the budget of each run [n].
+
+    In ascending order a run belongs to the open budget while its FLOPs are within SAME_BUDGET of that budget's first.
+    A budget's FLOPs are the median of its runs.
+    """
+    order = np.argsort(flops, kind="stable")
+    index, first, k = np.empty(len(flops), int), -np.inf, -1
+    for run in order:
+        if flops[run] > first * (1 + SAME_BUDGET) or k < 0:
+            first, k = flops[run], k + 1
+        index[run] = k
+    return np.array([np.median(flops[index == k]) for k in range(index.max() + 1)]), index
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """log of FLOPs / (6 N D) as a smooth function of log N: 0 everywhere where FLOPs are counted as 6 N D.
+
+    Attention makes it fall with size: 1 + T / (6 d) at width d and T positions. Between shapes of one size it jumps, so
+    it is a cubic through all sizes, not an interpolation; outside the sizes it keeps its value at the nearest one.
+    """
+
+    low: float
+    high: float
+    coefficients: np.ndarray  # of a polynomial in (log N - low) / (high - low), highest power first
+
+    @property
+    def constant(self) -> bool:
+        return len(self.coefficients) == 1
+
+    @property
+    def plain(self) -> bool:
+        """FLOPs are 6 N D."""
+        return self.constant and abs(float(self.coefficients[0])) <= np.log1p(CONSTANT_RATIO)
+
+    def __call__(self, log_n: np.ndarray) -> np.ndarray:
+        place = (np.clip(log_n, self.low, self.high) - self.low) / max(self.high - self.low, 1e-12)
+        return np.polyval(self.coefficients, place)
+
+    def log_tokens(self, log_c: np.ndarray, log_n: np.ndarray) -> np.ndarray:
+        """log D of a model of size N trained with C FLOPs."""
+        return log_c - np.log(6) - log_n - self(log_n)
+
+
+def flops_ratio(params: np.ndarray, tokens: np.ndarray, flops: np.ndarray) -> Ratio:
+    """The ratio of runs [n], by least squares."""
+    log_n = np.log(params)
+    log_ratio = np.log(flops) - np.log(6) - log_n - np.log(tokens)
+    low, high = float(log_n.min()), float(log_n.max())
+    degree = min(3, len(np.unique(params)) - 1)
+    if degree:
+        place = (log_n - low) / (high - low)
+        cubic = Ratio(low, high, np.polyfit(place, log_ratio, degree))
+        if np.ptp(cubic(np.linspace(low, high, 50))) > np.log1p(CONSTANT_RATIO):
+            return cubic
+    return Ratio(low, high, np.array([log_ratio.mean()]))
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """y = value + curvature (log N - vertex)^2: floats, or arrays [S] where y was [S, n]. `fitted` [.., n]."""
+
+    vertex: np.ndarray
+    value: np.ndarray
+    curvature: np.ndarray
+    fitted: np.ndarray
+
+
+def parabola(log_n: np.ndarray, y: np.ndarray) -> Parabola:
+    """Least squares of y [n] or [S, n] over log N [n]; at least three different sizes. A line's vertex is nan."""
+    centre = log_n.mean()
+    scale = np.abs(log_n - centre).max()
+    place = (log_n - centre) / scale
+    basis = np.stack([np.ones_like(place), place, place**2])  # [3, n]
+    r, q, p = np.moveaxis(y @ np.linalg.pinv(basis), -1, 0)
+    flat = np.abs(p) <= 1e-12 * np.abs(y).max(axis=-1)  # rounding alone
+    p = np.where(flat, np.nan, p)
+    vertex = -q / (2 * p)
+    fitted = np.stack([r, q, np.where(flat, 0, p)], axis=-1) @ basis
+    return Parabola(centre + scale * vertex, r - q**2 / (4 * p), np.where(flat, 0, p) / scale**2, fitted)
+
+
+def power_law(log_c: np.ndarray, log_v: np.ndarray, used: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """v = coefficient C^exponent by least squares of log v [.., K] on log C [K] -> exponent and log coefficient.
+
+    `used` [.., K] leaves budgets out; log v may be nan there. Fewer than two used give nan.
+    """
+    used = np.ones(log_v.shape, bool) if used is None else used
+    count = np.maximum(used.sum(axis=-1, keepdims=True), 1)
+    x = np.where(used, log_c, 0)
+    v = np.where(used, log_v, 0)
+    mean_x, mean_v = x.sum(axis=-1, keepdims=True) / count, v.sum(axis=-1, keepdims=True) / count
+    dx, dv = np.where(used, x - mean_x, 0), np.where(used, v - mean_v, 0)
+    square = (dx**2).sum(axis=-1)
+    exponent = (dx * dv).sum(axis=-1) / np.where(square > 0, square, np.nan)
+    return exponent, (mean_v[..., 0] - exponent * mean_x[..., 0])
+
+
+# ---- a whole profile
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The parabolas of all budgets [K] and the laws through those that can be used.
+
+    `status` [K] is "ok", "edge" (the vertex lies outside the sizes run), "not convex" or "too few runs" (sizes, that
+    is; its parabola is None). Only "ok" ones enter the laws, which are (exponent, log coefficient), or None with fewer
+    than MIN_BUDGETS of them.
+    """
+
+    parabolas: list[Parabola | None]
+    status: list[str]
+    params_law: tuple[float, float] | None
+    tokens_law: tuple[float, float] | None
+
+
+def profile(log_n: np.ndarray, y: np.ndarray, index: np.ndarray, log_c: np.ndarray, ratio: Ratio) -> Profile:
+    """log N [n], the metric y [n] to be minimised, the budget of each run [n], log C [K]."""
+    parabolas, status = [], []
+    for k in range(len(log_c)):
+        sizes = log_n[index == k]
+        if len(np.unique(sizes)) < MIN_RUNS:
+            parabolas.append(None)
+            status.append("too few runs")
+            continue
+        found = parabola(sizes, y[index == k])
+        parabolas.append(found)
+        status.append(_status(found, sizes))
+    usable = np.array([one == "ok" for one in status])
+    if usable.sum() < MIN_BUDGETS:
+        return Profile(parabolas, status, None, None)
+    vertices = np.array([parabolas[k].vertex for k in np.flatnonzero(usable)])
+    laws = _laws(log_c[usable], vertices, np.ones(len(vertices), bool), ratio)
+    params_law, tokens_law = (tuple(float(number) for number in law) for law in laws)
+    return Profile(parabolas, status, params_law, tokens_law)
+
+
+def _status(found: Parabola, sizes: np.ndarray) -> str:
+    if not found.curvature > 0:
+        return "not convex"
+    return "ok" if sizes.min() < found.vertex < sizes.max() else "edge"
+
+
+def _laws(log_c: np.ndarray, vertices: np.ndarray, used: np.ndarray, ratio: Ratio):
+    log_d = ratio.log_tokens(log_c, vertices)
+    return power_law(log_c, vertices, used), power_law(log_c, log_d, used)
+
+
+def bootstrap(
+    found: Profile,
+    log_n: np.ndarray,
+    y: np.ndarray,
+    index: np.ndarray,
+    log_c: np.ndarray,
+    ratio: Ratio,
+    picks: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The laws of S resamples: params and tokens, each [S, 2] of (exponent, log coefficient); nan where one failed.
+
+    Residuals are resampled, since a budget has too few runs to leave some out. They are pooled over the usable budgets,
+    each as a share of its budget's mean y and enlarged by sqrt(n / (n - 3)) for the three numbers fitted to it. `picks`
+    [S, n] in [0, 1) chooses a residual for each run. What makes the profile no parabola counts as noise, so the spread
+    covers most of that bias, not all. A resample follows the rules of the fit: what is no longer an
+    inside minimum is left out, and fewer than MIN_BUDGETS is a failure.
+    """
+    usable = [k for k, status in enumerate(found.status) if status == "ok"]
+    pool = []
+    for k in usable:
+        seen = y[index == k]
+        residuals = (seen - found.parabolas[k].fitted) / np.abs(seen).mean()
+        pool.append(residuals * np.sqrt(len(seen) / (len(seen) - 3)))
+    pool = np.concatenate(pool)
+    vertices, inside = [], []
+    for k in usable:
+        sizes, seen = log_n[index == k], y[index == k]
+        residuals = pool[(picks[:, index == k] * len(pool)).astype(int)] * np.abs(seen).mean()
+        drawn = parabola(sizes, found.parabolas[k].fitted + residuals)
+        inside.append((drawn.curvature > 0) & (drawn.vertex > sizes.min()) & (drawn.vertex < sizes.max()))
+        vertices.append(drawn.vertex)
+    used, log_c = np.stack(inside, axis=1), log_c[usable]
+    vertices = np.where(used, np.stack(vertices, axis=1), 0.0)
+    failed = used.sum(axis=1) < MIN_BUDGETS
+    laws = []
+    for exponent, intercept in _laws(log_c, vertices, used, ratio):
+        law = np.stack([exponent, intercept], axis=1)
+        law[failed] = np.nan
+        laws.append(law)
+    return laws[0], laws[1]

@@ -1,0 +1,293 @@
+"""frechet: how far the features of drawn pictures lie from those of real ones, with what is needed to read the number.
+
+A distance means nothing without its extractor, its resize and its n (clean-fid, Parmar et al. 2022, shows by how much
+each moves it), so these stand beside it, and with them the distance between two samples of the real side: the floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq import progress
+from pixseq.artifacts import atomic
+from pixseq.artifacts.arrays import Store, open_foreign, open_store
+from pixseq.artifacts.manifest import content_id, reference, whole
+from pixseq.artifacts.metrics import write_metrics
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.frechet import form, frechet_distance, kid
+from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
+
+ENOUGH = 10  # rows a feature: the bias is then at most d / (2 n), 5 % of the variance (see numerics/frechet.py)
+KID_ROWS = 5000  # of a set, drawn at random: its time grows with n squared, its error falls with the root of n
+LARGEST = 1e45  # the kernel cubes squares of it
+FLOOR_STREAM, KID_STREAM = 41, 42
+TAKEN = "give features of `pixseq features`, or an [n, d] array as .npy or zarr"
+
+
+def run(
+    a: str | Path,
+    b: str | Path,
+    out: str | Path | None = None,
+    layer: int | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The numbers as a mapping, written to `out` as metrics where that is given. `b` is the real side.
+
+    Each side is a features artifact, of which one `layer` is taken (it may be left out where there is one only), or
+    an [n, d] array as .npy or zarr. `count`: only the first rows of each, or fewer where there are fewer. An image is
+    one row: features of every position are averaged over positions, of several masks over masks.
+
+    `floor` is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in common, of n_a
+    rows each, or of half of `b` where it is too small for that; None under four rows. `kid` is of at most KID_ROWS
+    random rows a side. `seed` draws both. `remarks` are sentences. Raises PixseqError where the two cannot be compared.
+    """
+    if count is not None and count < 2:
+        raise UsageError(f"--count is {count}, it must be at least 2", "a covariance needs two rows")
+    if out is not None:
+        atomic.check_target(out, overwrite)
+    sides = _open(Path(a), layer, count), _open(Path(b), layer, None)
+    if layer is not None and not any(side.facts for side in sides):
+        raise UsageError(f"--layer {layer} was given, but {a} and {b} are arrays", "leave --layer out")
+    _check_belong(*sides)
+    drawn, real = sides[0].rows, sides[1].rows[:count]
+    (n_a, dim), n_b = drawn.shape, len(real)
+
+    with progress.track("frechet", 3, "parts") as bar:
+        distance = frechet_distance(drawn, real)
+        bar.note(f"distance {distance:.6g}")
+        bar.advance()
+        floor = _floor(sides[1].rows, n_a, seed)
+        bar.advance()
+        parts = [_some(rows, KID_ROWS, seed, i) for i, rows in enumerate((drawn, real))]
+        companion = kid(*parts)
+        bar.advance()
+
+    numbers = {
+        "frechet_distance": distance,
+        "n_a": n_a,
+        "n_b": n_b,
+        "dim": dim,
+        "form": form(n_a, n_b, dim),
+        "extractor": _both(*(side.extractor for side in sides)),
+        "resize": _both(*(side.resize for side in sides)),
+        "floor": floor,
+        "kid": companion.value,
+        "kid_se": companion.se,
+        "kid_n_a": len(parts[0]),
+        "kid_n_b": len(parts[1]),
+        "remarks": _remarks(sides, n_b, floor),
+    }
+    for remark in numbers["remarks"]:
+        progress.say(f"note: {remark}")
+    if out is not None:
+        config = {"layer": layer, "count": count, "seed": seed}
+        inputs = {"a": sides[0].reference, "b": sides[1].reference}
+        write_metrics(out, "frechet", config, inputs, numbers, overwrite)
+    return numbers
+
+
+# ---- what is compared
+
+
+@dataclass(frozen=True)
+class Side:
+    """Feature rows [n, d] of any real type, finite. `facts` say how they were made, in words; empty for an array."""
+
+    path: Path
+    rows: np.ndarray
+    reference: dict[str, str]
+    facts: dict[str, str] = field(default_factory=dict)
+    pictures: str | None = None  # their size, as 32x32
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def extractor(self) -> str:
+        return ", ".join(filter(None, self.facts.values())) or "array"
+
+    @property
+    def resize(self) -> str:
+        return f"none: pictures of {self.pictures} as encoded" if self.pictures else "unknown"
+
+
+def _open(path: Path, layer: int | None, count: int | None) -> Side:
+    if path.is_file():
+        side = _from_array(path, _npy(path), count)
+    elif (array := open_foreign(path)) is not None:
+        side = _from_array(path, array, count)
+        if (missing := array.nchunks - array.nchunks_initialized) > 0:
+            remark = f"{path}: {missing} of {array.nchunks} chunks are not stored, and read as {array.fill_value}"
+            side = replace(side, remarks=(remark,))
+    else:
+        side = _from_features(open_store(path, "features"), layer, count)
+    return side
+
+
+def _check_enough(path: Path, rows: int) -> None:
+    if rows < 2:
+        raise PixseqError(
+            f"{path} holds {rows} row{'s' * (rows != 1)}, two are the least a covariance needs",
+            "give more pictures, thousands for a number worth quoting",
+        )
+
+
+def _npy(path: Path) -> np.ndarray:
+    """The array, mapped."""
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic != b"\x93NUMPY":
+        raise PixseqError(f"{path} is neither features nor an .npy array", TAKEN)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header comes as many types
+        raise PixseqError(
+            f"{path} does not load as an array: {error}", "save it again, as plain numbers: np.save(path, array)"
+        ) from None
+
+
+def _from_array(path: Path, array: Any, count: int | None) -> Side:
+    """`array` is NumPy's or zarr's."""
+    if array.ndim != 2 or 0 in array.shape[1:] or array.dtype.kind not in "fiu":
+        raise PixseqError(
+            f"{path} holds {array.dtype} of the shape {list(array.shape)}, where real numbers [n, d] are needed",
+            "one row an image: average or flatten other axes first",
+        )
+    _check_enough(path, array.shape[0])
+    try:
+        rows = np.asarray(array[:count])
+    except Exception as error:  # zarr and its codecs raise many types
+        raise PixseqError(f"{path} is damaged: {error}", "make it again") from error
+    bad = int((~np.isfinite(rows)).any(axis=1).sum())
+    if bad:
+        raise PixseqError(f"{path}: {bad} of {len(rows)} rows hold values that are not finite", "mend the extractor")
+    if max(float(rows.max()), -float(rows.min())) > LARGEST:
+        raise PixseqError(f"{path} holds values beyond {LARGEST:g}", "these are no features: mend the extractor")
+    return Side(path, rows, {"path": str(path), "id": content_id("array", {"rows": whole(rows)}, {})})
+
+
+def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
+    layers = store.meta["layers"]
+    if layer is None and len(layers) > 1:
+        raise UsageError(f"{store.path} holds the layers {layers}, and one is compared", "name it: --layer N")
+    layer = layers[0] if layer is None else layer
+    if layer not in layers:
+        raise UsageError(
+            f"--layer {layer}: {store.path} holds the layers {layers}",
+            "choose among those, or make features of more layers",
+        )
+    _check_enough(store.path, len(store) // masks(store))
+    height, width = store.meta.get("height"), store.meta.get("width")
+    return Side(
+        store.path,
+        _rows(store, layer, count),
+        reference(store.path, store.manifest),
+        _facts(store, layer),
+        f"{height}x{width}" if height and width else None,
+    )
+
+
+def _rows(store: Store, layer: int, count: int | None) -> np.ndarray:
+    """[images, D]: the mean over positions, a chunk in memory at a time, and over the masks of an image."""
+    stop = min(len(store), len(store) if count is None else count * masks(store))
+    parts = []
+    for rows in chunk_slices(store):
+        if rows.start < stop:
+            values = layer_rows(store, layer, slice(rows.start, min(rows.stop, stop))).astype(np.float32, copy=False)
+            parts.append(values.mean(axis=1) if values.ndim == 3 else values)
+    rows = np.concatenate(parts)
+    return rows if masks(store) == 1 else rows.reshape(-1, masks(store), rows.shape[1]).mean(axis=1)
+
+
+def _facts(store: Store, layer: int) -> dict[str, str]:
+    """What two features must agree in to be comparable, by name."""
+    config, meta = store.manifest["config"], store.meta
+    tap, pool = meta.get("tap"), meta.get("pool")
+    if tap == "pixels":
+        return {"models": "pixels", "values": f"{store.shape('features')[-1]} values"}
+    model = store.manifest["inputs"].get("model", {}).get("id", "unknown")
+    seed, weights, attention = (config.get(key) for key in ("random_init", "weights", "attention"))
+    averaged = pool == "mean" or len(store.shape("features")) == 4
+    return {
+        "models": f"model {model}",
+        "weights": f"random weights of seed {seed}" if seed is not None else f"weights {weights or 'unknown'}",
+        "attentions": f"attention {attention or 'unknown'}",
+        "taps": f"tap {tap or 'unknown'}",
+        "layers": f"layer {layer}",
+        "pools": "mean over positions" if averaged else f"pool {pool or 'unknown'}",
+        "masks": f"mean over {masks(store)} masks" if masks(store) > 1 else "",
+    }
+
+
+def _check_belong(a: Side, b: Side) -> None:
+    """Raises PixseqError where the two were not made alike, naming both."""
+    for what in {**a.facts, **b.facts} if a.facts and b.facts else ():
+        ours, theirs = a.facts.get(what), b.facts.get(what)
+        if ours != theirs:
+            raise PixseqError(
+                f"the {what} differ: {a.path} has {ours or 'none'}, {b.path} has {theirs or 'none'}",
+                "distances are between features of one extractor: make both with the same model and options",
+            )
+    if a.rows.shape[1] != b.rows.shape[1]:
+        raise PixseqError(
+            f"the widths differ: {a.path} has {a.rows.shape[1]} features, {b.path} has {b.rows.shape[1]}",
+            "make both with the same extractor",
+        )
+    if a.pictures and b.pictures and a.pictures != b.pictures:
+        raise PixseqError(
+            f"the pictures differ: those of {a.path} are {a.pictures}, of {b.path} {b.pictures}",
+            "encode both at one size",
+        )
+
+
+def _both(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"a: {ours}; b: {theirs}"
+
+
+# ---- what stands beside the distance
+
+
+def _some(rows: np.ndarray, most: int, seed: int, side: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng([seed, KID_STREAM, side]).choice(len(rows), most, replace=False))]
+
+
+def _floor(real: np.ndarray, n_a: int, seed: int) -> dict[str, Any] | None:
+    n = min(n_a, len(real) // 2)
+    if n < 2:
+        return None
+    order = np.random.default_rng([seed, FLOOR_STREAM]).permutation(len(real))
+    return {"frechet_distance": frechet_distance(real[order[:n]], real[order[n : 2 * n]]), "n": n}
+
+
+def _remarks(sides: tuple[Side, Side], n_b: int, floor: dict[str, Any] | None) -> list[str]:
+    """What a reader of the number should know."""
+    a, b = sides
+    n_a, dim = a.rows.shape
+    remarks = [*a.remarks, *b.remarks]
+    if a.reference["id"] == b.reference["id"]:
+        remarks.append("both sides are the same features")
+    if bool(a.facts) != bool(b.facts):
+        array, features = (b, a) if a.facts else (a, b)
+        remarks.append(f"{array.path} does not say what made it: whether {features.path} compares with it is unknown")
+    least = min(n_a, n_b)
+    if least < ENOUGH * dim:
+        singular = ", and its covariance singular" if least <= dim else ""
+        remarks.append(
+            f"n = {least} is small for {dim} features{singular}: two samples of one distribution already differ by up "
+            f"to d / (2 n) of its variance, under 5 % only from n = {ENOUGH * dim} on; compare the distance with the "
+            "floor and with others of the same n, or go by KID"
+        )
+    if floor is None:
+        remarks.append(f"{b.path} has {len(b.rows)} rows, too few for a floor")
+    elif floor["n"] != n_a:
+        remarks.append(
+            f"the floor is of n = {floor['n']}, the distance of n = {n_a}: a smaller n raises it; {2 * n_a} real rows "
+            "would give one of the same n"
+        )
+    return remarks

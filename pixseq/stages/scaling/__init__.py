@@ -1,0 +1,1 @@
+"""scaling: plan, train, fit and read a study of how the best model and data sizes grow with compute."""

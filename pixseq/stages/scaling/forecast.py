@@ -1,0 +1,323 @@
+"""scaling forecast: the compute that a target needs, and the years until growing compute pays for it.
+
+Every number rests on a law carried beyond the runs that made it, so the assumptions are part of the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq.artifacts import atomic
+from pixseq.artifacts.metrics import write_metrics
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics import forecast as arithmetic
+from pixseq.stages.scaling.compare import BEYOND, Fit, Opened, finite, open_fit, place
+
+CONSTANTS = ("E", "A", "alpha", "B", "beta")
+LINES = ("params_coefficient", "params_exponent", "tokens_coefficient", "tokens_exponent")
+SHARE_OF_E = 0.05  # the default target: what can still be gained is this share of what never can
+FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
+TINY_E = 0.01  # of the best value seen: below it, E is as good as 0, and no share of it means anything
+
+Row = dict[str, Any]
+
+
+def run(
+    fit: str | Path,
+    growth: float,
+    start_flops: float,
+    resolutions: str | Sequence[int],
+    targets: Mapping[str, float] | None = None,
+    metrics: Sequence[str] | None = None,
+    method: str = "varpro",
+    out: str | Path | None = None,
+    plot: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """The forecast as a mapping, written to `out` as metrics and drawn in `plot` where these are given.
+
+    `growth` is how many times compute grows in a year, `start_flops` what one training run may cost today. `targets`
+    are in a metric's own units. `metrics` None: those with a target, or all where no target is given; a metric without
+    a target takes the value at which its law has E (1 + SHARE_OF_E) left.
+
+    "rows" have "metric", "resolution", "target", "flops", "flops_ci", "params", "tokens", "images", "years",
+    "years_ci", "beyond" (flops over the largest budget studied) and "status": "ok", "now" (start_flops suffice),
+    "extrapolated" (no runs at that resolution), "unreachable: why" or "none: why". An upper end of an interval is None
+    where the target is out of reach in too many resamples. Raises PixseqError where no row has a forecast to give.
+    """
+    sides = _checked(growth, start_flops, resolutions)
+    if method == "isoflop":
+        raise UsageError(
+            "--method isoflop cannot forecast: parabolas do not tell what remains at infinite compute (E), and a bare "
+            "power law promises that any target is reached",
+            "use --method varpro or direct",
+        )
+    for target in filter(None, (out, plot)):
+        atomic.check_target(target, overwrite)
+    if plot is not None:
+        from pixseq.stages.scaling import figures
+
+        figures.require()
+    opened = open_fit(fit, method)
+    named = _targets(opened, targets or {}, metrics)
+    pace = Pace(growth, start_flops, opened.level, opened.studied()[1])
+    rows = [
+        row
+        for metric, target in named.items()
+        for row in _metric_rows([one for one in opened.fits if one["metric"] == metric], target, sides, pace)
+    ]
+    if all(row["status"].startswith("none: ") for row in rows):
+        first = rows[0]
+        why = first["status"].removeprefix("none: ")
+        raise PixseqError(
+            f"{opened.path}: {place(first['metric'], first['resolution'])}: no forecast: {why}",
+            "name a target, as --target loss=2.1, or study more budgets or resolutions",
+        )
+    low, high = opened.studied()
+    numbers = {
+        "method": method,
+        "growth_per_year": growth,
+        "start_flops": start_flops,
+        "studied_flops": [low, high],
+        "level": opened.level,
+        "rows": rows,
+        "assumptions": _assumptions(opened, rows, named, pace),
+    }
+    config = {"method": method, "growth": growth, "start_flops": start_flops, "resolutions": sides, "targets": named}
+    inputs = {"fit": opened.reference}
+    if out is not None:
+        write_metrics(out, "scaling forecast", config, inputs, numbers, overwrite)
+    if plot is not None:
+        figures.save_forecast(plot, numbers, config, inputs, overwrite)
+    return numbers
+
+
+# ---- checks before any work
+
+
+def _checked(growth: float, start_flops: float, resolutions: str | Sequence[int]) -> list[int]:
+    """The resolutions, each once. Raises UsageError where a number cannot be used."""
+    if not 1 < growth < math.inf:
+        raise UsageError(f"--growth is {growth}", "how many times compute grows in a year: more than 1, as 4.5")
+    if not 0 < start_flops < math.inf:
+        raise UsageError(f"--start-flops is {start_flops}", "what one training run may cost today, as 1e21")
+    try:
+        parts = resolutions.split(",") if isinstance(resolutions, str) else resolutions
+        sides = list(dict.fromkeys(int(part) for part in parts))
+    except ValueError:
+        sides = []
+    if not sides or min(sides) < 1:
+        raise UsageError(f"--resolution {resolutions!r} is no list of sizes in pixels", "for example 32,64,128")
+    return sides
+
+
+def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str] | None) -> dict[str, float | None]:
+    """The metrics to forecast, each with its target or None for the default."""
+    known = opened.metrics
+    for metric in [*targets, *(metrics or ())]:
+        if metric not in known:
+            raise UsageError(f"{opened.path} has no fit of {metric!r}", f"it has: {', '.join(known)}")
+    for metric, target in targets.items():
+        ceiling = _ceiling(next(one for one in opened.fits if one["metric"] == metric))
+        if not math.isfinite(target) or (ceiling is not None and not 0 <= target <= ceiling):
+            limits = "a number" if ceiling is None else f"between 0 and {ceiling:g}, as its runs are"
+            raise UsageError(f"--target {metric}={target}", f"it must be {limits}")
+    for metric in targets:
+        if metrics and metric not in metrics:
+            raise UsageError(f"--target names {metric}, --metric does not", "name the metric in both")
+    return {metric: targets.get(metric) for metric in (metrics or targets or known)}
+
+
+def _ceiling(fit: Fit) -> float | None:
+    """A metric to be large is fitted as its ceiling minus it: "1 - accuracy", "100 - top1"."""
+    return float(fit["transform"].split(" - ")[0]) if fit["transform"] else None
+
+
+# ---- the compute that one fit asks for
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How compute grows, and how far the study went."""
+
+    growth: float
+    start_flops: float
+    level: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a target takes: logs of FLOPs, params and tokens, and draws [S] of the first; or `why` there is no such."""
+
+    target: float | None
+    log_c: float = math.inf
+    log_n: float = math.inf
+    log_d: float = math.inf
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0))
+    why: str | None = None
+
+
+def needed(fit: Fit, target: float | None) -> Needed:
+    """`target` in the metric's own units; None: the default."""
+    if fit["refused"]:
+        return Needed(target, why=f"none: no fit: {fit['refused']}")
+    ceiling = _ceiling(fit)
+    line = _line(fit)
+    if target is None:
+        seen = [value for row in fit["budgets"] if (value := row["value_opt"]) is not None]
+        best = min((value if ceiling is None else ceiling - value for value in seen), default=math.inf)
+        if not seen or fit["E"] < TINY_E * best:
+            return Needed(
+                None, why=f"none: the law tells no floor (E is {fit['E']:.3g}) to set a target by; name a target"
+            )
+        turned = fit["E"] * (1 + SHARE_OF_E)
+        target = turned if ceiling is None else ceiling - turned
+    else:
+        turned = target if ceiling is None else ceiling - target
+    if turned <= fit["E"]:
+        floor = f"{fit['E']:.4g}" if ceiling is None else f"{fit['E']:.4g} of {fit['transform']}"
+        return Needed(target, why=f"unreachable: at or below the irreducible {floor}")
+    log_c = float(line.log_compute(turned)[0])
+    if math.isinf(log_c):
+        return Needed(target, why="unreachable: the optimal model or data do not grow with compute")
+    draws = _line(fit["draws"]).log_compute(turned) if fit["draws"] else np.empty(0)
+    at = np.array([log_c])
+    return Needed(target, log_c, float(line.log_params(at)[0]), float(line.log_tokens(at)[0]), draws)
+
+
+def _line(numbers: Mapping[str, Any]) -> arithmetic.Line:
+    return arithmetic.Line(**{key: np.atleast_1d(np.array(numbers[key], float)) for key in (*CONSTANTS, *LINES)})
+
+
+def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float | None) -> Needed:
+    """A resolution without runs: log-linear in resolution through those that have a forecast.
+
+    None where one of them cannot reach the target: a line through the others would hide that.
+    """
+    barred = [side for side, one in found.items() if (one.why or "").startswith("unreachable")]
+    if barred:
+        where = ", ".join(f"{side}x{side}" for side in barred)
+        return Needed(target, why=f"none: nothing was run at it, and the target is unreachable at {where}")
+    known = {side: one for side, one in found.items() if one.why is None}
+    if len(known) < 2:
+        text = f"none: nothing was run at it, and two studied resolutions are needed to go by, there are {len(known)}"
+        return Needed(target, why=text)
+    x, at = np.log(list(known)), math.log(resolution)
+    centre = [np.array([getattr(one, key) for one in known.values()]) for key in ("log_c", "log_n", "log_d")]
+    fewest = min(len(one.draws) for one in known.values())
+    draws = np.stack([one.draws[:fewest] for one in known.values()], axis=1)
+    log_c, log_n, log_d = (float(arithmetic.through(x, values, at)) for values in centre)
+    return Needed(target, log_c, log_n, log_d, arithmetic.through(x, draws, at))
+
+
+# ---- rows
+
+
+def _metric_rows(fits: Sequence[Fit], target: float | None, sides: Sequence[int], pace: Pace) -> list[Row]:
+    found = {one["resolution"]: needed(one, target) for one in fits}
+    rows = []
+    for side in sides:
+        if None in found:  # one law for all
+            one = found[None]
+        else:
+            one = found[side] if side in found else _at_resolution(found, side, target)
+        rows.append(_row(fits[0]["metric"], side, one, None in found or side in found, pace))
+    return rows
+
+
+def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace) -> Row:
+    row: Row = {"metric": metric, "resolution": resolution, "target": one.target}
+    keys = ("flops", "flops_ci", "params", "tokens", "images", "years", "years_ci", "beyond")
+    why = one.why
+    if why is None and one.log_c > FARTHEST:
+        why = "unreachable: it takes more than 1e100 FLOPs"
+    if why is not None:
+        return row | dict.fromkeys(keys) | {"status": why}
+    log_start = math.log(pace.start_flops)
+    ends = arithmetic.interval(one.draws, pace.level)
+    ends = ends and [end if end <= FARTHEST else math.inf for end in ends]
+    years = float(arithmetic.years(np.array(one.log_c), log_start, pace.growth))
+    tokens = _exp(one.log_d)
+    status = ["now"] if years == 0 else []
+    status += [] if studied else ["extrapolated"]
+    return row | {
+        "flops": _exp(one.log_c),
+        "flops_ci": ends and [_exp(end) for end in ends],
+        "params": _exp(one.log_n),
+        "tokens": tokens,
+        "images": tokens and tokens / resolution**2,
+        "years": years,
+        "years_ci": ends and [finite(arithmetic.years(np.array(end), log_start, pace.growth)) for end in ends],
+        "beyond": _exp(one.log_c - math.log(pace.largest)),
+        "status": ", ".join(status) or "ok",
+    }
+
+
+def _exp(log_value: float) -> float | None:
+    """None for what is out of reach."""
+    return math.exp(log_value) if abs(log_value) < 700 else None
+
+
+# ---- assumptions
+
+
+def _assumptions(opened: Opened, rows: Sequence[Row], named: Mapping[str, float | None], pace: Pace) -> list[str]:
+    numbers = opened.numbers
+    low, high = opened.studied()
+    method = opened.fits[0]["method"]
+    lines = [
+        f"compute for one training run is {pace.start_flops:.3g} FLOPs today and grows {pace.growth:g} times a year: "
+        "both are given, not measured",
+        f"the {method} law E + A N^-alpha + B D^-beta of runs at {low:.3g} to {high:.3g} FLOPs holds as far as it is "
+        "followed",
+        "a run is compute-optimal: params and tokens follow the fit's power laws of compute "
+        f"(FLOPs as {numbers['counting'] or 'the runs count them'})",
+    ]
+    farthest = max((row["beyond"] for row in rows if row["beyond"]), default=0)
+    if farthest > BEYOND:
+        lines.append(f"the farthest forecast lies {farthest:.3g} times beyond the largest budget studied")
+    if None in named.values():
+        share = f"{SHARE_OF_E:.0%}"
+        lines.append(f"without a named target, it is where the reducible part of a metric has fallen to {share} of E")
+    lines += _about_resolutions(opened, rows)
+    lines.append(
+        "there is enough data: images are tokens / resolution^2, one token a pixel, and every image is new "
+        "(repeated ones are worth less)"
+    )
+    if opened.resampled:
+        lines.append(
+            f"intervals ({pace.level:.0%}) are of resampled runs: they hold the noise of the fit, not a wrong form of "
+            "the law, nor another growth of compute"
+        )
+    else:
+        lines.append("the fit holds no resamples, so there are no intervals")
+    for one in opened.fits:
+        if one["metric"] in named:
+            name = place(one["metric"], one["resolution"])
+            lines += [f"{name}: no fit: {one['refused']}"] if one["refused"] else []
+            lines += [f"{name}: {flag}" for flag in one["flags"]]
+    return list(dict.fromkeys(lines))
+
+
+def _about_resolutions(opened: Opened, rows: Sequence[Row]) -> list[str]:
+    if opened.resolutions == [None]:
+        return [
+            "the fit names no resolution: the same law, and so the same compute, is taken at each; only the images "
+            "that its tokens make differ"
+        ]
+    guessed = [row for row in rows if "extrapolated" in row["status"]]
+    if not guessed:
+        return []
+    sides = ", ".join(str(side) for side in dict.fromkeys(row["resolution"] for row in guessed))
+    studied = ", ".join(str(side) for side in opened.resolutions)
+    return [
+        f"at resolution {sides} nothing was run: log FLOPs, params and tokens go on in a straight line over log "
+        f"resolution from {studied}, and a target given once means the same at each"
+    ]

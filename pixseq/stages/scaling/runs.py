@@ -1,0 +1,267 @@
+"""The runs that a fit reads, from a plan folder or a CSV, checked and with nothing dropped silently.
+
+A run is a plain mapping {"id", "resolution", "budget", "params", "tokens", "flops", METRIC: number or None, ...}.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.isoflop import SAME_BUDGET, group_budgets
+
+REQUIRED = ("params", "tokens", "flops")
+TEXT = ("id", "status", "reason")
+# What else a row may say of its run: neither measured nor fitted.
+SHAPE = ("resolution", "budget", "n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "width", "depth", "steps")
+SHAPE += ("batch_size", "lr", "weight_decay", "epochs", "seconds", "images", "seed", "step")
+# flops / (6 params tokens): from a forward pass alone (1/3) to narrow models with attention at 64x64 RGB (17), and room
+RATIO = (0.2, 40.0)
+SHARE_NAMES = ("accuracy", "top1", "top-1", "top_1", "acc1")  # in the name of a metric that is to be large
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Table:
+    """Runs to fit, what is left out and why, and where they come from."""
+
+    runs: list[Row]
+    metrics: list[str]
+    excluded: list[Row] = field(default_factory=list)
+    counting: str | None = None
+    params_counted: str | None = None
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read(source: str | Path, metrics: Sequence[str] | None = None) -> Table:
+    """The table of a plan folder or a CSV; `metrics` None: every column that is not a run's size, cost or shape.
+
+    Raises PixseqError for anything that cannot be fitted, UsageError for a metric that is no column.
+    """
+    path = Path(source)
+    if is_plan(path):
+        from pixseq.stages.scaling import study
+
+        opened = study.open_study(path)
+        table = checked(opened.results(), str(path), metrics)
+        table.counting, table.params_counted = opened.counting, opened.params_counted
+        table.inputs = {"runs": dict(opened.reference)}
+        return table
+    if path.is_dir():
+        raise PixseqError(f"{path} is a folder, but no scaling plan", "make one with: pixseq scaling plan GRID.yaml")
+    if not path.is_file():
+        raise PixseqError(f"{path} does not exist", "give a plan folder, or a CSV with params, tokens, flops, metrics")
+    table = checked(_csv_rows(path, metrics), str(path), metrics)
+    _check_ratio(table.runs, str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    table.inputs = {"runs": {"path": str(path), "id": f"sha256:{digest}"}}
+    return table
+
+
+def is_plan(path: Path) -> bool:
+    """A folder whose manifest says so."""
+    try:
+        found = json.loads((path / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == "plan"
+
+
+def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None) -> Table:
+    """Rows as read -> a table. Rows that are not done, and metrics that a row lacks, are listed as excluded."""
+    chosen = _chosen(rows, name, metrics)
+    table = Table([], chosen)
+    for row in rows:
+        if row.get("status") not in (None, "done"):
+            reason = row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}"
+            table.excluded.append({"id": row.get("id"), "reason": reason})
+            continue
+        _check_counts(row, name)
+        run = {"id": row.get("id"), "resolution": row.get("resolution"), "budget": row.get("budget")}
+        run |= {key: float(row[key]) for key in REQUIRED}
+        for metric in chosen:
+            value = row.get(metric)
+            if value is not None and not math.isfinite(value):
+                raise PixseqError(f"{name}: {_named(row)} has {metric} = {value}", "give a number, or leave it empty")
+            run[metric] = None if value is None else float(value)
+            if value is None:
+                table.excluded.append({"id": row.get("id"), "reason": f"has no {metric}"})
+        table.runs.append(run)
+    if not table.runs:
+        raise PixseqError(f"{name}: none of {len(rows)} runs is done", "train them with: pixseq scaling run PLAN")
+    _check_resolutions(table.runs, name)
+    _set_budgets(table.runs, name)
+    return table
+
+
+def _named(row: Row) -> str:
+    name = row.get("id")
+    if name is None:
+        return "a run"
+    return name if name.startswith("line ") else f"the run {name}"
+
+
+def _check_counts(row: Row, name: str) -> None:
+    """Sizes, cost and budget are positive."""
+    for key in (*REQUIRED, *(["budget"] if row.get("budget") is not None else [])):
+        value = row.get(key)
+        if value is None or not (0 < value < math.inf):
+            raise PixseqError(f"{name}: {_named(row)} has {key} = {value}", "it must be a positive number")
+
+
+def _check_ratio(runs: Sequence[Row], name: str) -> None:
+    """FLOPs that someone else counted can be those of the params and tokens under some way to count."""
+    for run in runs:
+        expected = 6 * run["params"] * run["tokens"]
+        ratio = run["flops"] / expected
+        if not RATIO[0] <= ratio <= RATIO[1]:
+            raise PixseqError(
+                f"{name}: {_named(run)} has flops {run['flops']:.4g}, but 6 params tokens is {expected:.4g} "
+                f"({ratio:.3g} times)",
+                "no way of counting explains that: params and tokens are plain counts (not millions), and tokens are "
+                "those of the whole run, every epoch",
+            )
+
+
+def _check_resolutions(runs: list[Row], name: str) -> None:
+    """All runs have one, or none."""
+    given = [run["resolution"] for run in runs]
+    if any(value is None for value in given) and not all(value is None for value in given):
+        lacking = next(run for run in runs if run["resolution"] is None)
+        raise PixseqError(f"{name}: {_named(lacking)} has no resolution, others have", "give each run its own")
+    for run in runs:
+        if run["resolution"] is not None:
+            if run["resolution"] != int(run["resolution"]):
+                raise PixseqError(f"{name}: {_named(run)} has resolution {run['resolution']}", "a number of pixels")
+            run["resolution"] = int(run["resolution"])
+
+
+def _set_budgets(runs: list[Row], name: str) -> None:
+    """Runs without a budget are grouped by their FLOPs, within each resolution.
+
+    Raises PixseqError where no resolution has three budgets: any power law goes through two.
+    """
+    most = 0
+    for resolution in {run["resolution"] for run in runs}:
+        ours = [run for run in runs if run["resolution"] == resolution]
+        if any(run["budget"] is None for run in ours):
+            budgets, index = group_budgets(np.array([run["flops"] for run in ours]))
+            for run, k in zip(ours, index):
+                run["budget"] = float(budgets[k])
+        for run in ours:
+            run["budget"] = float(run["budget"])
+        most = max(most, len({run["budget"] for run in ours}))
+    if most < 3:
+        found = ", ".join(f"{budget:.3g}" for budget in sorted({run["budget"] for run in runs}))
+        raise PixseqError(
+            f"{name}: finished runs at {most} compute budget{'s' * (most > 1)} ({found}), a fit needs three",
+            f"add runs at other budgets; FLOPs within {SAME_BUDGET:.0%} of each other count as one budget",
+        )
+
+
+def _chosen(rows: Sequence[Row], name: str, metrics: Sequence[str] | None) -> list[str]:
+    """The metrics asked for, or all there are."""
+    known = {*REQUIRED, *TEXT, *SHAPE}
+    numeric = {key: None for row in rows for key, value in row.items() if _is_number(value) or value is None}
+    found = [key for key in numeric if key not in known and any(_is_number(row.get(key)) for row in rows)]
+    if metrics is None:
+        if not found:
+            raise PixseqError(f"{name}: there is no metric beside params, tokens and flops", "add a column, as loss")
+        return found
+    for metric in metrics:
+        if metric in found:
+            continue
+        if metric in known:
+            raise UsageError(f"--metric {metric} is a run's size, cost or shape", f"measured: {', '.join(found)}")
+        close = difflib.get_close_matches(metric, found, 1)
+        hint = f"did you mean {close[0]}?" if close else f"it has: {', '.join(found) or 'none'}"
+        raise UsageError(f"--metric {metric}: {name} has no such column with values", hint)
+    return list(dict.fromkeys(metrics))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ---- CSV
+
+
+def _csv_rows(path: Path, metrics: Sequence[str] | None) -> list[Row]:
+    """Lines as rows: numbers as floats, empty cells as None; a row without an id is called by its line.
+
+    With `metrics` named, other columns may hold anything.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, strict=True)
+            read = [(lines.line_num, [cell.strip() for cell in cells]) for cells in lines]
+    except UnicodeDecodeError:
+        raise PixseqError(f"{path} is not text", "give a CSV with params, tokens, flops and metrics") from None
+    except csv.Error as error:
+        raise PixseqError(f"{path} is no CSV: {error}", "separate by commas, quote with double quotes") from None
+    read = [(number, cells) for number, cells in read if any(cells)]
+    if not read:
+        raise PixseqError(f"{path} is empty", "a first line of names (params, tokens, flops, loss), then a line a run")
+    header = read[0][1]
+    _check_header(path, header)
+    if len(read) == 1:
+        raise PixseqError(f"{path} holds names, but no run", "add a line for each run")
+    needed = {*REQUIRED, "resolution", "budget", *(header if metrics is None else metrics)} - {*TEXT}
+    rows = []
+    for number, cells in read[1:]:
+        if len(cells) != len(header):
+            raise PixseqError(
+                f"{path} line {number} has {len(cells)} cells, the first line has {len(header)}",
+                "give each line a cell for each name",
+            )
+        row = {key: _cell(path, number, key, text, key in needed) for key, text in zip(header, cells)}
+        rows.append({**row, "id": row.get("id") or f"line {number}"})
+    return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    missing = [key for key in REQUIRED if key not in header]
+    if missing:
+        shown = ", ".join(header)
+        raise PixseqError(
+            f"{path} has no column {' or '.join(missing)}; its first line is {shown[:100]!r}",
+            "a first line of names: params, tokens, flops and any metrics",
+        )
+    twice = [key for key in dict.fromkeys(header) if header.count(key) > 1]
+    if twice:
+        raise PixseqError(f"{path} has two columns {twice[0] or 'without a name'}", "give each a name of its own")
+
+
+def _cell(path: Path, number: int, key: str, text: str, needed: bool) -> Any:
+    """A number, or None for an empty cell; text only where no number is needed."""
+    if not text:
+        if key in REQUIRED:
+            raise PixseqError(f"{path} line {number} has no {key}", "every run needs params, tokens and flops")
+        return None
+    if key in TEXT:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = None
+    if value is not None and math.isfinite(value):
+        return value
+    if not needed:
+        return text
+    if value is not None:
+        raise PixseqError(f"{path} line {number}: {key} is {text}", "give a finite number, or leave a metric empty")
+    hint = "write numbers as 1200000 or 1.2e6"
+    if key not in REQUIRED:
+        hint += ", or name the columns to fit with --metric"
+    raise PixseqError(f"{path} line {number}: {key} is {text!r}, no number", hint)

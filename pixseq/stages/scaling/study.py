@@ -1,0 +1,103 @@
+"""A scaling study on disk: its plan, its stores, and what its cells have come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.metrics import read_metrics
+from pixseq.artifacts.plan import Cell, read_plan, write_plan
+from pixseq.config import GridFile, StudyData, restored
+from pixseq.errors import PixseqError
+
+METRICS = ("loss", "accuracy", "frechet_distance")
+WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
+
+
+@dataclass
+class Study:
+    """A plan folder that is open. `cells` are in the order of resolution, budget and size."""
+
+    path: Path
+    manifest: Manifest
+    cells: list[Cell]
+    grid: GridFile
+
+    @property
+    def counting(self) -> str:
+        return self.grid.flops
+
+    @property
+    def params_counted(self) -> str:
+        return self.grid.params
+
+    @property
+    def reference(self) -> dict[str, str]:
+        return reference(self.path, self.manifest)
+
+    def cell(self, id: str) -> Cell:
+        """Raises PixseqError for a cell that is none."""
+        for cell in self.cells:
+            if cell["id"] == id:
+                return cell
+        raise PixseqError(f"{self.path} has no cell {id!r}", f"cells: {self.cells[0]['id']} ... {self.cells[-1]['id']}")
+
+    def folder(self, cell: Cell) -> Path:
+        return self.path / "cells" / cell["id"]
+
+    def data(self, cell: Cell) -> StudyData:
+        return self.grid.data[cell["data"]]
+
+    def status(self, cell: Cell) -> str:
+        folder = self.folder(cell)
+        if (folder / "result.json").is_file():
+            return read_metrics(folder / "result.json")[1]["status"]
+        return BEGUN if folder.exists() else WAITING
+
+    def results(self) -> list[dict[str, Any]]:
+        """A row a cell: its plan, its status and reason, and its metrics, None where it has none."""
+        rows = []
+        for cell in self.cells:
+            found = {"status": self.status(cell), "reason": None, **dict.fromkeys(METRICS)}
+            if found["status"] in (DONE, DIVERGED):
+                numbers = read_metrics(self.folder(cell) / "result.json")[1]
+                found |= {key: numbers.get(key) for key in ("reason", *METRICS)}
+            rows.append({**{key: cell[key] for key in ROW}, **found})
+        return rows
+
+    def rewrite(self, cells: list[Cell]) -> None:
+        """Other cells in place of those not begun."""
+        self.manifest = write_plan(
+            self.path, self.manifest["config"], self.manifest["inputs"], cells, self.manifest["summary"]
+        )
+        self.cells = cells
+
+
+ROW = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "flops")
+
+
+def open_study(path: str | Path) -> Study:
+    """Raises PixseqError where `path` holds no plan."""
+    record, cells = read_plan(path)
+    return Study(Path(path), record, cells, restored(GridFile, record["config"]))
+
+
+def stores_of(data: StudyData) -> dict[str, str]:
+    """Role: path of the stores that cells of this data read."""
+    paths = {"train": data.train, "val": data.val, "probe_train": data.probe_train, "probe_test": data.probe_test}
+    return {role: path for role, path in paths.items() if path is not None}
+
+
+def check_parents(study: Study) -> None:
+    """Raises PixseqError where a store is not the one that the study was planned with."""
+    for index, data in enumerate(study.grid.data):
+        for role, path in stores_of(data).items():
+            planned, now = study.manifest["inputs"][f"{role} {index}"], manifest.read(path)
+            if planned["id"] != now["id"]:
+                raise PixseqError(
+                    f"{study.path} was planned on {path} of id {planned['id'][:19]}, which now has id {now['id'][:19]}",
+                    "cells on other data could not be compared: plan again, into another folder",
+                )

@@ -1,0 +1,114 @@
+"""The figures of a scaling study: four pictures with manifests, for any fit, whatever is missing from it."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from scaling_fits import CHINCHILLA, numbers_of, one_fit, write
+
+from pixseq.artifacts import manifest
+from pixseq.errors import PixseqError
+from pixseq.stages.scaling import figures, forecast, panels
+
+LAWS = {("accuracy", 16): (0.1, 14, 0.26, 30, 0.23)}
+REASON = "0 budgets have an inside optimum, three are needed; not so: 1e+17 (edge), 1e+18 (edge), 1e+19 (edge)"
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def drawn(path):
+    """The share of a picture that is not white."""
+    return (pixels(path) < 250).any(axis=2).mean()
+
+
+def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
+    pytest.importorskip("matplotlib")
+    fits = [one_fit(*where, law, method) for where, law in LAWS.items() for method in figures.METHODS]
+    fits += [one_fit("accuracy", 32, None, method, refused=REASON) for method in figures.METHODS]
+    fits[0]["budgets"][0] |= {"params_opt": None, "tokens_opt": None, "value_opt": None, "status": "edge"}
+    fits[1]["budgets"][2]["status"] = "outside"
+    numbers = numbers_of(LAWS, fits)
+    figures.save_fit(tmp_path / "fit.png", numbers, {"seed": 0}, {"runs": {"path": "runs.csv", "id": "sha256:1"}})
+    names = ["fit.png", "fit.isoflop.png", "fit.optimum.png", "fit.tokens-per-parameter.png"]
+    assert [path.name for path in figures.fit_targets(tmp_path / "fit.png")] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name in names:
+        record = manifest.expect(tmp_path / name, "picture")
+        assert record["stage"] == "scaling fit" and record["inputs"]["runs"]["id"] == "sha256:1"
+        assert record["summary"]["dpi"] == panels.DPI
+        assert drawn(tmp_path / name) > 0.02
+    columns = [pixels(tmp_path / name).shape[1] / panels.DPI for name in names]
+    assert columns == pytest.approx([3 * 3.5, 3.5, 3.5, 3.5])
+
+
+def test_one_metric_without_resolution_and_without_resamples(tmp_path):
+    pytest.importorskip("matplotlib")
+    fits = [one_fit("loss", None, CHINCHILLA, method, draws=0) for method in figures.METHODS]
+    figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}, fits), {}, {})
+    assert all(drawn(path) > 0.02 for path in tmp_path.iterdir())
+
+
+def test_nothing_fitted_and_nothing_measured_still_draws(tmp_path):
+    pytest.importorskip("matplotlib")
+    odd = "cost_$x$_日本\n"
+    fits = [one_fit(metric, None, None, refused=REASON) for metric in ("loss", odd)]
+    numbers = numbers_of({("loss", None): CHINCHILLA}, fits)
+    for run in numbers["runs"]:
+        run[odd] = None
+    figures.save_fit(tmp_path / "fit.png", numbers, {}, {})
+    assert all(drawn(path) > 0.01 for path in tmp_path.iterdir())
+
+
+def test_the_same_numbers_make_the_same_picture_under_any_settings(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA, ("loss", 32): (1.69, 600, 0.34, 410.7, 0.28)})
+    options = {"targets": {"loss": 2.0}, "resolutions": [16, 32, 64]}
+    forecast.run(path, 4.5, 1e20, plot=tmp_path / "one.png", **options)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black"}):
+        forecast.run(path, 4.5, 1e20, plot=tmp_path / "two.png", **options)
+        assert matplotlib.rcParams["font.size"] == 30
+    one, two = (manifest.expect(tmp_path / name, "picture") for name in ("one.png", "two.png"))
+    assert one["id"] == two["id"] and one["stage"] == "scaling forecast" and "fit" in one["inputs"]
+    assert pixels(tmp_path / "one.png").shape[1] == 3.5 * panels.DPI and drawn(tmp_path / "one.png") > 0.02
+
+
+def test_a_forecast_out_of_reach_draws_too(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA})
+    forecast.run(path, 4.5, 1e20, [16, 64], targets={"loss": 1.0}, plot=tmp_path / "f.png")
+    forecast.run(path, 4.5, 1e20, [16], targets={"loss": 1.69001}, plot=tmp_path / "g.png")
+    assert drawn(tmp_path / "f.png") > 0.02 and drawn(tmp_path / "g.png") > 0.02
+
+
+def test_a_figure_in_the_way_is_found_before_anything_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "fit.optimum.png").write_bytes(b"mine")
+    with pytest.raises(PixseqError, match=r"fit.optimum.png already exists"):
+        figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}), {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.optimum.png"]
+
+
+def test_without_matplotlib_the_hint_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA})
+    with pytest.raises(PixseqError, match="matplotlib") as caught:
+        forecast.run(path, 4.5, 1e20, [16], plot=tmp_path / "f.png")
+    assert caught.value.hint == "pip install 'pixseq[plot]'" and not (tmp_path / "f.png").exists()
+    assert forecast.run(path, 4.5, 1e20, [16])["rows"]
+
+
+def test_ticks_are_round_and_few():
+    assert panels.log_ticks(0.9e6, 1.1e8, 3) == [1e6, 1e7, 1e8]
+    assert panels.log_ticks(0.9e6, 1.1e8, 5) == [1e6, 3e6, 1e7, 3e7, 1e8]
+    for low, high in ((3.1, 3.3), (1e-5, 1e60), (7e9, 8.5e9)):
+        ticks = panels.log_ticks(low, high, 4)
+        assert 1 <= len(ticks) <= 4 and all(low <= tick <= high for tick in ticks)
+
+
+def test_numbers_are_spelt_as_people_read_them():
+    assert [panels.count(value) for value in (20, 1500, 2e7, 3e9, 1e13)] == ["20", "1.5k", "20M", "3B", "10T"]
+    assert [panels.power(value) for value in (1e18, 3e18, 9.99e17, 1e-4)] == ["10¹⁸", "3·10¹⁸", "10¹⁸", "10⁻⁴"]

@@ -1,0 +1,225 @@
+"""A scaling study end to end on small tokens: the grid, its cells, an interruption, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import write_pixels, write_tokens
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.plan import read_plan
+from pixseq.config import GridFile, effective
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.family import build, shape_from
+from pixseq.stages import pretrain
+from pixseq.stages.scaling import cell as one
+from pixseq.stages.scaling import fit, ladder, plan, run
+from pixseq.stages.scaling.study import open_study
+
+SMALL = "completions: {count: 40}\nprobe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """A grid file of two stores in a folder of its own; cells take a moment."""
+    write_tokens(tmp_path / "t.zarr", count=96)
+    write_tokens(tmp_path / "v.zarr", count=48, seed=1)
+    return grid_file(tmp_path, "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\n")
+
+
+def grid_file(folder, text, name="grid.yaml"):
+    data = f"data: {{train: {folder}/t.zarr, val: {folder}/v.zarr}}\n"
+    (folder / name).write_text(data + SMALL + text)
+    return folder / name
+
+
+def planned(grid, **options):
+    return plan.run(grid, grid.parent / "plan", timed=False, **options)["cells"]
+
+
+def test_cells_spend_their_budget_and_say_exactly_how_much(grid):
+    cells = planned(grid)
+    assert len(cells) == 15 and len({cell["id"] for cell in cells}) == 15
+    study = open_study(grid.parent / "plan")
+    for cell in cells:
+        config = ladder.recipe(study.grid, cell["d_model"], cell["steps"], cell["batch_size"], cell["lr"])
+        from pixseq.artifacts.arrays import open_store
+
+        shape = pretrain.model_shape(config, open_store(study.data(cell).train, "tokens"))
+        assert cell["tokens"] == cell["steps"] * cell["batch_size"] * 36
+        assert cell["flops"] == cell["tokens"] * shape.flops_per_token("exact")
+        assert abs(cell["flops"] / cell["budget"] - 1) < 0.6 / cell["steps"] + 1e-9
+        assert cell["params"] == sum(p.numel() for p in build(shape).parameters())
+        assert cell["epochs"] == pytest.approx(cell["steps"] * cell["batch_size"] / 96, abs=1e-3)
+    for budget in (1e9, 2e9, 4e9):
+        sizes = [cell["params"] for cell in cells if cell["budget"] == budget]
+        assert sizes == sorted(set(sizes)) and len(sizes) == 5
+
+
+def test_two_budgets_are_the_ends_of_a_range(tmp_path):
+    for text in ("[1.0e+12, 1.0e+14]", "{from: 1.0e+12, to: 1.0e+14}"):
+        (tmp_path / "g.yaml").write_text(f"data: {{train: t, val: v}}\nbudgets: {text}\n")
+        budgets = plan.checked(effective(GridFile, file=tmp_path / "g.yaml")).budgets
+        assert np.allclose(np.log10(budgets), [12, 12.5, 13, 13.5, 14])
+
+
+@pytest.mark.parametrize("counting", ["exact", "exact-causal", "6nd"])
+@pytest.mark.parametrize("params", ["total", "non-embedding"])
+def test_the_estimate_has_the_tokens_a_parameter_that_were_asked_for(grid, counting, params):
+    config = effective(GridFile, file=grid, sets=[f"flops={counting}", f"params={params}", "tokens_per_param=30"])
+    codec = {"scheme": "palette", "height": 16, "width": 16, "n_vocab": 512}
+    rungs = ladder.ladder(config, codec)
+    middle = ladder.centre(config, rungs, 1e15)
+    nearest = min(rungs, key=lambda shape: abs(np.log(ladder.size(config, shape) / middle)))
+    ratio = 1e15 / nearest.flops_per_token(counting) / ladder.size(config, nearest)
+    assert 20 < ratio < 45
+
+
+def test_the_ladder_climbs_in_small_steps_and_heads_divide_the_width(grid):
+    config = effective(GridFile, file=grid)
+    rungs = ladder.ladder(config, {"scheme": "palette", "height": 32, "width": 32, "n_vocab": 512})
+    sizes = np.array([shape.trunk_count() for shape in rungs])
+    assert (np.diff(sizes) > 0).all() and (sizes[1:] / sizes[:-1]).max() < 2
+    assert all(shape.d_model % shape.n_head == 0 for shape in rungs)
+    published = next(shape for shape in rungs if shape.d_model == 512)
+    assert (published.n_head, published.d_model // published.n_head) == (8, 64)
+
+
+def test_a_study_runs_once_is_kept_and_can_be_fitted(grid, monkeypatch):
+    planned(grid)
+    folder = grid.parent / "plan"
+    for cell in open_study(folder).cells[:-2]:
+        one.run(open_study(folder), cell)
+    monkeypatch.chdir(grid.parent.parent)  # from another folder than it was planned in
+    rows = run.run(folder, jobs=2)["cells"]
+    assert [row["status"] for row in rows] == ["done"] * 15
+    for row in rows:
+        assert 0 < row["loss"] < np.log(16) + 1 and 0 <= row["accuracy"] <= 1 and row["frechet_distance"] >= 0
+    study = open_study(folder)
+    made = study.folder(study.cells[0])
+    for name in ("model", "loss.json", "probe.json", "completions.zarr", "frechet.json", "result.json"):
+        assert manifest.read(made / name)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert run.run(folder)["cells"] == rows
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    fitted = fit.run(folder, resamples=0)
+    assert {f["metric"] for f in fitted["fits"]} == {"loss", "accuracy", "frechet_distance"}
+    with pytest.raises(PixseqError, match="15 cells have begun"):
+        planned(grid, overwrite=True)
+
+
+def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
+    grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 8.0e+10]\nrecentre: false\n")
+    planned(grid)
+    study = open_study(grid.parent / "plan")
+    longest = study.cells[-1]
+    command = [sys.executable, "-m", "pixseq", "scaling", "run", study.path, "--cell", longest["id"], "--quiet"]
+    running = subprocess.Popen(command)
+    log = study.folder(longest) / "model.partial" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 130 and study.status(longest) == "begun"
+    numbers = one.run(study, longest)
+    assert numbers["status"] == "done"
+    fresh = study.folder(longest)
+    config = ladder.recipe(study.grid, longest["d_model"], longest["steps"], longest["batch_size"], longest["lr"])
+    again = pretrain.run(study.data(longest).train, grid.parent / "again", config)
+    assert again["id"] == open_checkpoint(fresh / "model").manifest["id"]
+
+
+def test_a_diverged_cell_is_recorded_and_reported_not_dropped(grid):
+    grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\ntrain: {lr: 1.0e+30, warmup_epochs: null}\n")
+    planned(grid)
+    study = open_study(grid.parent / "plan")
+    assert one.run(study, study.cells[0])["status"] == "diverged"
+    row = study.results()[0]
+    assert row["status"] == "diverged" and "gradient norm" in row["reason"] and row["loss"] is None
+
+
+def test_budgets_not_begun_move_to_where_those_below_point(grid):
+    cells = planned(grid)
+    study = open_study(grid.parent / "plan")
+    from pixseq.artifacts.metrics import write_metrics
+
+    for cell in cells:
+        if cell["budget"] < 4e9:  # the largest size is best by far
+            loss = {"status": "done", "reason": None, "loss": 5 - np.log(cell["params"]) / 10}
+            write_metrics(study.folder(cell) / "result.json", "scaling run", cell, {}, loss)
+    assert not plan.move(study, 6, 1e9) and plan.move(study, 6, 4e9)
+    moved = [cell for cell in open_study(study.path).cells if cell["budget"] == 4e9]
+    before = [cell for cell in cells if cell["budget"] == 4e9]
+    assert [cell["id"] for cell in moved] == [cell["id"] for cell in before]
+    assert np.median([c["params"] for c in moved]) > np.median([c["params"] for c in before])
+    assert not plan.move(study, 6, 4e9)  # already there
+    assert [c for c in open_study(study.path).cells if c["budget"] < 4e9] == [c for c in cells if c["budget"] < 4e9]
+
+
+def test_patch_models_have_studies_too(tmp_path):
+    write_pixels(tmp_path / "t.zarr"), write_pixels(tmp_path / "v.zarr", count=48, seed=1)
+    grid = grid_file(tmp_path, "budgets: [1.0e+9]\nshapes: {family: aim, patch_size: 2, head_depth: 1}\n")
+    cell = planned(grid)[0]
+    study = open_study(tmp_path / "plan")
+    numbers = one.run(study, cell)
+    assert numbers["loss_unit"] == "normalized_mse" and numbers["frechet_distance"] is None
+    shape = shape_from(open_checkpoint(study.folder(cell) / "model").shape)
+    assert cell["params"] == shape.trunk_count() < shape.parameter_count()
+
+
+def test_a_time_is_expected_from_measured_steps(grid):
+    cells = plan.run(grid, grid.parent / "plan")["cells"]
+    assert all(0 < cell["seconds"] < 60 for cell in cells)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("budgets: []\n", "budgets"),
+        ("", "budgets is not given"),
+        ("budgets: [-1.0]\n", "positive"),
+        ("budgets: [1.0e+3]\n", "below one step of the smallest model"),
+        ("budgets: [1.0e+9]\nsizes_per_budget: 1\n", "sizes_per_budget"),
+        ("budgets: [1.0e+9]\nsize_per_budget: 5\n", "sizes_per_budget"),
+        ("budgets: [1e9]\n", "decimal point"),
+        ("budgets: [1.0e+9]\nflops: 7nd\n", "6nd"),
+        ("budgets: [1.0e+9]\nshapes: {family: aim}\n", "pixels"),
+    ],
+)
+def test_grids_that_plan_nothing_are_refused(grid, text, words):
+    grid_file(grid.parent, text)
+    with pytest.raises((PixseqError, UsageError)) as fault:
+        planned(grid)
+    assert words in f"{fault.value.message} {fault.value.hint}"
+    assert not (grid.parent / "plan").exists()
+
+
+def test_other_parents_than_planned_are_refused(grid):
+    planned(grid)
+    import shutil
+
+    shutil.rmtree(grid.parent / "v.zarr")
+    write_tokens(grid.parent / "v.zarr", count=48, seed=2)
+    with pytest.raises(PixseqError, match="which now has id"):
+        run.run(grid.parent / "plan")
+    with pytest.raises(PixseqError, match="no cell 'r7"):
+        run.run(grid.parent / "plan", cell="r7") if False else open_study(grid.parent / "plan").cell("r7")
+
+
+def test_a_plan_is_shown_and_verified(grid):
+    from pixseq.stages import show
+
+    planned(grid)
+    assert show.run(grid.parent / "plan", verify=True)["kind"] == "plan"
+    path = grid.parent / "plan" / "manifest.json"
+    record = json.loads(path.read_text())
+    record["cells"][0]["d_model"] += 8
+    path.write_text(json.dumps(record))
+    with pytest.raises(PixseqError, match="does not match its id"):
+        show.run(grid.parent / "plan", verify=True)
+    assert len(read_plan(grid.parent / "plan")[1]) == 15
