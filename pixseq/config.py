@@ -5,10 +5,10 @@ Precedence: dataclass default < --preset < --config < --set < flag.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from pixseq.errors import UsageError
 
+PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
 Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"]
 
 
@@ -426,15 +427,14 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
             return hint(value)
         except ValueError:
             pass
+    if hint is float and isinstance(value, str) and re.fullmatch(PLAIN_NUMBER, value.strip()):
+        return float(value)  # YAML 1.1 reads 1e-3, which has no decimal point, as text
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    hintline = f"it must be {'a whole number' if hint is int else 'a number'}"
-    if isinstance(value, str) and not isinstance(value, _Shell) and hint is float:
-        with contextlib.suppress(ValueError):
-            hintline = f"YAML reads {value} as text, since it has no decimal point: write {float(value):.1e}"
-    raise UsageError(f"{key} is {value!r}, not {'a whole number' if hint is int else 'a number'}", hintline)
+    wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
+    raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}")
 
 
 def _guess(word: str, known: Iterable[str]) -> str:

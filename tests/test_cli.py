@@ -149,7 +149,7 @@ def bad(work):
     weights = (work / "half" / "model.safetensors").read_bytes()
     (work / "half" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (work / "bad.yaml").write_text("model:\n  n_layers: 3\n")
-    (work / "sci.yaml").write_text("train:\n  lr: 3e-4\n")
+    (work / "sci.yaml").write_text("train:\n  lr: 3e-4x\n")
     (work / "red[bold]x[red]").mkdir()
     return work
 
@@ -175,7 +175,7 @@ CASES = {
     "missing chunk": (1, "pretrain holed.zarr --steps 1 -o o"),
     "truncated weights": (1, "features half t.zarr -o o.zarr"),
     "unknown key": (2, PRETRAIN + "--config bad.yaml"),
-    "3e-4 in YAML": (2, PRETRAIN + "--config sci.yaml"),
+    "text for a number in YAML": (2, PRETRAIN + "--config sci.yaml"),
     "unknown preset": (2, PRETRAIN + "--preset igpt-huge"),
     "heads do not divide": (2, PRETRAIN + "--set model.n_head=3 --set model.d_model=16"),
     "negative steps": (2, "pretrain t.zarr --steps -5 -o o"),

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective, preset_names, read_preset
+from pixseq.config import FinetuneFile, GridFile, PretrainFile, as_dict, effective, preset_names, read_preset
 from pixseq.errors import UsageError
 
 
@@ -37,7 +37,12 @@ def test_every_preset_reads_and_says_what_to_expect(name):
     ("text", "message", "hint"),
     [
         ("model:\n  n_layers: 3\n", "unknown key model.n_layers", "n_layer"),
-        ("train:\n  lr: 3e-4\n", "'3e-4'", "write 3.0e-04"),
+        ("train:\n  lr: 3e-4x\n", "'3e-4x'", "a number"),
+        ("train:\n  lr: fast\n", "'fast'", "a number"),
+        ("train:\n  lr: '1_0'\n", "'1_0'", "a number"),
+        ("train:\n  lr: 'inf'\n", "'inf'", "a number"),
+        ("train:\n  steps: 1e3\n", "'1e3'", "a whole number"),
+        ("sequence: {order: 3}", "order is 3", "text"),
         ("train: {steps: 1.5}", "steps", "whole number"),
         ("train: {steps: true}", "steps", "whole number"),
         ("model: {objective: gpt}", "objective", "ar"),
@@ -66,5 +71,15 @@ def test_unknown_presets_and_malformed_sets_are_named(tmp_path):
         effective(PretrainFile, file=tmp_path / "none.yaml")
 
 
-def test_the_shell_may_write_3e_4():
-    assert effective(PretrainFile, sets=["train.lr=3e-4"]).train.lr == 3e-4
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", "10e-4", "'0.001'"])
+def test_a_number_without_a_decimal_point_is_one(tmp_path, text):
+    """YAML 1.1 reads it as text, which is nobody's wish."""
+    file = write(tmp_path, f"train: {{lr: {text}, warmup_epochs: {text}}}\nfinetune: {{lr: {text}, eps: {text}}}\n")
+    train = effective(PretrainFile, None, file).train
+    assert train.lr == train.warmup_epochs == 1e-3 and isinstance(train.lr, float)
+    finetune = effective(FinetuneFile, None, file).finetune
+    assert finetune.lr == finetune.eps == 1e-3
+    grid = write(tmp_path, "data: {train: a, val: b}\nbudgets: {from: 1e12, to: 1e14}\nshapes: {aspect_ratio: 3e1}\n")
+    assert effective(GridFile, None, grid).budgets == (1e12, 1e14)
+    assert effective(GridFile, None, grid).shapes.aspect_ratio == 30
+    assert effective(PretrainFile, sets=[f"train.lr={text.strip(chr(39))}"]).train.lr == 1e-3
