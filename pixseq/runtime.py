@@ -33,6 +33,10 @@ class Machine:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def used(self) -> dict[str, str]:
+        """What a result says of how it was computed."""
+        return {"precision": self.precision, "device": str(self.device)}
+
     def share(self, n: int) -> slice:
         """This rank's part of n rows."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)

@@ -45,6 +45,12 @@ def test_sound_checkpoints_pass(sound, checkpoints):
     assert failing(checkpoints["bert"]) == {"palette"}  # the fixture's palette id is made up
 
 
+def test_the_quick_path_is_certified_as_closely_as_it_rounds(sound, aim, pixels):
+    for model, images in (sound, (aim["prefix"], pixels)):
+        result = check.run(model, images, device="cpu", precision="bf16")
+        assert result["ok"] and result["precision"] == "bf16"
+
+
 def test_a_mask_off_by_one_is_caught(sound, monkeypatch):
     def leaky(self, x):
         t = x.shape[1]

@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import write_tokens
+from conftest import TINY, write_tokens
 from PIL import Image
 from reference import igpt_forward
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.metrics import read_metrics
+from pixseq.config import PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import generator
-from pixseq.stages import decode, evaluate, features, sample
+from pixseq.stages import check, decode, evaluate, features, pretrain, sample
 
 
 def numpy_weights(path):
@@ -230,6 +232,27 @@ def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens
     assert large["accuracy"] == hits / 96
 
 
+def test_published_figures_are_float32_and_every_result_says_what_was_used(checkpoints, tokens, tmp_path, monkeypatch):
+    """evaluate and check compute in float32 also where auto would be bf16; bf16 has to be asked for."""
+    monkeypatch.setattr("pixseq.runtime._has_bf16_units", lambda device: True)
+    ar, exact = checkpoints["ar"], {"precision": "fp32", "device": "cpu"}
+    for stage in (evaluate, check):
+        found = stage.run(ar, tokens, tmp_path / f"{stage.__name__}.json", device="cpu")
+        assert found.items() >= exact.items()
+        record, numbers = read_metrics(tmp_path / f"{stage.__name__}.json")
+        assert numbers == found and record["config"].items() >= exact.items()
+        quick = stage.run(ar, tokens, device="cpu", precision="bf16")
+        assert quick.items() >= {"precision": "bf16", "device": "cpu"}.items()
+    reference = evaluate.run(ar, tokens, device="cpu")["nats_per_token"]
+    assert 0 < abs(evaluate.run(ar, tokens, device="cpu", precision="bf16")["nats_per_token"] - reference) < 0.1
+    record = features.run(ar, tokens, tmp_path / "f.zarr", layers="2", device="cpu")
+    assert record["config"]["precision"] == "bf16" and record["summary"]["device"] == "cpu"
+    record = sample.run(ar, tmp_path / "x.png", count=1, device="cpu", precision="fp32")
+    assert record["config"].items() >= exact.items()
+    record = pretrain.run(tokens, tmp_path / "m", effective(PretrainFile, sets=[*TINY, "train.steps=1"]), device="cpu")
+    assert record["config"]["precision"] == "bf16" and record["summary"]["device"] == "cpu"
+
+
 def test_a_signal_is_not_taken_for_damage(checkpoints, tokens, monkeypatch):
     from pixseq.errors import Stop
 
@@ -269,7 +292,7 @@ def test_two_processes_train_what_one_trains(tokens, tmp_path):
     """torchrun with two ranks: the same images in the same order, gradients summed over ranks."""
     sets = ["model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=4", "train.batch_size=8"]
     sets += ["train.log_every=1"]
-    tail = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--quiet"]
+    tail = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--precision", "fp32", "--quiet"]
     tail += [word for s in sets for word in ("--set", s)]
     one = [sys.executable, "-m", "pixseq", *tail, "-o", tmp_path / "one"]
     subprocess.run(one, check=True, capture_output=True)

@@ -191,7 +191,7 @@ def evaluate(
     weights: o.Weights = "model",
     batch_size: o.BatchSize = None,
     device: o.Device = "auto",
-    precision: o.Precision = "auto",
+    precision: o.Precision = "fp32",
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

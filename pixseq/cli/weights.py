@@ -113,6 +113,7 @@ def check(
     out: o.OptionalOut = None,
     weights: o.Weights = "model",
     device: o.Device = "auto",
+    precision: o.Precision = "fp32",
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -122,7 +123,7 @@ def check(
     talk(quiet)
     from pixseq.stages import check as stage
 
-    result = stage.run(model, tokens, out, weights, device, seed, overwrite)
+    result = stage.run(model, tokens, out, weights, device, seed, overwrite, precision)
     rows = [[c["name"], "ok" if c["ok"] else "FAILS", _figure(c["figure"]), c["about"]] for c in result["checks"]]
     emit(to_json(result) if json else table(("check", "", "figure", "what it is"), rows))
     failed = [c["name"] for c in result["checks"] if not c["ok"]]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pixseq.models.aim import AIM, nearest_code, normalised, patchify, unpatchify
-from pixseq.models.certificates import CLOSE, STILL, Check, some_positions
+from pixseq.models.certificates import STILL, Check, some_positions
 
 
-def certify(net: AIM, x: Tensor, generator: torch.Generator) -> Iterator[Check]:
+def certify(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> Iterator[Check]:
     """The certificates of `net` on pictures uint8 [B, H, W, 3]."""
     with using(net, "bidirectional"):
         yield _sees_all(net, x[:1], generator)
@@ -28,7 +28,7 @@ def certify(net: AIM, x: Tensor, generator: torch.Generator) -> Iterator[Check]:
         yield _supervised(net, x, generator)
     if net.shape.head:
         with using(net, net.shape.learns):
-            yield _loss(net, x, generator)
+            yield _loss(net, x, generator, close)
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def _supervised(net: AIM, x: Tensor, generator: torch.Generator) -> Check:
     return Check("supervised targets", counted == wanted and int(sizes.min()) >= 1, counted, about)
 
 
-def _loss(net: AIM, x: Tensor, generator: torch.Generator) -> Check:
+def _loss(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> Check:
     """The loss as it is trained on against its definition, target by target in float64."""
     masked = net.draw_masks(len(x), generator)
     masked = None if masked is None else masked.to(x.device)
@@ -138,4 +138,4 @@ def _loss(net: AIM, x: Tensor, generator: torch.Generator) -> Check:
     defined = total / count
     ours = float(net.losses(output, x, masked).double().sum()) / net.scored(len(x), masked)
     about = f"{net.shape.target} loss over {count} targets of {len(x)} images; by definition {defined:.6f}"
-    return Check("loss", abs(ours - defined) <= CLOSE * max(defined, 1.0), ours, about)
+    return Check("loss", abs(ours - defined) <= close * max(defined, 1.0), ours, about)

@@ -148,6 +148,6 @@ def build(shape: Shape) -> Model:
     return MODELS[shape.family](shape)
 
 
-def certify(model: Model, x: Tensor, generator: torch.Generator) -> Iterator[Check]:
-    """The certificates of the model's family on images x as the model takes them."""
-    return CERTIFICATES[model.shape.family](model, x, generator)
+def certify(model: Model, x: Tensor, generator: torch.Generator, close: float) -> Iterator[Check]:
+    """The certificates of the model's family on images x as the model takes them; `close` as in certificates.py."""
+    return CERTIFICATES[model.shape.family](model, x, generator, close)

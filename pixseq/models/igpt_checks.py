@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models.certificates import CLOSE, STILL, Check, some_positions
+from pixseq.models.certificates import STILL, Check, some_positions
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.objectives import generative_nats, random_mask
 from pixseq.models.sampling import Cache, decode_one, prefill
@@ -22,10 +22,10 @@ from pixseq.models.sampling import Cache, decode_one, prefill
 CACHED = 256  # positions at most that are drawn one by one
 
 
-def certify(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator[Check]:
+def certify(net: ImageGPT, x: Tensor, generator: torch.Generator, close: float) -> Iterator[Check]:
     """The certificates of `net` on tokens int [B, T]. Raises nothing: what does not hold is a check that fails."""
     if net.order is not None:
-        yield _same_in_order(net, x)
+        yield _same_in_order(net, x, close)
         net, x = _in_raster_order(net), net.to_sequence(x)
     probe = _with_head(net, generator)
     if net.shape.objective == "bert":
@@ -33,9 +33,9 @@ def certify(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator[Ch
     else:
         yield _causality(probe, x[:1], generator)
         if net.shape.shifted:
-            yield _cache(probe, x)
+            yield _cache(probe, x, close)
     if net.shape.head:
-        yield _loss(net, x, generator)
+        yield _loss(net, x, generator, close)
 
 
 def _with_head(net: ImageGPT, generator: torch.Generator) -> ImageGPT:
@@ -60,13 +60,13 @@ def _copy(net: ImageGPT, tensors: dict[str, Tensor], **shape: object) -> ImageGP
     return new.eval()
 
 
-def _same_in_order(net: ImageGPT, x: Tensor) -> Check:
+def _same_in_order(net: ImageGPT, x: Tensor, close: float) -> Check:
     """Content, positions, mask and outputs follow one order: the model equals its twin on the sequence."""
     probe = _with_head(net, torch.Generator().manual_seed(0))
     ours, twin = probe(x).logits, _in_raster_order(probe)(net.to_sequence(x)).logits
     worst, scale = float((net.to_sequence(ours) - twin).abs().max()), float(twin.abs().max())
     about = f"largest difference to the model of raster order on the sequence, in {net.shape.order} order: 0"
-    return Check("order", worst <= CLOSE * scale, worst, about)
+    return Check("order", worst <= close * scale, worst, about)
 
 
 def _perturbed(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
@@ -112,7 +112,7 @@ def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Itera
     yield Check("attention sees all", total == 1 or STILL * scale < least < math.inf, least, about)
 
 
-def _cache(net: ImageGPT, x: Tensor) -> Check:
+def _cache(net: ImageGPT, x: Tensor, close: float) -> Check:
     """Logits drawn one by one through the cache against those of a full forward, at the first and last positions."""
     full, total = net(x).logits, x.shape[1]
     cache, worst = Cache.empty(net, len(x), net.wte.dtype), 0.0
@@ -122,15 +122,15 @@ def _cache(net: ImageGPT, x: Tensor) -> Check:
             if position > start:
                 logits = decode_one(net, x[:, position - 1], position, cache)
             worst = max(worst, float((logits - full[:, position]).abs().max()))
-    about = f"largest difference of a cached logit to the full forward's: under {CLOSE:g} of the largest logit"
-    return Check("cache", worst <= CLOSE * float(full.abs().max()), worst, about)
+    about = f"largest difference of a cached logit to the full forward's: under {close:g} of the largest logit"
+    return Check("cache", worst <= close * float(full.abs().max()), worst, about)
 
 
 def _stretches(total: int) -> list[tuple[int, int]]:
     return [(0, total)] if total <= CACHED else [(0, CACHED // 2), (total - CACHED // 2, total)]
 
 
-def _loss(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Check:
+def _loss(net: ImageGPT, x: Tensor, generator: torch.Generator, close: float) -> Check:
     """The loss as `evaluate` has it against its definition, written out: every pixel scored, in float64."""
     masked = None
     content = F.embedding(x, net.wte)
@@ -151,4 +151,4 @@ def _loss(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Check:
     which = "masked" if masked is not None else f"all {x.shape[1]}"
     chance = math.log(net.shape.n_vocab)
     about = f"nats per token over {which} pixels of {len(x)} images; by definition {defined:.6f}, ln V is {chance:.4f}"
-    return Check("loss", abs(ours - defined) <= CLOSE * max(defined, 1.0), ours, about)
+    return Check("loss", abs(ours - defined) <= close * max(defined, 1.0), ours, about)

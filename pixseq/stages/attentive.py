@@ -40,6 +40,7 @@ BATCH_SIZE = 256
 EPOCHS, FEWEST_STEPS = 10, 300
 BUFFER_BYTES = 1 << 30  # of rows that are shuffled together
 MEMORY_SHARE = 4  # the mean over a window is held where it takes no more than one part in this many
+PRECISION = "fp32"
 INIT_STREAM, ORDER_STREAM = 31, 32
 
 
@@ -88,6 +89,12 @@ def check(pair: Pair, recipe: Recipe) -> None:
         )
 
 
+def used(recipe: Recipe) -> dict[str, str]:
+    """What its results say of how they were computed."""
+    with machine(recipe.device, PRECISION) as where:
+        return where.used()
+
+
 def windows(layers: Sequence[int], every: bool, window: int | None) -> list[list[int]]:
     """The layers that are averaged: each `window` neighbours, else all of a list, else the last ones of `every`.
 
@@ -111,7 +118,7 @@ def probe_windows(
 ) -> list[dict[str, Any]]:
     """One row a window; its `layer` is the last one of the window. Raises PixseqError for values not finite."""
     rows = []
-    with machine(recipe.device, "fp32") as where:
+    with machine(recipe.device, PRECISION) as where:
         for window in wanted:
             rows.append(_probe_window(pair, window, split, recipe, seed, where, name))
     return rows

@@ -18,7 +18,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.palette import checked_colours, load_palette, nearest
 from pixseq.errors import PixseqError
-from pixseq.models.certificates import Check
+from pixseq.models.certificates import CLOSE, Check
 from pixseq.models.family import Model, certify
 from pixseq.numerics.quantize import nearest_table, to_tokens
 from pixseq.runtime import generator, machine
@@ -38,15 +38,17 @@ def run(
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
-    """{"ok": whether all hold, "checks": [{name, ok, figure, about}]}, written as metrics too when `out` is given.
+    """{"ok": whether all hold, "checks": [{name, ok, figure, about}], "precision", "device"}.
 
-    Computed in float32, on the first images of `tokens` or on random ones.
+    Written as metrics too when `out` is given. Computed on the first images of `tokens` or on random ones, in float32
+    unless `precision` says otherwise: bf16 certifies that path, as closely as its rounding lets it.
     """
     if out is not None:
         check_target(out, overwrite)
     store = None
-    with machine(device, "fp32") as where, torch.inference_mode():
+    with machine(device, precision) as where, torch.inference_mode():
         net, checkpoint = opening.open_model(model, where, weights)
         inputs = {"model": reference(model, checkpoint.manifest)}
         checks = list(_file_checks(net, checkpoint, weights))
@@ -57,11 +59,12 @@ def run(
             store = store if checks[-1].ok else None
         if all(check.ok for check in checks if check.name == FINITE):
             x = net.prepare(_images(net, store, seed).to(where.device))
-            checks += certify(net, x, generator(seed, PROBE_STREAM))
+            with where.autocast():
+                checks += certify(net, x, generator(seed, PROBE_STREAM), CLOSE[where.precision])
     rows = [{**asdict(check), "figure": _plain(check.figure)} for check in checks]
-    numbers = {"ok": all(check.ok for check in checks), "checks": rows}
+    numbers = {"ok": all(check.ok for check in checks), "checks": rows, **where.used()}
     if out is not None:
-        write_metrics(out, "check", {"weights": weights, "seed": seed}, inputs, numbers, overwrite)
+        write_metrics(out, "check", {"weights": weights, "seed": seed, **where.used()}, inputs, numbers, overwrite)
     return numbers
 
 

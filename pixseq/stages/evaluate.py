@@ -40,7 +40,7 @@ def run(
     masks: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
     seed: int = 0,
     overwrite: bool = False,
     attention: str | None = None,
@@ -54,7 +54,8 @@ def run(
     prediction is the vote over the masks, ties broken at random (§4.6). `attention` sets both. `by_position`: a .json
     of the mean loss along the sequence, and a .png of it beside. `pictures`: a .png of the first images beside what the
     model predicts at each place from the true ones before it. A model without a prediction head has no loss, only
-    its accuracy. Raises PixseqError where it has neither head.
+    its accuracy. Computed in float32, as the published figures are, unless `precision` asks for bf16. Raises
+    PixseqError where it has neither head.
     """
     chart = None if by_position is None else Path(by_position).with_suffix(".png")
     if by_position is not None and Path(by_position).suffix != ".json":
@@ -87,8 +88,9 @@ def run(
             numbers |= net.shape.report(tally.loss / max(tally.scored, 1), checkpoint.codec)
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
+        numbers |= where.used()
     inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
-    config = {"weights": weights, "masks": count, "precision": where.precision, "seed": seed, "attention": attention}
+    config = {"weights": weights, "masks": count, "seed": seed, "attention": attention, **where.used()}
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None:

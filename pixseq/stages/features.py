@@ -104,7 +104,7 @@ def run(
             "masks": masks,
             "random_init": random_init,
             "weights": weights,
-            "precision": where.precision,
+            "precision": None if str(model) == PIXELS else where.precision,  # colours are looked up
             "seed": seed if random else None,
         }
         meta = {
@@ -116,7 +116,8 @@ def run(
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
         }
-        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, resume, overwrite)
+        device = str(where.device)
+        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, device, resume, overwrite)
 
 
 def _write(
@@ -128,6 +129,7 @@ def _write(
     config: dict[str, Any],
     inputs: dict[str, Any],
     meta: dict[str, Any],
+    device: str,
     resume: bool,
     overwrite: bool,
 ) -> Manifest:
@@ -150,7 +152,7 @@ def _write(
                     rows["labels"] = np.repeat(labels[first : first + len(images)], masks)
                 writer.append(rows, {})
                 bar.advance(len(images))
-        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1]}
+        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1], "device": device}
         return writer.finish("features", "features", config, inputs, summary, meta)
 
 

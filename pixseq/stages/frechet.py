@@ -76,6 +76,7 @@ def run(
         "form": form(n_a, n_b, dim),
         "extractor": _both(*(side.extractor for side in sides)),
         "resize": _both(*(side.resize for side in sides)),
+        "precision": _both(*(side.precision for side in sides)),
         "floor": floor,
         "kid": companion.value,
         "kid_se": companion.se,
@@ -104,6 +105,7 @@ class Side:
     reference: dict[str, str]
     facts: dict[str, str] = field(default_factory=dict)
     pictures: str | None = None  # their size, as 32x32
+    precision: str = "unknown"  # of the extractor
     remarks: tuple[str, ...] = ()
 
     @property
@@ -188,6 +190,7 @@ def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
         reference(store.path, store.manifest),
         _facts(store, layer),
         f"{height}x{width}" if height and width else None,
+        store.manifest["config"].get("precision") or "none",
     )
 
 
@@ -283,6 +286,8 @@ def _remarks(sides: tuple[Side, Side], n_b: int, floor: dict[str, Any] | None) -
             f"to d / (2 n) of its variance, under 5 % only from n = {ENOUGH * dim} on; compare the distance with the "
             "floor and with others of the same n, or go by KID"
         )
+    if a.facts and b.facts and a.precision != b.precision:
+        remarks.append(f"the features of {a.path} were computed in {a.precision}, those of {b.path} in {b.precision}")
     if floor is None:
         remarks.append(f"{b.path} has {len(b.rows)} rows, too few for a floor")
     elif floor["n"] != n_a:

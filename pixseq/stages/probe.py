@@ -101,6 +101,8 @@ def run(
             same = [layer for layer in chosen if layer in other.layers]
             found = _probe(other, same or other.layers, every or not same, split, recipe, f"probe {name}")
             numbers["baselines"].append({"name": name, "layers": found, **_headline(_best(found))})
+    if recipe.attentive:
+        numbers |= attentive.used(recipe.attentive)
     _remark(numbers, recipe)
 
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}

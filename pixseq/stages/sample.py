@@ -86,7 +86,7 @@ def run(
         "seed": seed,
         **settings,
         "weights": weights,
-        "precision": where.precision,
+        **where.used(),
         **({"keep": keep, "completions": completions, "split": split} if given is not None else {}),
     }
     images = pictures(tokens, checkpoint.codec)

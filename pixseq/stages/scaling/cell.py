@@ -45,7 +45,9 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
         numbers = {"status": DIVERGED, "reason": fault.message}
     inputs = {"plan": study.reference}
     if numbers["status"] == DONE:
-        inputs["model"] = reference(folder / "model", open_checkpoint(folder / "model").manifest)
+        made = open_checkpoint(folder / "model").manifest
+        inputs["model"] = reference(folder / "model", made)
+        numbers |= {"precision": made["config"]["precision"], "device": made["summary"]["device"]}
     write_metrics(folder / "result.json", "scaling run", cell, inputs, numbers, overwrite=True)
     return numbers
 
@@ -63,8 +65,9 @@ def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> Non
 
 
 def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
-    """The held-out loss in the first unit that its family reports."""
-    _once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **where))
+    """The held-out loss in the first unit that its family reports, in float32 unless bf16 was asked for."""
+    exact = {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
+    _once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
     numbers = read_metrics(folder / "loss.json")[1]
     shape = shape_from(open_checkpoint(folder / "model").shape)
     unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec)))
