@@ -88,8 +88,8 @@ FLAGS = """
     --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
     --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
     --recentre --refine-steps --resize --resolution --resume --save-minutes --scale --scheme --seed --set --size
-    --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --top-k
-    --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers
+    --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --tokens-per-pixel
+    --top-k --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers
 """
 
 

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from scaling_fits import CHINCHILLA, flops_for, one_fit, optimum, value_at, write
+from scaling_fits import CHINCHILLA, flops_for, numbers_of, one_fit, optimum, value_at, write
 
-from pixseq.artifacts.metrics import read_metrics
+from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.stages.scaling import forecast
@@ -126,6 +126,72 @@ def test_the_default_target_leaves_a_twentieth_of_the_irreducible(path):
     assert any("5% of E" in line for line in numbers["assumptions"])
     named = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 2.0}, metrics=["accuracy", "loss"])
     assert [row["metric"] for row in named["rows"]] == ["accuracy", "loss"] and named["rows"][1]["target"] == 2.0
+
+
+def with_tokens(path, tokens_per_image, laws):
+    numbers = numbers_of(laws) | {"tokens_per_image": tokens_per_image}
+    write_metrics(path, "scaling fit", {}, {}, numbers)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("per_image", "at_64"), [(3072, 12288), (1024, 4096), (64, 256)], ids=["rgb", "palette", "patch"]
+)
+def test_images_are_counted_as_the_study_cuts_them(tmp_path, per_image, at_64):
+    laws = {("loss", side): (1.69, 406.4 * side / 16, 0.34, 410.7, 0.28) for side in (16, 32)}
+    path = with_tokens(tmp_path / "fit.json", {"16": per_image / 4, "32": per_image}, laws)
+    numbers = forecast.run(path, 4.5, 1e20, [32, 64], targets={"loss": 2.0})
+    here, beyond = numbers["rows"]
+    assert here["images"] == pytest.approx(here["tokens"] / per_image)
+    assert beyond["images"] == pytest.approx(beyond["tokens"] / at_64)
+    (line,) = (line for line in numbers["assumptions"] if "images are" in line)
+    assert f"{per_image} at 32x32, {at_64} at 64x64" in line
+
+
+def test_images_of_a_table_are_of_one_token_a_pixel_or_of_as_many_as_given(path):
+    (row,), assumed = (
+        forecast.run(path, 4.5, 1e20, [32], targets={"loss": 2.0})[key] for key in ("rows", "assumptions")
+    )
+    assert row["images"] == pytest.approx(row["tokens"] / 1024)
+    assert any("one token a pixel, since the fit does not say" in line for line in assumed)
+    given = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 2.0}, tokens_per_pixel=3)
+    assert given["rows"][0]["images"] == pytest.approx(row["images"] / 3)
+    assert any("tokens / (3 resolution^2), as given" in line for line in given["assumptions"])
+    with pytest.raises(UsageError, match="--tokens-per-pixel"):
+        forecast.run(path, 4.5, 1e20, [32], tokens_per_pixel=0)
+
+
+def test_a_forecast_on_which_the_laws_disagree_is_marked_with_both_numbers(tmp_path):
+    other = (1.4, 406.4, 0.34, 410.7, 0.28)
+    fits = [one_fit("loss", 32, CHINCHILLA, "varpro"), one_fit("loss", 32, other, "direct")]
+    path = write(tmp_path / "fit.json", {("loss", 32): CHINCHILLA}, fits)
+    numbers = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 1.75})
+    (row,) = numbers["rows"]
+    assert row["status"] == "disputed" and row["flops"] == pytest.approx(flops_for(CHINCHILLA, 1.75))
+    assert row["other"] == {"method": "direct", "flops": pytest.approx(flops_for(other, 1.75))}
+    assert any("by direct" in line and "disputed" in line for line in numbers["assumptions"])
+    (row,) = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 1.5})["rows"]
+    assert row["status"].startswith("unreachable: at or below the irreducible 1.69 (disputed: by direct it takes")
+    (row,) = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 1.75}, method="direct")["rows"]
+    assert row["status"] == "disputed" and row["other"]["method"] == "varpro"
+
+
+def test_a_forecast_by_a_fit_with_which_another_disagrees_is_marked(tmp_path):
+    fits = [one_fit("loss", 32, CHINCHILLA, method) for method in ("isoflop", "direct", "varpro")]
+    numbers = numbers_of({("loss", 32): CHINCHILLA}, fits)
+    row = {
+        "metric": "loss",
+        "resolution": 32,
+        "what": "tokens_exponent",
+        "methods": {},
+        "text": "isoflop against direct",
+    }
+    for pairs, status in (([["isoflop", "direct"]], "ok"), ([["isoflop", "varpro"]], "disputed")):
+        path = tmp_path / f"{status}.json"
+        write_metrics(path, "scaling fit", {}, {}, numbers | {"disagreements": [{**row, "pairs": pairs}]})
+        found = forecast.run(path, 4.5, 1e20, [32], targets={"loss": 2.0})
+        assert found["rows"][0]["status"] == status
+        assert ("disputed: isoflop against direct" in found["assumptions"]) == (status == "disputed")
 
 
 def test_without_a_floor_a_target_must_be_named(tmp_path):

@@ -168,3 +168,50 @@ def test_a_resample_without_three_inside_minima_fails():
     picks = np.random.default_rng(0).random((300, len(y)))
     params, tokens = isoflop.bootstrap(found, log_n, noisy, index, np.log(BUDGETS), SIX_ND, picks)
     assert 0 < np.isnan(params[:, 0]).sum() < 300 and (np.isnan(params) == np.isnan(tokens)).all()
+
+
+# ---- runs far off
+
+
+@pytest.mark.parametrize("sizes", [5, 7, 9])
+@pytest.mark.parametrize("surface", [CHINCHILLA, THREEFOLD, BALANCED])
+def test_ordinary_runs_are_not_far_off(surface, sizes):
+    """Neither by noise, nor by a bend that is no parabola's, on grids wide, narrow, or beside the optimum."""
+    for width, off_centre, noise in ((4, 1, 0.005), (10, 1, 0.0), (3, 3, 0.0), (4, 0.3, 0.002)):
+        log_n, y, index = grid(surface, width, sizes, off_centre)
+        for seed in range(4):
+            noisy = y * np.exp(noise * np.random.default_rng(seed).standard_normal(len(y)))
+            far, scattered = isoflop.far_off(log_n, noisy, index, np.ones(len(y)))
+            assert not far.any() and not scattered.any()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{9: 3.8}, {13: 1.2}, {7: 0.5}, {9: 2.0, 23: 1.5}, {10: 2.0, 11: 1.5}, {2: 1.3, 9: 1.3, 16: 1.3, 23: 1.3, 30: 1.3}],
+    ids=["one", "largest", "too good", "two budgets", "two in one budget", "one in every budget"],
+)
+def test_runs_far_off_are_found_and_leave_the_laws_where_the_others_put_them(bad):
+    log_n, y, index = grid(CHINCHILLA, 4, sizes=7)
+    y = y * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(y)))
+    spoilt = y.copy()
+    for run, times in bad.items():
+        spoilt[run] *= times
+    found = profile(log_n, spoilt, index)
+    assert np.flatnonzero(~found.used).tolist() == sorted(bad) and found.status == ["ok"] * 5
+    assert found.tokens_law[0] == pytest.approx(profile(log_n, y, index).tokens_law[0], abs=0.02)
+
+
+def test_four_sizes_do_not_tell_which_run_is_bad_so_the_budget_is_not_used():
+    log_n, y, index = grid(CHINCHILLA, 4, sizes=4)
+    y[5] *= 3
+    found = profile(log_n, y, index)
+    assert found.used.all() and found.status == ["ok", "scattered", "ok", "ok", "ok"]
+
+
+def test_weights_are_those_of_repeated_runs():
+    x = np.log(np.geomspace(1e5, 3e6, 6))
+    y = 2 + 0.3 * (x - 13) ** 2 + 0.1 * np.random.default_rng(0).standard_normal(6)
+    times = np.array([1, 3, 1, 2, 1, 1])
+    # the place of a run is measured from the mean of the sizes, so the fit is compared, not its parts
+    weighed, repeated = isoflop.parabola(x, y, times.astype(float)), isoflop.parabola(*np.repeat([x, y], times, axis=1))
+    assert weighed.vertex == pytest.approx(repeated.vertex) and weighed.value == pytest.approx(repeated.value)

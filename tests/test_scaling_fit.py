@@ -8,7 +8,7 @@ import pytest
 
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import fit, runs
+from pixseq.stages.scaling import agreement, fit, points, runs
 
 PUBLISHED = (1.69, 406.4, 0.34, 410.7, 0.28)
 TRUE = 0.34 / 0.62  # its tokens exponent
@@ -188,26 +188,61 @@ def test_runs_that_are_not_done_and_metrics_that_are_missing_are_listed():
     assert {("b0", "diverged: loss is nan at step 7"), ("b1", "waiting"), ("b2", "has no loss")} < reasons
     assert table.runs[0]["loss"] is None and table.runs[0]["frechet_distance"] == 3.0
 
-    points = fit.Study.of(table.runs, None, 20, 0).points(fit.Turn("loss", None), table.runs)
-    assert len(points.y) == 25 and points.counts.shape == (20, 25)
+    found = points.Study.of(table.runs, None, 20, 0).points(points.Turn("loss", None))
+    assert len(found.y) == 25 and found.counts.shape == (20, 25)
+
+
+def fit_of(method, what, value, interval):
+    common = {"metric": "loss", "resolution": 16, "transform": None, "params_exponent": None, "budgets": []}
+    return {**common, "method": method, what: value, f"{what}_ci": interval}
 
 
 def test_approaches_that_differ_by_more_than_chance_are_named():
     made = [
-        {"metric": "loss", "resolution": 16, "method": name, "tokens_exponent": at, "tokens_exponent_ci": [low, high]}
+        fit_of(name, "tokens_exponent", at, [low, high])
         for name, at, low, high in (
             ("isoflop", 0.6, 0.58, 0.62),
             ("direct", 0.5, 0.49, 0.51),
             ("varpro", 0.505, 0.4, 0.6),
         )
     ]
-    (row,) = fit.disagreements(made)
+    (row,) = agreement.disagreements(made)
     assert row["methods"] == {"isoflop": 0.6, "direct": 0.5, "varpro": 0.505} and row["what"] == "tokens_exponent"
     assert "isoflop 0.600 (0.580 to 0.620) against direct 0.500 (0.490 to 0.510)" in row["text"]
-    assert (
-        fit.disagreements(made[1:]) == []
-        and fit.disagreements([made[1], {**made[2], "tokens_exponent_ci": None}]) == []
+    assert row["pairs"] == [["isoflop", "direct"], ["isoflop", "varpro"]] or row["pairs"] == [["isoflop", "direct"]]
+    assert agreement.disagreements(made[1:]) == []
+    assert agreement.disagreements([made[1], {**made[2], "tokens_exponent_ci": None}]) == []
+
+
+@pytest.mark.parametrize("what", ["E", "alpha", "beta"])
+def test_the_laws_constants_are_compared_too(what):
+    direct, near, far = (
+        fit_of("direct", what, 0.30, [0.29, 0.31]),
+        fit_of("varpro", what, 0.304, [0.30, 0.32]),
+        fit_of("varpro", what, 0.40, [0.38, 0.42]),
     )
+    assert agreement.disagreements([direct, near]) == []
+    (row,) = agreement.disagreements([direct, far])
+    assert row["what"] == what and "direct 0.300 (0.290 to 0.310) against varpro 0.400" in row["text"]
+    (row,) = agreement.disagreements(
+        [direct, {**far, f"{what}_ci": None}]
+    )  # without an interval, by the distance alone
+    assert "(no interval)" in row["text"]
+
+
+def test_one_diverged_run_moves_no_fit_and_is_named_by_all_three(fitted):
+    rows = rows_of(budgets=(1e18, 1e21, 6), noise=0.004, seed=3)
+    clean = by_method(fitted(rows))
+    rows[17]["loss"] = 11.5
+    spoilt = by_method(fitted(rows))
+    for name in METHODS:
+        assert [row["id"] for row in spoilt[name]["outliers"]] == ["line 19"] and clean[name]["outliers"] == []
+        assert any("line 19 (" in flag and "times what it says" in flag for flag in spoilt[name]["flags"])
+        assert spoilt[name]["tokens_exponent"] == pytest.approx(clean[name]["tokens_exponent"], abs=0.01)
+        assert [row["status"] for row in spoilt[name]["budgets"]] == ["ok"] * 6
+        assert spoilt[name]["residual"] < 0.006
+    assert spoilt["varpro"]["E"] == pytest.approx(clean["varpro"]["E"], abs=0.02)
+    assert spoilt["varpro"]["beta"] == pytest.approx(clean["varpro"]["beta"], abs=0.01)
 
 
 def test_biased_parabolas_of_exact_runs_are_a_disagreement(fitted):

@@ -173,6 +173,9 @@ def forecast(
     method: Method = "varpro",
     out: o.OptionalOut = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the forecast as PNG.")] = None,
+    tokens_per_pixel: Annotated[
+        float | None, typer.Option("--tokens-per-pixel", help="To count images by [default: as the study's].")
+    ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -182,11 +185,14 @@ def forecast(
     from pixseq.stages.scaling import forecast as stage
 
     targets = dict(_target(text) for text in target) if target else None
-    numbers = stage.run(fit, growth, start_flops, resolution, targets, metric, method, out, plot, overwrite)
+    numbers = stage.run(
+        fit, growth, start_flops, resolution, targets, metric, method, out, plot, overwrite, tokens_per_pixel
+    )
     if json:
         emit(to_json(numbers))
         return
-    head = ("metric", "resolution", "target", "flops", "95 %", "params", "tokens", "years", "years 95 %", "status")
+    head = ("metric", "resolution", "target", "flops", "95 %", "params", "tokens", "images", "years", "years 95 %")
+    head += ("status",)
     spans = [{"95 %": _span(row["flops_ci"]), "years 95 %": _span(row["years_ci"])} for row in numbers["rows"]]
     rows = [[(row | span)[key] for key in head] for row, span in zip(numbers["rows"], spans)]
     emit("\n".join([table(head, rows), "", *map(plain, numbers["assumptions"])]))

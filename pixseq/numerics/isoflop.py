@@ -3,13 +3,16 @@
 Hoffmann et al. 2022, Approach 2: at a budget C the metric y is fitted by y* + p (log N - log N*)^2; log N* and log D*
 are regressed on log C. On a surface E + A N^-alpha + B D^-beta that is exact only where alpha == beta and the sizes lie
 evenly around the optimum; elsewhere it is biased, the more the wider the sizes reach (arXiv 2603.22339), which is why
-the laws of `laws.py` stand beside it.
+the laws of `laws.py` stand beside it. Least squares would let one diverged run turn a parabola over, so runs far off
+the parabola of the others are left out first.
 
-n runs, K budgets, S resamples. N params, D tokens, C FLOPs. Logs are natural.
+n runs, K budgets, S resamples. N params, D tokens, C FLOPs. Logs are natural. A run's weight is its inverse variance, 1
+where nothing is known of it.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +20,9 @@ import numpy as np
 SAME_BUDGET = 0.10  # how far the FLOPs of one budget's runs lie apart: a run has whole steps of whole batches
 MIN_RUNS = 4  # three points are met exactly by any parabola, which then says nothing about its own error
 MIN_BUDGETS = 3  # two points are met exactly by any power law
+FAR = 6.0  # standard errors off the parabola of a budget's other runs: no run of ordinary noise or bend lies there
+SCATTERED = 0.02  # of y: runs that lie this far off their parabola, and FAR times as far as elsewhere, tell nothing
+PAIRS = 30  # runs of a budget up to which two far ones, which may hide each other, are looked for together
 CONSTANT_RATIO = 0.02  # a FLOPs ratio that changes by less than this over all sizes is taken as constant
 
 
@@ -89,13 +95,17 @@ class Parabola:
     fitted: np.ndarray
 
 
-def parabola(log_n: np.ndarray, y: np.ndarray) -> Parabola:
-    """Least squares of y [n] or [S, n] over log N [n]; at least three different sizes. A line's vertex is nan."""
+def parabola(log_n: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Parabola:
+    """Least squares of y [n] or [S, n] over log N [n], weighted by [n]; at least three different sizes.
+
+    A line's vertex is nan.
+    """
     centre = log_n.mean()
     scale = np.abs(log_n - centre).max()
     place = (log_n - centre) / scale
     basis = np.stack([np.ones_like(place), place, place**2])  # [3, n]
-    r, q, p = np.moveaxis(y @ np.linalg.pinv(basis), -1, 0)
+    root = np.ones_like(place) if weight is None else np.sqrt(weight)
+    r, q, p = np.moveaxis((y * root) @ np.linalg.pinv(basis * root), -1, 0)
     flat = np.abs(p) <= 1e-12 * np.abs(y).max(axis=-1)  # rounding alone
     p = np.where(flat, np.nan, p)
     vertex = -q / (2 * p)
@@ -119,43 +129,137 @@ def power_law(log_c: np.ndarray, log_v: np.ndarray, used: np.ndarray | None = No
     return exponent, (mean_v[..., 0] - exponent * mean_x[..., 0])
 
 
+# ---- runs far off
+
+
+def far_off(log_n: np.ndarray, y: np.ndarray, index: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs [n] that lie FAR off the parabola of their budget's others, and budgets [K] that are scattered for all that.
+
+    Distances are measured by the noise of all budgets, or of the run's own where that is greater, so that a bend that
+    is no parabola's is no fault of a run. A budget keeps MIN_RUNS sizes; where it has no more, a bad run of it cannot
+    be told from the others, and the budget is called scattered.
+    """
+    groups = [np.flatnonzero(index == k) for k in range(index.max() + 1)]
+    shares = [_Budget(log_n[at], y[at] / (np.median(np.abs(y[at])) or 1.0), weight[at]) for at in groups]
+    fitted = [one for one in shares if one.sizes(()) >= MIN_RUNS]
+    far, scattered = np.zeros(len(y), bool), np.zeros(len(groups), bool)
+    if not fitted:
+        return far, scattered
+    whole = np.median([one.noise(()) for one in fitted])
+    # Where every budget has a bad run, the noise is that of the others, which one degree of freedom does not tell.
+    tell = [one for one in fitted if len(one.y) > MIN_RUNS + 1]
+    without = [one.noise(one.least(1)) * (3 if len(one.y) > MIN_RUNS + 2 else 12) for one in tell]
+    noise = max(min(whole, np.median(without)) if tell else whole, 1e-6)
+    for k, (at, one) in enumerate(zip(groups, shares)):
+        if one.sizes(()) >= MIN_RUNS:
+            out = one.far(noise)
+            far[at[list(out)]] = True
+            scattered[k] = one.noise(out) > max(FAR * noise, SCATTERED)
+    return far, scattered
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """The runs of one budget: log N, y as a share of its median, weight."""
+
+    log_n: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray
+
+    def kept(self, out: tuple[int, ...]) -> np.ndarray:
+        return np.delete(np.arange(len(self.y)), list(out))
+
+    def sizes(self, out: tuple[int, ...]) -> int:
+        return len(np.unique(self.log_n[self.kept(out)]))
+
+    def basis(self) -> np.ndarray:
+        """[n, 3], weighted."""
+        place = (self.log_n - self.log_n.mean()) / np.ptp(self.log_n)
+        return np.stack([np.ones_like(place), place, place**2], axis=1) * np.sqrt(self.weight)[:, None]
+
+    def misfit(self, out: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Weighted distances [n] from the parabola of the runs not `out`, and how many deviations each should be."""
+        kept, basis = self.kept(out), self.basis()
+        y = self.y * np.sqrt(self.weight)
+        inverse = np.linalg.pinv(basis[kept])
+        return y - basis @ (inverse @ y[kept]), np.sqrt(1 + ((basis @ inverse) ** 2).sum(axis=1))
+
+    def noise(self, out: tuple[int, ...]) -> float:
+        """The standard deviation at weight 1; 0 where three runs are kept."""
+        kept = self.kept(out)
+        return float(np.sqrt((self.misfit(out)[0][kept] ** 2).sum() / max(len(kept) - 3, 1)))
+
+    def least(self, count: int, beside: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """`beside` and the `count` runs without which the others lie nearest to a parabola; () where none may go."""
+        sets = [(*beside, *more) for more in itertools.combinations(self.kept(beside).tolist(), count)]
+        sets = [out for out in sets if self.sizes(out) >= MIN_RUNS]
+        return min(sets, key=self.noise, default=())
+
+    def far(self, noise: float) -> tuple[int, ...]:
+        out: tuple[int, ...] = ()
+        while len(out) <= len(self.y) // 3:
+            counts = (2, 1) if len(self.y) <= PAIRS else (1,)
+            found = (self.least(count, out) for count in counts)
+            more = next((each for each in found if each and self._all_far(each, noise)), None)
+            if more is None:
+                break
+            out = more
+        return out
+
+    def _all_far(self, out: tuple[int, ...], noise: float) -> bool:
+        misfit, factor = self.misfit(out)
+        distance = np.abs(misfit) / factor / max(noise, self.noise(out))
+        return bool((distance[list(out)] > FAR).all())
+
+
 # ---- a whole profile
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The parabolas of all budgets [K] and the laws through those that can be used.
+    """The parabolas of all budgets [K], of the runs that are `used` [n], and the laws through those that can be used.
 
-    `status` [K] is "ok", "edge" (the vertex lies outside the sizes run), "not convex" or "too few runs" (sizes, that
-    is; its parabola is None). Only "ok" ones enter the laws, which are (exponent, log coefficient), or None with fewer
-    than MIN_BUDGETS of them.
+    `status` [K] is "ok", "edge" (the vertex lies outside the sizes run), "not convex", "scattered" (runs too far off
+    their parabola) or "too few runs" (sizes, that is; its parabola is None). Only "ok" ones enter the laws, which are
+    (exponent, log coefficient), or None with fewer than MIN_BUDGETS of them.
     """
 
     parabolas: list[Parabola | None]
     status: list[str]
+    used: np.ndarray
     params_law: tuple[float, float] | None
     tokens_law: tuple[float, float] | None
 
 
-def profile(log_n: np.ndarray, y: np.ndarray, index: np.ndarray, log_c: np.ndarray, ratio: Ratio) -> Profile:
-    """log N [n], the metric y [n] to be minimised, the budget of each run [n], log C [K]."""
+def profile(
+    log_n: np.ndarray,
+    y: np.ndarray,
+    index: np.ndarray,
+    log_c: np.ndarray,
+    ratio: Ratio,
+    weight: np.ndarray | None = None,
+) -> Profile:
+    """log N [n], the metric y [n] to be minimised, the budget of each run [n], log C [K], weights [n]."""
+    weight = np.ones(len(y)) if weight is None else weight
+    far, scattered = far_off(log_n, y, index, weight)
     parabolas, status = [], []
     for k in range(len(log_c)):
-        sizes = log_n[index == k]
+        ours = (index == k) & ~far
+        sizes = log_n[ours]
         if len(np.unique(sizes)) < MIN_RUNS:
             parabolas.append(None)
             status.append("too few runs")
             continue
-        found = parabola(sizes, y[index == k])
+        found = parabola(sizes, y[ours], weight[ours])
         parabolas.append(found)
-        status.append(_status(found, sizes))
+        status.append("scattered" if scattered[k] else _status(found, sizes))
     usable = np.array([one == "ok" for one in status])
     if usable.sum() < MIN_BUDGETS:
-        return Profile(parabolas, status, None, None)
+        return Profile(parabolas, status, ~far, None, None)
     vertices = np.array([parabolas[k].vertex for k in np.flatnonzero(usable)])
     laws = _laws(log_c[usable], vertices, np.ones(len(vertices), bool), ratio)
     params_law, tokens_law = (tuple(float(number) for number in law) for law in laws)
-    return Profile(parabolas, status, params_law, tokens_law)
+    return Profile(parabolas, status, ~far, params_law, tokens_law)
 
 
 def _status(found: Parabola, sizes: np.ndarray) -> str:
@@ -177,6 +281,7 @@ def bootstrap(
     log_c: np.ndarray,
     ratio: Ratio,
     picks: np.ndarray,
+    weight: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The laws of S resamples: params and tokens, each [S, 2] of (exponent, log coefficient); nan where one failed.
 
@@ -187,17 +292,18 @@ def bootstrap(
     inside minimum is left out, and fewer than MIN_BUDGETS is a failure.
     """
     usable = [k for k, status in enumerate(found.status) if status == "ok"]
-    pool = []
-    for k in usable:
-        seen = y[index == k]
-        residuals = (seen - found.parabolas[k].fitted) / np.abs(seen).mean()
+    runs = [np.flatnonzero((index == k) & found.used) for k in usable]
+    root, pool = np.ones(len(y)) if weight is None else np.sqrt(weight), []
+    for k, at in zip(usable, runs):
+        seen = y[at]
+        residuals = root[at] * (seen - found.parabolas[k].fitted) / np.abs(seen).mean()
         pool.append(residuals * np.sqrt(len(seen) / (len(seen) - 3)))
     pool = np.concatenate(pool)
     vertices, inside = [], []
-    for k in usable:
-        sizes, seen = log_n[index == k], y[index == k]
-        residuals = pool[(picks[:, index == k] * len(pool)).astype(int)] * np.abs(seen).mean()
-        drawn = parabola(sizes, found.parabolas[k].fitted + residuals)
+    for k, at in zip(usable, runs):
+        sizes, seen = log_n[at], y[at]
+        residuals = pool[(picks[:, at] * len(pool)).astype(int)] * np.abs(seen).mean() / root[at]
+        drawn = parabola(sizes, found.parabolas[k].fitted + residuals, root[at] ** 2)
         inside.append((drawn.curvature > 0) & (drawn.vertex > sizes.min()) & (drawn.vertex < sizes.max()))
         vertices.append(drawn.vertex)
     used, log_c = np.stack(inside, axis=1), log_c[usable]

@@ -3,14 +3,17 @@
 - Direct (Hoffmann et al. 2022, Approach 3): log L as the log-sum-exp of the three terms' logs, Huber loss with delta
   1e-3 on log L, a grid of starts.
 - Variable projection (arXiv 2603.22339): at fixed alpha and beta the model is linear in E, A, B >= 0, solved in closed
-  form, so only a plane is searched; least squares of L's relative error.
+  form, so only a plane is searched. Least squares would let one diverged run carry the law away, so the plane's best
+  cells are the starts of an MM-estimate (Yohai 1987): least absolute values tell the scale of the noise, and a
+  biweight of that scale makes the fit, nearly least squares among ordinary runs and blind to what lies far off.
 
 Both work on logs centred at the runs' mean, log(N / N0) and log(D / D0): the same model, but log A is the term's size
 among the runs instead of its size at one parameter, where it is all but a function of alpha. The error is summed over
 runs, never averaged: a mean of Huber losses is of the order of 1e-6, where a minimiser's tolerance stops it at once
 (what the replication arXiv 2404.10102 blames for the published constants).
 
-n runs, S fits at once (starts or resamples), K budgets, P exponents a side. theta [S, 5] = log of the A term at the
+n runs, S fits at once (starts or resamples), K budgets, P exponents a side. A run's weight is its inverse variance, 1
+where nothing is known of it. theta [S, 5] = log of the A term at the
 centre, alpha, log of the B term, beta, log E. Logs are natural.
 """
 
@@ -23,6 +26,8 @@ import numpy as np
 from pixseq.numerics.isoflop import Ratio
 
 HUBER_DELTA = 1e-3
+BIWEIGHT = 6.0  # scales from which on a run counts for nothing: 98 % of least squares' efficiency under normal noise
+LEAST_SCALE = 1e-6  # of log L: no run is measured more finely
 EXPONENTS = (0.01, 3.0)  # where alpha and beta are looked for; a fit at either end has not found one
 NOTHING = 1e-4  # a term that makes up a smaller share of L than this at every run is not there
 MIN_RUNS = 6  # one more than there are constants
@@ -32,19 +37,21 @@ CELLS_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True)
 class Runs:
-    """log N and log D about their means, log L: [n]."""
+    """log N and log D about their means, log L, weights: [n]."""
 
     log_n: np.ndarray
     log_d: np.ndarray
     log_y: np.ndarray
     centre: tuple[float, float]
+    weight: np.ndarray
 
     @classmethod
-    def of(cls, params: np.ndarray, tokens: np.ndarray, y: np.ndarray) -> Runs:
+    def of(cls, params: np.ndarray, tokens: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Runs:
         """All positive."""
         log_n, log_d = np.log(params), np.log(tokens)
         centre = float(log_n.mean()), float(log_d.mean())
-        return cls(log_n - centre[0], log_d - centre[1], np.log(y), centre)
+        weight = np.ones(len(log_n)) if weight is None else weight
+        return cls(log_n - centre[0], log_d - centre[1], np.log(y), centre, weight)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,52 @@ def residual(theta: np.ndarray, runs: Runs) -> np.ndarray:
     return np.log(np.exp(terms - top[:, None]).sum(axis=1)) + top - runs.log_y
 
 
+# ---- what a misfit costs
+
+
+@dataclass(frozen=True)
+class Huber:
+    """A square near 0, straight beyond delta."""
+
+    delta: float = HUBER_DELTA
+
+    def loss(self, misfit: np.ndarray) -> np.ndarray:
+        """In units of delta^2."""
+        scaled = np.abs(misfit) / self.delta
+        return np.where(scaled <= 1, scaled**2 / 2, scaled - 0.5)
+
+    def share(self, misfit: np.ndarray) -> np.ndarray:
+        """What reweighted least squares makes of a run: 1 near 0."""
+        return 1 / np.maximum(1, np.abs(misfit) / self.delta)
+
+
+@dataclass(frozen=True)
+class Biweight:
+    """Tukey's: a square near 0, flat from BIWEIGHT scales on."""
+
+    scale: float
+
+    def loss(self, misfit: np.ndarray) -> np.ndarray:
+        """In units of scale^2."""
+        rest = np.maximum(1 - (misfit / (BIWEIGHT * self.scale)) ** 2, 0)
+        return BIWEIGHT**2 / 6 * (1 - rest**3)
+
+    def share(self, misfit: np.ndarray) -> np.ndarray:
+        return np.maximum(1 - (misfit / (BIWEIGHT * self.scale)) ** 2, 0) ** 2
+
+
+def scale(theta: np.ndarray, runs: Runs) -> float:
+    """The standard deviation of log L at weight 1, from the residuals of a fit [5] that bad runs did not move.
+
+    The median of all but the five least, as five constants make five residuals vanish, with the correction of Rousseeuw
+    and Leroy (1987) for few runs: where hardly more runs than constants are there, none can be told to be bad.
+    """
+    sizes = np.sort(np.abs(_linearised(theta[None], runs)[0][0]))[5:]
+    if not len(sizes):
+        return np.inf
+    return max(float(1.4826 * (1 + 5 / len(sizes)) * np.median(sizes)), LEAST_SCALE)
+
+
 # ---- the direct fit
 
 
@@ -123,10 +176,10 @@ def direct(runs: Runs) -> np.ndarray:
     """theta [5] of the least summed Huber loss on log L."""
     from scipy.optimize import minimize
 
-    ones = np.ones((1, len(runs.log_y)))
-    theta, error = _descend(_starts(runs), runs, ones, robust=True, steps=60)
+    ones, huber = np.ones((1, len(runs.log_y))), Huber()
+    theta, error = _descend(_starts(runs), runs, ones, huber, steps=60)
     best = theta[np.argsort(error, kind="stable")[:8]]
-    best, error = _descend(best, runs, ones, robust=True, steps=400)
+    best, error = _descend(best, runs, ones, huber, steps=400)
     # Where most residuals exceed delta the loss is nearly that of least absolute values, on which reweighting creeps.
     for row in range(3):
         at = np.argsort(error, kind="stable")[row]
@@ -146,13 +199,13 @@ def direct(runs: Runs) -> np.ndarray:
 
 def direct_resampled(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> np.ndarray:
     """theta [S, 5] of resamples that hold each run `counts` [S, n] times, starting from the fit [5]."""
-    return _descend(np.tile(theta, (len(counts), 1)), runs, counts, robust=True, steps=150)[0]
+    return _descend(np.tile(theta, (len(counts), 1)), runs, counts, Huber(), steps=150)[0]
 
 
 def _starts(runs: Runs) -> np.ndarray:
     """Five exponents a side, over the range of the published grid (0 to 2), times nine divisions of L at the centre."""
     exponents = (0.1, 0.3, 0.6, 1.1, 2.0)
-    level = runs.log_y.mean()
+    level = np.median(runs.log_y)
     rows = []
     for floor in (0.05, 0.5, 0.9):
         for size in (0.1, 0.5, 0.9):
@@ -163,27 +216,38 @@ def _starts(runs: Runs) -> np.ndarray:
 
 def _huber(theta: np.ndarray, runs: Runs) -> tuple[float, np.ndarray]:
     """The loss in units of delta^2, and its gradient [5]."""
-    misfit, jacobian = _linearised(theta[None], runs, robust=True)
-    scaled = misfit[0] / HUBER_DELTA
-    slope = np.clip(scaled, -1, 1) / HUBER_DELTA
-    return float(_loss(misfit, np.ones_like(misfit), robust=True)[0]), slope @ jacobian[0]
+    misfit, jacobian = _linearised(theta[None], runs)
+    slope = np.clip(misfit[0] / HUBER_DELTA, -1, 1) / HUBER_DELTA
+    return float(_loss(misfit, np.ones_like(misfit), Huber())[0]), slope @ jacobian[0]
 
 
 # ---- variable projection
 
 
-def varpro(runs: Runs) -> np.ndarray:
-    """theta [5] of the least summed squared relative error of L, with E, A, B >= 0."""
+def varpro(runs: Runs, noise: float | None = None) -> np.ndarray:
+    """theta [5] of the least summed biweight of log L at the scale `noise`, with E, A, B >= 0.
+
+    None: the scale about the fit of least absolute values.
+    """
     ones = np.ones((1, len(runs.log_y)))
-    starts = _projected(runs, ones, keep=24)[0]
-    theta, error = _descend(starts, runs, ones, robust=False, steps=400)
+    theta, error = _descend(_projected(runs, ones, keep=24)[0], runs, ones, Huber(), steps=100)
+    theta = theta[np.argsort(error, kind="stable")[:8]]
+    biweight = Biweight(noise or scale(theta[0], runs))
+    shares = biweight.share(_linearised(theta[:1], runs)[0])
+    theta = np.concatenate([theta, _projected(runs, shares, keep=8)[0]])
+    theta, error = _descend(theta, runs, ones, biweight, steps=400)
     return theta[error.argmin()]
 
 
 def varpro_resampled(theta: np.ndarray, runs: Runs, counts: np.ndarray) -> np.ndarray:
-    """theta [S, 5] of resamples that hold each run `counts` [S, n] times; each searches the plane anew."""
-    searched = _descend(_projected(runs, counts, keep=1)[:, 0], runs, counts, robust=False, steps=100)
-    from_fit = _descend(np.tile(theta, (len(counts), 1)), runs, counts, robust=False, steps=100)
+    """theta [S, 5] of resamples that hold each run `counts` [S, n] times; each searches the plane anew.
+
+    The scale is that of the fit, and runs that count for nothing in the fit do so in the search.
+    """
+    biweight = Biweight(scale(theta, runs))
+    shares = counts * biweight.share(_linearised(theta[None], runs)[0])
+    searched = _descend(_projected(runs, shares, keep=1)[:, 0], runs, counts, biweight, steps=100)
+    from_fit = _descend(np.tile(theta, (len(counts), 1)), runs, counts, biweight, steps=100)
     return np.where((searched[1] < from_fit[1])[:, None], searched[0], from_fit[0])
 
 
@@ -200,7 +264,7 @@ def _projected(runs: Runs, counts: np.ndarray, keep: int) -> np.ndarray:
     found = []
     at_once = max(1, CELLS_AT_ONCE // (GRID * max(GRID, len(y))))
     for start in range(0, len(counts), at_once):
-        w = counts[start : start + at_once]
+        w = counts[start : start + at_once] * runs.weight
         S = len(w)
         both = ((w[:, None] * size).reshape(S * GRID, -1) @ data.T).reshape(S, GRID, GRID)
         grams = {
@@ -277,8 +341,8 @@ def _terms(theta: np.ndarray, runs: Runs) -> np.ndarray:
     return np.stack([a - alpha * runs.log_n, b - beta * runs.log_d, e + 0 * runs.log_n], axis=1)
 
 
-def _linearised(theta: np.ndarray, runs: Runs, robust: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The misfit [S, n] and its derivatives [S, n, 5]: of log L where `robust`, else L's relative error."""
+def _linearised(theta: np.ndarray, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """The misfit of log L by its standard error at weight 1 [S, n], and its derivatives [S, n, 5]."""
     terms = _terms(theta, runs)
     top = terms.max(axis=1, keepdims=True)
     parts = np.exp(terms - top)
@@ -286,36 +350,31 @@ def _linearised(theta: np.ndarray, runs: Runs, robust: bool) -> tuple[np.ndarray
     misfit = (np.log(whole) + top)[:, 0] - runs.log_y
     size, data, floor = np.moveaxis(parts / whole, 1, 0)
     jacobian = np.stack([size, -size * runs.log_n, data, -data * runs.log_d, floor], axis=2)
-    if robust:
-        return misfit, jacobian
-    return np.expm1(misfit), jacobian * np.exp(misfit)[:, :, None]
+    root = np.sqrt(runs.weight)
+    return misfit * root, jacobian * root[:, None]
 
 
-def _loss(misfit: np.ndarray, counts: np.ndarray, robust: bool) -> np.ndarray:
-    """Summed over runs: [S]. Huber's is in units of delta^2."""
-    if not robust:
-        return (counts * misfit**2).sum(axis=1) / 2
-    scaled = np.abs(misfit) / HUBER_DELTA
-    return (counts * np.where(scaled <= 1, scaled**2 / 2, scaled - 0.5)).sum(axis=1)
+def _loss(misfit: np.ndarray, counts: np.ndarray, cost: Huber | Biweight) -> np.ndarray:
+    """Summed over runs: [S]."""
+    return (counts * cost.loss(misfit)).sum(axis=1)
 
 
 def _descend(
-    theta: np.ndarray, runs: Runs, counts: np.ndarray, robust: bool, steps: int
+    theta: np.ndarray, runs: Runs, counts: np.ndarray, cost: Huber | Biweight, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt on all rows at once, Huber's loss by reweighting: theta [S, 5] and its loss [S].
+    """Levenberg-Marquardt on all rows at once, by reweighting: theta [S, 5] and its loss [S].
 
-    `counts` [S or 1, n] weighs the runs. A row's loss never rises; it is done when it has stopped falling.
+    `counts` [S or 1, n] is how often a row holds each run. A row's loss never rises; it is done when it has stopped
+    falling.
     """
     low, high = _bounds(runs)
     theta = np.clip(theta, low, high)
     counts = np.broadcast_to(counts, (len(theta), counts.shape[1]))
-    misfit, jacobian = _linearised(theta, runs, robust)
-    error = _loss(misfit, counts, robust)
+    misfit, jacobian = _linearised(theta, runs)
+    error = _loss(misfit, counts, cost)
     damping, live = np.full(len(theta), 1e-2), np.arange(len(theta))
     for _ in range(steps):
-        weights = counts[live]
-        if robust:
-            weights = weights / np.maximum(1, np.abs(misfit) / HUBER_DELTA)
+        weights = counts[live] * cost.share(misfit)
         weighted = np.swapaxes(jacobian * weights[:, :, None], 1, 2)
         square = weighted @ jacobian
         slope = (weighted @ misfit[:, :, None])[:, :, 0]
@@ -324,8 +383,8 @@ def _descend(
         ridge = damping[live, None] * diagonal + 1e-14 * diagonal.sum(axis=1, keepdims=True) + 1e-300
         step = np.linalg.solve(square + ridge[:, :, None] * np.eye(5), slope[:, :, None])[:, :, 0]
         trial = np.clip(theta[live] - step, low, high)
-        new_misfit, new_jacobian = _linearised(trial, runs, robust)
-        new_error = _loss(new_misfit, counts[live], robust)
+        new_misfit, new_jacobian = _linearised(trial, runs)
+        new_error = _loss(new_misfit, counts[live], cost)
         better = new_error < error[live]
         gained = np.where(better, error[live] - new_error, np.inf)
         theta[live[better]], error[live[better]] = trial[better], new_error[better]

@@ -6,9 +6,7 @@ IsoFLOP parabolas, the direct fit of L(N, D) = E + A N^-alpha + B D^-beta, and t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,13 @@ from pixseq.artifacts import atomic
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import isoflop, laws
 from pixseq.stages.scaling import runs as reading
+from pixseq.stages.scaling.agreement import disagreements
+from pixseq.stages.scaling.points import Fit, Points, Study, Turn, exp, number, rms
 
 LEVEL = 0.95
-BOOTSTRAP_STREAM = 31
 FEWEST_DRAWS = 20  # resamples that an interval needs
-SAME_EXPONENT, APART = 0.01, 0.05  # differences of an exponent that never, and that may, count as disagreement
-GROWING = ("params", "tokens", "tokens_per_param")
-
-Fit = dict[str, Any]
+OUTLYING = 4.5  # scales of the noise off a law from which on a run is named
+NAMED = 4  # runs that one remark names
 
 
 def run(
@@ -69,7 +66,7 @@ def run(
             study = Study.of(ours, resolution, resamples, seed)
             plain = plain and study.ratio.plain
             for turn in turns:
-                points = study.points(turn, ours)
+                points = study.points(turn)
                 for method in ("isoflop", "direct", "varpro"):
                     bar.note(f"{turn.metric} {method}")
                     fits.append(_isoflop(points) if method == "isoflop" else _law(points, method))
@@ -78,6 +75,7 @@ def run(
     numbers = {
         "counting": table.counting or ("6nd" if plain else None),  # a CSV does not name it
         "params_counted": table.params_counted,
+        "tokens_per_image": table.tokens_per_image,
         "runs": table.runs,
         "excluded": table.excluded,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "of": of},
@@ -92,121 +90,6 @@ def run(
     if plot is not None:
         figures.save_fit(plot, numbers, config, table.inputs, overwrite)
     return numbers
-
-
-# ---- what is fitted
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A metric as something to be small: itself, or `ceiling` minus it."""
-
-    metric: str
-    ceiling: float | None
-
-    @classmethod
-    def of(cls, metric: str, runs: Sequence[dict[str, Any]], maximize: bool) -> Turn:
-        if not maximize and not any(word in metric.lower() for word in reading.SHARE_NAMES):
-            return cls(metric, None)
-        values = [run[metric] for run in runs if run[metric] is not None]
-        for ceiling in (1.0, 100.0):
-            if all(0 <= value <= ceiling for value in values):
-                return cls(metric, ceiling)
-        raise UsageError(
-            f"{metric} is to be large, but lies between {min(values):.4g} and {max(values):.4g}",
-            "a metric to be large is a share from 0 to 1 or a percentage; give another as a loss, to be small",
-        )
-
-    @property
-    def text(self) -> str | None:
-        return None if self.ceiling is None else f"{self.ceiling:.0f} - {self.metric}"
-
-    def turn(self, values: np.ndarray) -> np.ndarray:
-        """There and back."""
-        return values if self.ceiling is None else self.ceiling - values
-
-
-@dataclass(frozen=True)
-class Study:
-    """The runs [n] of one resolution, and the resamples [S, n] that all metrics share, so that they can be compared."""
-
-    resolution: int | None
-    ratio: isoflop.Ratio
-    counts: np.ndarray  # how often a resample holds each run
-    picks: np.ndarray  # in [0, 1): which residual a resample gives each run
-
-    @classmethod
-    def of(cls, runs: Sequence[dict[str, Any]], resolution: int | None, resamples: int, seed: int) -> Study:
-        """Runs are resampled within their budget; budgets of too few runs for that are resampled together."""
-        params, tokens, flops, budgets = (
-            np.array([run[key] for run in runs]) for key in ("params", "tokens", "flops", "budget")
-        )
-        rng = np.random.default_rng([seed, BOOTSTRAP_STREAM, resolution or 0])
-        _, stratum, sizes = np.unique(budgets, return_inverse=True, return_counts=True)
-        stratum = np.where(sizes[stratum] < isoflop.MIN_RUNS, -1, stratum)
-        counts = np.empty((resamples, len(runs)))
-        for one in np.unique(stratum):
-            members = np.flatnonzero(stratum == one)
-            shares = np.full(len(members), 1 / len(members))
-            counts[:, members] = rng.multinomial(len(members), shares, size=resamples)
-        picks = rng.random((resamples, len(runs)))
-        return cls(resolution, isoflop.flops_ratio(params, tokens, flops), counts, picks)
-
-    def points(self, turn: Turn, runs: Sequence[dict[str, Any]]) -> Points:
-        has = np.array([run[turn.metric] is not None for run in runs])
-        table = np.array(
-            [[run[key] for key in ("params", "tokens", "budget", turn.metric)] for run in itertools.compress(runs, has)]
-        ).reshape(-1, 4)
-        budgets, index = np.unique(table[:, 2], return_inverse=True)
-        y = turn.turn(table[:, 3])
-        return Points(turn, self, table[:, 0], table[:, 1], budgets, index, y, self.counts[:, has], self.picks[:, has])
-
-
-@dataclass(frozen=True)
-class Points:
-    """The runs of one resolution that have one metric. `y` is to be small; `index` is each run's place in `budgets`."""
-
-    turn: Turn
-    study: Study
-    params: np.ndarray
-    tokens: np.ndarray
-    budgets: np.ndarray
-    index: np.ndarray
-    y: np.ndarray
-    counts: np.ndarray
-    picks: np.ndarray
-
-    def blank(self, method: str) -> Fit:
-        """A fit without numbers."""
-        growth = [f"{what}_{part}" for what in GROWING for part in ("exponent", "exponent_ci", "coefficient")]
-        names = (*growth, "E", "A", "alpha", "alpha_ci", "B", "beta", "beta_ci", "residual")
-        return {
-            "metric": self.turn.metric,
-            "direction": "minimize" if self.turn.ceiling is None else "maximize",
-            "resolution": self.study.resolution,
-            "transform": self.turn.text,
-            "method": method,
-            **dict.fromkeys(names),
-            "budgets": [],
-            "draws": {},
-            "refused": None,
-            "flags": [],
-        }
-
-    def budget(self, k: int, status: str, log_n: float | None, value: float | None, curvature: float | None) -> Fit:
-        """One entry of "budgets"; `log_n` and `value` None where there is no optimum to name."""
-        row: Fit = {"flops": float(self.budgets[k])}
-        row |= dict.fromkeys(("params_opt", "tokens_opt", "tokens_per_param", "value_opt"))
-        if log_n is not None:
-            log_d = float(self.study.ratio.log_tokens(np.log(self.budgets[k]), np.array(log_n)))
-            row |= {"params_opt": _number(np.exp(log_n)), "tokens_opt": _number(np.exp(log_d))}
-            row |= {"tokens_per_param": _number(np.exp(log_d - log_n)), "value_opt": _number(self.turn.turn(value))}
-        runs = int((self.index == k).sum())
-        return row | {"curvature": _number(curvature), "runs": runs, "status": status}
-
-    def sizes(self, k: int) -> tuple[float, float]:
-        ours = self.params[self.index == k]
-        return float(ours.min()), float(ours.max())
 
 
 def _check_varying(turns: Sequence[Turn], runs: Sequence[dict[str, Any]], source: str | Path, named: bool) -> None:
@@ -226,7 +109,8 @@ def _isoflop(points: Points) -> Fit:
     if _refused(points, fit):
         return fit
     log_n, log_c = np.log(points.params), np.log(points.budgets)
-    found = isoflop.profile(log_n, points.y, points.index, log_c, points.study.ratio)
+    found = isoflop.profile(log_n, points.y, points.index, log_c, points.study.ratio, points.weight)
+    _name_left_out(points, fit, found, log_n)
     misfits = []
     for k, (parabola, status) in enumerate(zip(found.parabolas, found.status)):
         inside = status == "ok"
@@ -234,8 +118,10 @@ def _isoflop(points: Points) -> Fit:
         fit["budgets"].append(points.budget(k, status, vertex, value, parabola and float(parabola.curvature)))
         if not inside:
             fit["flags"].append(_why_unused(points, k, parabola, status))
-        elif (parabola.fitted > 0).all() and (points.y[points.index == k] > 0).all():
-            misfits.append(np.log(parabola.fitted / points.y[points.index == k]))
+            continue
+        seen = points.y[(points.index == k) & found.used]
+        if (parabola.fitted > 0).all() and (seen > 0).all():
+            misfits.append(np.log(parabola.fitted / seen))
     if found.params_law is None:
         usable = found.status.count("ok")
         unused = [f"{c:.3g} ({s})" for c, s in zip(points.budgets, found.status) if s != "ok"]
@@ -244,8 +130,10 @@ def _isoflop(points: Points) -> Fit:
             f"not so: {', '.join(unused)}"
         )
         return fit
-    fit["residual"] = _number(_rms(np.concatenate(misfits))) if misfits else None
-    drawn = isoflop.bootstrap(found, log_n, points.y, points.index, log_c, points.study.ratio, points.picks)
+    fit["residual"] = number(rms(np.concatenate(misfits))) if misfits else None
+    drawn = isoflop.bootstrap(
+        found, log_n, points.y, points.index, log_c, points.study.ratio, points.picks, points.weight
+    )
     _fill(points, fit, (found.params_law, found.tokens_law), drawn, {})
     return fit
 
@@ -257,7 +145,7 @@ def _law(points: Points, method: str) -> Fit:
     fit["refused"] = _no_law(points)
     if fit["refused"]:
         return fit
-    runs = laws.Runs.of(points.params, points.tokens, points.y)
+    runs = laws.Runs.of(points.params, points.tokens, points.y, points.weight)
     theta = laws.direct(runs) if method == "direct" else laws.varpro(runs)
     fit["refused"] = _not_identified(str(laws.trouble(theta[None], runs)[0]))
     if fit["refused"]:
@@ -276,9 +164,50 @@ def _law(points: Points, method: str) -> Fit:
     outside = [f"{row['flops']:.3g}" for row in fit["budgets"] if row["status"] == "outside"]
     if outside:
         fit["flags"].append(f"the optimum lies outside the sizes run at {', '.join(outside)} FLOPs")
-    fit["residual"] = _number(_rms(laws.residual(theta[None], runs)))
+    ordinary = _name_outliers(points, fit, theta, runs)
+    fit["residual"] = number(rms(laws.residual(theta[None], runs)[0][ordinary]))
     _fill(points, fit, [part[0] for part in grown], [part[1:] for part in grown], vars(law))
     return fit
+
+
+def _name_outliers(points: Points, fit: Fit, theta: np.ndarray, runs: laws.Runs) -> np.ndarray:
+    """Runs far off the law, under "outliers" and in a remark; returns those that are not [n]."""
+    misfit = laws.residual(theta[None], runs)[0]
+    distance = np.abs(misfit) * np.sqrt(points.weight) / laws.scale(theta, runs)
+    for i in np.argsort(-distance, kind="stable"):
+        if distance[i] > OUTLYING:
+            fit["outliers"].append(_outlier(points, i, float(np.expm1(-misfit[i])), float(distance[i])))
+    if fit["outliers"]:
+        counts = "counted for little" if fit["method"] == "direct" else "counted for little or nothing"
+        fit["flags"].append(f"far off the law, {_listed(fit['outliers'])}: {counts}; were they trained as the others?")
+    return distance <= OUTLYING
+
+
+def _name_left_out(points: Points, fit: Fit, found: isoflop.Profile, log_n: np.ndarray) -> None:
+    """Runs that the parabolas of their budgets leave out, under "outliers" and in a remark."""
+    for i in np.flatnonzero(~found.used):
+        parabola = found.parabolas[points.index[i]]
+        others = np.flatnonzero((points.index == points.index[i]) & found.used)
+        at = isoflop.parabola(log_n[others], points.y[others], points.weight[others]) if parabola is None else parabola
+        value = at.fitted.mean() if np.isnan(at.vertex) else at.value + at.curvature * (log_n[i] - at.vertex) ** 2
+        noise = max(rms(points.y[others] - at.fitted), 1e-12)
+        fit["outliers"].append(
+            _outlier(points, i, float(points.y[i] / value - 1), float(abs(points.y[i] - value) / noise))
+        )
+    if fit["outliers"]:
+        fit["flags"].append(f"far off the parabola of their budget, {_listed(fit['outliers'])}: left out")
+
+
+def _outlier(points: Points, i: int, off: float, distance: float) -> dict[str, Any]:
+    """`off` is a share of what the fit says, `distance` in standard deviations of the noise."""
+    where = {"id": points.name(i), "params": float(points.params[i]), "tokens": float(points.tokens[i])}
+    return {**where, "off": number(off), "deviations": number(distance)}
+
+
+def _listed(outliers: Sequence[dict[str, Any]]) -> str:
+    named = [f"{row['id']} ({1 + (row['off'] or 0):.3g} times what it says)" for row in outliers[:NAMED]]
+    more = f" and {len(outliers) - NAMED} more" if len(outliers) > NAMED else ""
+    return ", ".join(named) + more
 
 
 def _no_law(points: Points) -> str | None:
@@ -316,6 +245,8 @@ def _why_unused(points: Points, k: int, parabola: isoflop.Parabola | None, statu
         return f"{where} there are fewer than {isoflop.MIN_RUNS} sizes for a parabola: not used"
     if status == "not convex":
         return f"{where} the metric has no minimum over the sizes run: not used"
+    if status == "scattered":
+        return f"{where} the runs lie so far off any parabola that one of them must be at fault: not used"
     below = parabola.vertex <= np.log(low)
     side = f"below the smallest model run ({low:.3g}" if below else f"above the largest model run ({high:.3g}"
     return f"{where} the optimum lies at the edge, {side} params): not used"
@@ -325,19 +256,19 @@ def _fill(points: Points, fit: Fit, found, drawn, constants: dict[str, np.ndarra
     """Laws of params and tokens (exponent, log coefficient), their draws [S, 2], constants [1 + S] (the fit first)."""
     draws: dict[str, np.ndarray] = {}
     for what, law, lots in zip(("params", "tokens"), found, drawn):
-        fit[f"{what}_exponent"], fit[f"{what}_coefficient"] = _number(law[0]), _exp(law[1])
+        fit[f"{what}_exponent"], fit[f"{what}_coefficient"] = number(law[0]), exp(law[1])
         with np.errstate(over="ignore"):
             draws |= {f"{what}_exponent": lots[:, 0], f"{what}_coefficient": np.exp(lots[:, 1])}
     for name, values in constants.items():
-        fit[name], draws[name] = _number(values[0]), values[1:]
+        fit[name], draws[name] = number(values[0]), values[1:]
     kept = np.logical_and.reduce([np.isfinite(values) for values in draws.values()])
     draws = {name: values[kept] for name, values in draws.items()}
-    fit["tokens_per_param_exponent"] = _number(found[1][0] - found[0][0])
-    fit["tokens_per_param_coefficient"] = _exp(found[1][1] - found[0][1])
+    fit["tokens_per_param_exponent"] = number(found[1][0] - found[0][0])
+    fit["tokens_per_param_coefficient"] = exp(found[1][1] - found[0][1])
     if kept.sum() >= FEWEST_DRAWS:
         per_param = draws["tokens_exponent"] - draws["params_exponent"]
         ranges = {
-            name: draws[name] for name in ("params_exponent", "tokens_exponent", "alpha", "beta") if name in draws
+            name: draws[name] for name in ("params_exponent", "tokens_exponent", "alpha", "beta", "E") if name in draws
         }
         ranges |= {"tokens_per_param_exponent": per_param}
         for name, values in ranges.items():
@@ -366,60 +297,3 @@ def _ratio_flags(points: Points) -> list[str]:
         return []
     forward = ", as of a forward pass alone" if abs(seen[0] - 1 / 3) < 0.01 else ""
     return [f"flops are {seen[0]:.3g} times 6 params tokens at every size{forward}"]
-
-
-# ---- comparing
-
-
-def disagreements(fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """Metrics whose methods give tokens exponents that their intervals do not reconcile.
-
-    Two do not where they differ by more than SAME_EXPONENT and their intervals do not meet, or by more than APART and
-    either lies outside the other's interval.
-    """
-    found = []
-    for metric, resolution in dict.fromkeys((fit["metric"], fit["resolution"]) for fit in fits):
-        standing = [
-            fit
-            for fit in fits
-            if (fit["metric"], fit["resolution"]) == (metric, resolution) and fit["tokens_exponent_ci"]
-        ]
-        pairs = [pair for pair in itertools.combinations(standing, 2) if _apart(*pair)]
-        if pairs:
-            methods = {fit["method"]: fit["tokens_exponent"] for fit in standing}
-            shown = "; ".join(" against ".join(_with_interval(fit) for fit in pair) for pair in pairs)
-            at = "" if resolution is None else f" at resolution {resolution}"
-            text = f"the tokens exponent of {metric}{at}: {shown}"
-            row = {"metric": metric, "resolution": resolution, "what": "tokens_exponent"}
-            found.append({**row, "methods": methods, "text": text})
-    return found
-
-
-def _apart(a: Fit, b: Fit) -> bool:
-    (a_low, a_high), (b_low, b_high) = a["tokens_exponent_ci"], b["tokens_exponent_ci"]
-    one, other = a["tokens_exponent"], b["tokens_exponent"]
-    if max(a_low, b_low) > min(a_high, b_high):
-        return abs(one - other) > SAME_EXPONENT
-    return abs(one - other) > APART and not (b_low <= one <= b_high and a_low <= other <= a_high)
-
-
-def _with_interval(fit: Fit) -> str:
-    low, high = fit["tokens_exponent_ci"]
-    return f"{fit['method']} {fit['tokens_exponent']:.3f} ({low:.3f} to {high:.3f})"
-
-
-# ---- numbers
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
-
-
-def _number(value: float | None) -> float | None:
-    """For JSON, which knows no infinity."""
-    return float(value) if value is not None and np.isfinite(value) else None
-
-
-def _exp(value: float) -> float | None:
-    with np.errstate(over="ignore"):
-        return _number(np.exp(value))

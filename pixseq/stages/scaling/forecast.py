@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.stages.scaling.compare import BEYOND, Fit, Opened, finite, open_fit, place
+from pixseq.stages.scaling.needs import SHARE_OF_E, Disputes, Needed, ceiling, found_at, needed
+from pixseq.stages.scaling.pictures import Pictures
 
-CONSTANTS = ("E", "A", "alpha", "B", "beta")
-LINES = ("params_coefficient", "params_exponent", "tokens_coefficient", "tokens_exponent")
-SHARE_OF_E = 0.05  # the default target: what can still be gained is this share of what never can
 FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
-TINY_E = 0.01  # of the best value seen: below it, E is as good as 0, and no share of it means anything
 
 Row = dict[str, Any]
 
@@ -39,19 +37,22 @@ def run(
     out: str | Path | None = None,
     plot: str | Path | None = None,
     overwrite: bool = False,
+    tokens_per_pixel: float | None = None,
 ) -> dict[str, Any]:
     """The forecast as a mapping, written to `out` as metrics and drawn in `plot` where these are given.
 
     `growth` is how many times compute grows in a year, `start_flops` what one training run may cost today. `targets`
     are in a metric's own units. `metrics` None: those with a target, or all where no target is given; a metric without
-    a target takes the value at which its law has E (1 + SHARE_OF_E) left.
+    a target takes the value at which its law has E (1 + SHARE_OF_E) left. `tokens_per_pixel` None: as the study's
+    pictures have, or 1 where the fit does not know.
 
     "rows" have "metric", "resolution", "target", "flops", "flops_ci", "params", "tokens", "images", "years",
-    "years_ci", "beyond" (flops over the largest budget studied) and "status": "ok", "now" (start_flops suffice),
-    "extrapolated" (no runs at that resolution), "unreachable: why" or "none: why". An upper end of an interval is None
+    "years_ci", "beyond" (flops over the largest budget studied), "other" (what the other law says: "method", "flops",
+    None: unreachable) and "status": "ok", "now" (start_flops suffice), "extrapolated" (no runs at that resolution),
+    "disputed" (the methods of the fit disagree), "unreachable: why" or "none: why". An upper end of an interval is None
     where the target is out of reach in too many resamples. Raises PixseqError where no row has a forecast to give.
     """
-    sides = _checked(growth, start_flops, resolutions)
+    sides = _checked(growth, start_flops, resolutions, tokens_per_pixel)
     if method == "isoflop":
         raise UsageError(
             "--method isoflop cannot forecast: parabolas do not tell what remains at infinite compute (E), and a bare "
@@ -67,11 +68,12 @@ def run(
     opened = open_fit(fit, method)
     named = _targets(opened, targets or {}, metrics)
     pace = Pace(growth, start_flops, opened.level, opened.studied()[1])
-    rows = [
-        row
-        for metric, target in named.items()
-        for row in _metric_rows([one for one in opened.fits if one["metric"] == metric], target, sides, pace)
-    ]
+    pictures = Pictures.of(opened, tokens_per_pixel)
+    rows = []
+    for metric, target in named.items():
+        ours = [one for one in opened.fits if one["metric"] == metric]
+        disputes = Disputes.of(opened, metric)
+        rows += _metric_rows(ours, target, sides, pace, pictures, disputes)
     if all(row["status"].startswith("none: ") for row in rows):
         first = rows[0]
         why = first["status"].removeprefix("none: ")
@@ -87,9 +89,17 @@ def run(
         "studied_flops": [low, high],
         "level": opened.level,
         "rows": rows,
-        "assumptions": _assumptions(opened, rows, named, pace),
+        "assumptions": _assumptions(opened, rows, named, pace, pictures),
     }
-    config = {"method": method, "growth": growth, "start_flops": start_flops, "resolutions": sides, "targets": named}
+    config: dict[str, Any] = {
+        "method": method,
+        "growth": growth,
+        "start_flops": start_flops,
+        "resolutions": sides,
+        "targets": named,
+    }
+    if tokens_per_pixel is not None:
+        config["tokens_per_pixel"] = tokens_per_pixel
     inputs = {"fit": opened.reference}
     if out is not None:
         write_metrics(out, "scaling forecast", config, inputs, numbers, overwrite)
@@ -101,12 +111,16 @@ def run(
 # ---- checks before any work
 
 
-def _checked(growth: float, start_flops: float, resolutions: str | Sequence[int]) -> list[int]:
+def _checked(
+    growth: float, start_flops: float, resolutions: str | Sequence[int], tokens_per_pixel: float | None
+) -> list[int]:
     """The resolutions, each once. Raises UsageError where a number cannot be used."""
     if not 1 < growth < math.inf:
         raise UsageError(f"--growth is {growth}", "how many times compute grows in a year: more than 1, as 4.5")
     if not 0 < start_flops < math.inf:
         raise UsageError(f"--start-flops is {start_flops}", "what one training run may cost today, as 1e21")
+    if tokens_per_pixel is not None and not 0 < tokens_per_pixel < math.inf:
+        raise UsageError(f"--tokens-per-pixel is {tokens_per_pixel}", "a positive number: 3 for rgb, 1/256 for patches")
     try:
         parts = resolutions.split(",") if isinstance(resolutions, str) else resolutions
         sides = list(dict.fromkeys(int(part) for part in parts))
@@ -124,9 +138,9 @@ def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str
         if metric not in known:
             raise UsageError(f"{opened.path} has no fit of {metric!r}", f"it has: {', '.join(known)}")
     for metric, target in targets.items():
-        ceiling = _ceiling(next(one for one in opened.fits if one["metric"] == metric))
-        if not math.isfinite(target) or (ceiling is not None and not 0 <= target <= ceiling):
-            limits = "a number" if ceiling is None else f"between 0 and {ceiling:g}, as its runs are"
+        top = ceiling(next(one for one in opened.fits if one["metric"] == metric))
+        if not math.isfinite(target) or (top is not None and not 0 <= target <= top):
+            limits = "a number" if top is None else f"between 0 and {top:g}, as its runs are"
             raise UsageError(f"--target {metric}={target}", f"it must be {limits}")
     for metric in targets:
         if metrics and metric not in metrics:
@@ -134,12 +148,7 @@ def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str
     return {metric: targets.get(metric) for metric in (metrics or targets or known)}
 
 
-def _ceiling(fit: Fit) -> float | None:
-    """A metric to be large is fitted as its ceiling minus it: "1 - accuracy", "100 - top1"."""
-    return float(fit["transform"].split(" - ")[0]) if fit["transform"] else None
-
-
-# ---- the compute that one fit asks for
+# ---- rows
 
 
 @dataclass(frozen=True)
@@ -152,87 +161,43 @@ class Pace:
     largest: float
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What a target takes: logs of FLOPs, params and tokens, and draws [S] of the first; or `why` there is no such."""
-
-    target: float | None
-    log_c: float = math.inf
-    log_n: float = math.inf
-    log_d: float = math.inf
-    draws: np.ndarray = field(default_factory=lambda: np.empty(0))
-    why: str | None = None
-
-
-def needed(fit: Fit, target: float | None) -> Needed:
-    """`target` in the metric's own units; None: the default."""
-    if fit["refused"]:
-        return Needed(target, why=f"none: no fit: {fit['refused']}")
-    ceiling = _ceiling(fit)
-    line = _line(fit)
-    if target is None:
-        seen = [value for row in fit["budgets"] if (value := row["value_opt"]) is not None]
-        best = min((value if ceiling is None else ceiling - value for value in seen), default=math.inf)
-        if not seen or fit["E"] < TINY_E * best:
-            return Needed(
-                None, why=f"none: the law tells no floor (E is {fit['E']:.3g}) to set a target by; name a target"
-            )
-        turned = fit["E"] * (1 + SHARE_OF_E)
-        target = turned if ceiling is None else ceiling - turned
-    else:
-        turned = target if ceiling is None else ceiling - target
-    if turned <= fit["E"]:
-        floor = f"{fit['E']:.4g}" if ceiling is None else f"{fit['E']:.4g} of {fit['transform']}"
-        return Needed(target, why=f"unreachable: at or below the irreducible {floor}")
-    log_c = float(line.log_compute(turned)[0])
-    if math.isinf(log_c):
-        return Needed(target, why="unreachable: the optimal model or data do not grow with compute")
-    draws = _line(fit["draws"]).log_compute(turned) if fit["draws"] else np.empty(0)
-    at = np.array([log_c])
-    return Needed(target, log_c, float(line.log_params(at)[0]), float(line.log_tokens(at)[0]), draws)
-
-
-def _line(numbers: Mapping[str, Any]) -> arithmetic.Line:
-    return arithmetic.Line(**{key: np.atleast_1d(np.array(numbers[key], float)) for key in (*CONSTANTS, *LINES)})
-
-
-def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float | None) -> Needed:
-    """A resolution without runs: log-linear in resolution through those that have a forecast.
-
-    None where one of them cannot reach the target: a line through the others would hide that.
-    """
-    barred = [side for side, one in found.items() if (one.why or "").startswith("unreachable")]
-    if barred:
-        where = ", ".join(f"{side}x{side}" for side in barred)
-        return Needed(target, why=f"none: nothing was run at it, and the target is unreachable at {where}")
-    known = {side: one for side, one in found.items() if one.why is None}
-    if len(known) < 2:
-        text = f"none: nothing was run at it, and two studied resolutions are needed to go by, there are {len(known)}"
-        return Needed(target, why=text)
-    x, at = np.log(list(known)), math.log(resolution)
-    centre = [np.array([getattr(one, key) for one in known.values()]) for key in ("log_c", "log_n", "log_d")]
-    fewest = min(len(one.draws) for one in known.values())
-    draws = np.stack([one.draws[:fewest] for one in known.values()], axis=1)
-    log_c, log_n, log_d = (float(arithmetic.through(x, values, at)) for values in centre)
-    return Needed(target, log_c, log_n, log_d, arithmetic.through(x, draws, at))
-
-
-# ---- rows
-
-
-def _metric_rows(fits: Sequence[Fit], target: float | None, sides: Sequence[int], pace: Pace) -> list[Row]:
+def _metric_rows(
+    fits: Sequence[Fit],
+    target: float | None,
+    sides: Sequence[int],
+    pace: Pace,
+    pictures: Pictures,
+    disputes: Disputes,
+) -> list[Row]:
     found = {one["resolution"]: needed(one, target) for one in fits}
     rows = []
     for side in sides:
-        if None in found:  # one law for all
-            one = found[None]
-        else:
-            one = found[side] if side in found else _at_resolution(found, side, target)
-        rows.append(_row(fits[0]["metric"], side, one, None in found or side in found, pace))
+        one = found_at(found, side, target)
+        others = (
+            {each["resolution"]: needed(each, one.target) for each in disputes.fits} if one.target is not None else {}
+        )
+        other = found_at(others, side, one.target) if others else None
+        row = _row(fits[0]["metric"], side, one, None in found or side in found, pace, pictures)
+        rested_on = {None} if None in found else {side} if side in found else set(found)
+        disputed = bool(rested_on & disputes.sides) or (other is not None and disputes.at_odds(one, other, pace.level))
+        row["other"] = other and {"method": disputes.method, "flops": _exp(other.log_c)}
+        rows.append(_marked(row) if disputed else row)
     return rows
 
 
-def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace) -> Row:
+def _marked(row: Row) -> Row:
+    """A row whose status says that the methods disagree."""
+    status = row["status"]
+    if status.startswith("none"):
+        return row
+    if status.startswith("unreachable"):
+        other = row["other"]
+        says = f"by {other['method']} it takes {other['flops']:.3g} FLOPs" if other and other["flops"] else "see below"
+        return row | {"status": f"{status} (disputed: {says})"}
+    return row | {"status": "disputed" if status == "ok" else f"{status}, disputed"}
+
+
+def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, pictures: Pictures) -> Row:
     row: Row = {"metric": metric, "resolution": resolution, "target": one.target}
     keys = ("flops", "flops_ci", "params", "tokens", "images", "years", "years_ci", "beyond")
     why = one.why
@@ -252,7 +217,7 @@ def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace) -
         "flops_ci": ends and [_exp(end) for end in ends],
         "params": _exp(one.log_n),
         "tokens": tokens,
-        "images": tokens and tokens / resolution**2,
+        "images": tokens and tokens / pictures.tokens(resolution),
         "years": years,
         "years_ci": ends and [finite(arithmetic.years(np.array(end), log_start, pace.growth)) for end in ends],
         "beyond": _exp(one.log_c - math.log(pace.largest)),
@@ -268,7 +233,9 @@ def _exp(log_value: float) -> float | None:
 # ---- assumptions
 
 
-def _assumptions(opened: Opened, rows: Sequence[Row], named: Mapping[str, float | None], pace: Pace) -> list[str]:
+def _assumptions(
+    opened: Opened, rows: Sequence[Row], named: Mapping[str, float | None], pace: Pace, pictures: Pictures
+) -> list[str]:
     numbers = opened.numbers
     low, high = opened.studied()
     method = opened.fits[0]["method"]
@@ -288,9 +255,10 @@ def _assumptions(opened: Opened, rows: Sequence[Row], named: Mapping[str, float 
         lines.append(f"without a named target, it is where the reducible part of a metric has fallen to {share} of E")
     lines += _about_resolutions(opened, rows)
     lines.append(
-        "there is enough data: images are tokens / resolution^2, one token a pixel, and every image is new "
-        "(repeated ones are worth less)"
+        f"there is enough data: {pictures.text([row['resolution'] for row in rows])}, and every image is new (repeated "
+        "ones are worth less)"
     )
+    lines += _about_disputes(opened, rows)
     if opened.resampled:
         lines.append(
             f"intervals ({pace.level:.0%}) are of resampled runs: they hold the noise of the fit, not a wrong form of "
@@ -304,6 +272,21 @@ def _assumptions(opened: Opened, rows: Sequence[Row], named: Mapping[str, float 
             lines += [f"{name}: no fit: {one['refused']}"] if one["refused"] else []
             lines += [f"{name}: {flag}" for flag in one["flags"]]
     return list(dict.fromkeys(lines))
+
+
+def _about_disputes(opened: Opened, rows: Sequence[Row]) -> list[str]:
+    """What the methods disagree on, and what the other law says of each disputed forecast."""
+    disputed = [row for row in rows if "disputed" in row["status"]]
+    metrics = {row["metric"] for row in disputed}
+    lines = [f"disputed: {each['text']}" for each in opened.numbers["disagreements"] if each["metric"] in metrics]
+    for row in disputed:
+        other = row["other"]
+        if other:
+            says = f"{other['flops']:.3g} FLOPs" if other["flops"] else "out of reach"
+            ours = f"{row['flops']:.3g} FLOPs" if row["flops"] else "out of reach"
+            where = place(row["metric"], row["resolution"])
+            lines.append(f"disputed: {where} is {ours} by {opened.fits[0]['method']}, {says} by {other['method']}")
+    return lines
 
 
 def _about_resolutions(opened: Opened, rows: Sequence[Row]) -> list[str]:

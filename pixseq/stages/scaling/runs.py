@@ -41,6 +41,7 @@ class Table:
     excluded: list[Row] = field(default_factory=list)
     counting: str | None = None
     params_counted: str | None = None
+    tokens_per_image: dict[str, float] | None = None  # by resolution, which JSON spells as text; None: not known
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -56,6 +57,9 @@ def read(source: str | Path, metrics: Sequence[str] | None = None) -> Table:
         opened = study.open_study(path)
         table = checked(opened.results(), str(path), metrics)
         table.counting, table.params_counted = opened.counting, opened.params_counted
+        table.tokens_per_image = {
+            str(cell["resolution"]): cell["tokens"] / (cell["steps"] * cell["batch_size"]) for cell in opened.cells
+        }
         table.inputs = {"runs": dict(opened.reference)}
         return table
     if path.is_dir():

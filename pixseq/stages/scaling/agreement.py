@@ -1,0 +1,84 @@
+"""Where the three fits of a metric disagree by more than their intervals allow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+# Differences that never, and that may, count as disagreement.
+SAME_EXPONENT, APART = 0.01, 0.05
+QUANTITIES = {
+    "tokens_exponent": "the tokens exponent",
+    "params_exponent": "the params exponent",
+    "E": "E",
+    "alpha": "alpha",
+    "beta": "beta",
+}
+
+Fit = dict[str, Any]
+
+
+def disagreements(fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Metrics whose methods give numbers that their intervals do not reconcile, one row a number.
+
+    Two do not where they differ by more than SAME_EXPONENT and their intervals do not meet, or by more than APART and
+    either lies outside the other's interval; E's difference is taken as a share of the metric. Without intervals the
+    second difference alone counts.
+    """
+    found = []
+    for metric, resolution in dict.fromkeys((fit["metric"], fit["resolution"]) for fit in fits):
+        ours = [fit for fit in fits if (fit["metric"], fit["resolution"]) == (metric, resolution)]
+        for what, name in QUANTITIES.items():
+            standing = [fit for fit in ours if fit.get(what) is not None]
+            if what == "params_exponent" and all(_mirrored(fit) for fit in standing):
+                continue
+            unit = _least(standing) if what == "E" else 1.0
+            pairs = [pair for pair in itertools.combinations(standing, 2) if _apart(*pair, what, unit)]
+            if pairs:
+                shown = "; ".join(" against ".join(_with_interval(fit, what) for fit in pair) for pair in pairs)
+                at = "" if resolution is None else f" at resolution {resolution}"
+                found.append(
+                    {
+                        "metric": metric,
+                        "resolution": resolution,
+                        "what": what,
+                        "methods": {fit["method"]: fit[what] for fit in standing},
+                        "pairs": [[fit["method"] for fit in pair] for pair in pairs],
+                        "text": f"{name} of {metric}{at}: {shown}",
+                    }
+                )
+    return found
+
+
+def _mirrored(fit: Fit) -> bool:
+    """Whether the params exponent is 1 minus that of tokens, as where compute is 6 N D."""
+    return abs(fit["params_exponent"] + (fit.get("tokens_exponent") or 0) - 1) < 1e-6
+
+
+def _least(fits: Sequence[Fit]) -> float:
+    """The least value of the metric, as something to be small, at any optimum."""
+    ceilings = {fit["method"]: float(fit["transform"].split(" - ")[0]) if fit["transform"] else None for fit in fits}
+    values = [
+        row["value_opt"] if ceilings[fit["method"]] is None else ceilings[fit["method"]] - row["value_opt"]
+        for fit in fits
+        for row in fit["budgets"]
+        if row["value_opt"] is not None
+    ]
+    return max(min(values, default=1.0), 1e-12)
+
+
+def _apart(a: Fit, b: Fit, what: str, unit: float) -> bool:
+    one, other = a[what], b[what]
+    difference = abs(one - other) / unit
+    if not a.get(f"{what}_ci") or not b.get(f"{what}_ci"):
+        return difference > APART
+    (a_low, a_high), (b_low, b_high) = a[f"{what}_ci"], b[f"{what}_ci"]
+    if max(a_low, b_low) > min(a_high, b_high):
+        return difference > SAME_EXPONENT
+    return difference > APART and not (b_low <= one <= b_high and a_low <= other <= a_high)
+
+
+def _with_interval(fit: Fit, what: str) -> str:
+    ci = fit.get(f"{what}_ci")
+    return f"{fit['method']} {fit[what]:.3f} " + (f"({ci[0]:.3f} to {ci[1]:.3f})" if ci else "(no interval)")
