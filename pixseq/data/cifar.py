@@ -17,6 +17,7 @@ import numpy as np
 
 from pixseq.data import unpickle
 from pixseq.data.records import Pixels, Source, parts, pick_split, reading, shown
+from pixseq.data.tree import debris_in
 from pixseq.errors import PixseqError
 
 BATCH = re.compile(r"(?P<kind>data_batch_(?P<number>\d+)|test_batch|train|test)(?P<binary>\.bin)?")
@@ -77,7 +78,7 @@ def open_cifar(path: Path, wanted: str) -> Source:
 def is_archive(path: Path) -> bool:
     """Whether a tar holds CIFAR: told by the names of its first few members, content unread."""
     with reading(path), tarfile.open(path, "r|*") as tar:
-        for _, member in zip(range(4), tar):
+        for _, member in zip(range(4), (m for m in tar if debris_in(m.name) is None)):
             name = member.name.rpartition("/")[2]
             if member.isfile() and (name in NAMES or BATCH.fullmatch(name)):
                 return True

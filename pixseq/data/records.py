@@ -25,7 +25,7 @@ SPLITS = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test", "t10k": "test",
     "val": "val", "valid": "val", "validation": "val",
-    "unlabeled": "unlabeled",
+    "unlabeled": "unlabeled", "unlabelled": "unlabeled",
 }  # fmt: skip
 
 # What the libraries underneath raise for a file cut short, flipped or made up.

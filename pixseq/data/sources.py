@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 
 from pixseq.data import arrays, binary, cifar, digits, folders, parquet, token_files, webdataset
-from pixseq.data.records import SPLITS, Encoded, Pixels, Source, shown
+from pixseq.data.records import Encoded, Pixels, Source, shown
 from pixseq.data.sniff import kind_of
+from pixseq.data.split_names import split_word
 from pixseq.data.token_files import TokenSource
+from pixseq.data.tree import list_folder
 from pixseq.errors import PixseqError
 
 __all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
@@ -119,9 +121,9 @@ def _open_folder(path: Path, split: str) -> Source | TokenSource:
 def _formats(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The files of each format in a folder or in its train/ and test/ folders, and the names of its folders."""
     found: dict[str, list[Path]] = {}
-    top = folders.list_folder(str(path))
-    for folder in [path, *(path / name for name in top.folders if name.lower() in SPLITS)]:
-        listing = top if folder == path else folders.list_folder(str(folder))
+    top = list_folder(str(path))
+    for folder in [path, *(path / name for name in top.folders if split_word(name, top.folders))]:
+        listing = top if folder == path else list_folder(str(folder))
         if len(listing.pictures):
             found.setdefault("pictures", []).append(folder / os.fsdecode(listing.pictures[0]))
         for name in listing.others:

@@ -1,0 +1,250 @@
+"""Which folders of a tree are splits and which are classes: told by what they hold, then by what they are called.
+
+Folders that hold the same class folders are splits, whatever their names. A folder called train among others that are
+not called like splits is a class (the vehicle). What cannot be told is an error that lists what was found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from pixseq.data import known_sets
+from pixseq.data.known_sets import Pictures
+from pixseq.data.records import NoSuchSplit, pick_split, shown
+from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
+from pixseq.data.tree import Tree, debris_note
+from pixseq.errors import PixseqError
+
+LISTED = 5  # names that a message lists
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split. `classes` maps a class to its folder, which is walked down, or to its pictures; it is None where the
+    pictures below `folder` have no labels.
+    """
+
+    called: str
+    folder: str
+    classes: dict[str, str | Pictures] | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One split as it is read: (folder, names of pictures in it, their label), in order; `others` are no pictures."""
+
+    split: str
+    class_names: list[str] | None
+    pictures: list[tuple[str, np.ndarray, int | None]]
+    others: list[str]
+    notes: list[str]
+
+
+def choose(tree: Tree, root: str, path: object, wanted: str) -> Chosen:
+    """The split of the pictures below `root` that `wanted` names. Raises NoSuchSplit, and PixseqError if unclear."""
+    notes: list[str] = []
+    root = _see_through(tree, root, notes)
+    found = _splits(tree, root, notes)
+    if found:
+        split, called = _pick(path, found, wanted)
+    else:
+        split = called = pick_split(path, (), wanted)
+        found = {called: _split(tree, called, root, notes)}
+    chosen = found[called]
+    others = [os.path.join(chosen.folder, name) for name in tree.listing(chosen.folder).others]
+    if chosen.classes is None:
+        if any(other.classes for other in found.values()):
+            notes.append(_without_labels(tree, chosen.folder))
+        others = []
+        class_names, pictures = None, [(*each, None) for each in tree.walk(chosen.folder, notes, others)]
+    else:
+        class_names, pictures = _labelled(tree, found, chosen, notes, others)
+    return Chosen(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
+
+
+def _labelled(
+    tree: Tree, found: dict[str, Split], chosen: Split, notes: list[str], others: list[str]
+) -> tuple[list[str], list[tuple[str, np.ndarray, int | None]]]:
+    """The class names and the labelled pictures of a split."""
+    splits = [split.classes for split in found.values() if split.classes is not None]
+    # Over all splits, so that a class that one of them lacks shifts no label.
+    class_names = sorted({name for classes in splits for name in classes}, key=os.fsencode)
+    pictures, empty = [], []
+    for label, name in enumerate(class_names):
+        where = chosen.classes.get(name, [])
+        inside = list(tree.walk(where, notes, others)) if isinstance(where, str) else where
+        pictures += [(folder, names, label) for folder, names in inside]
+        if not inside:
+            empty.append(f"{shown(os.path.join(chosen.folder, name))} holds no pictures: class {label} is empty")
+    said = empty if len(empty) <= LISTED else [*empty[:LISTED], f"... and {len(empty) - LISTED} more empty classes"]
+    if len(class_names) > 1 and len(empty) == len(class_names) - 1:
+        said.append(f"only one of {len(class_names)} classes has pictures")
+    lone = [(name, [s.called for s in found.values() if name in (s.classes or ())]) for name in class_names]
+    lone = [f"{shown(name)} ({shown(where[0])})" for name, where in lone if len(where) == 1 and len(splits) > 1]
+    if lone:
+        said.append(f"{len(lone)} of {len(class_names)} classes are in one split only: {_few(lone)}")
+    notes[:0] = said
+    return class_names, pictures
+
+
+def _without_labels(tree: Tree, folder: str) -> str:
+    note = f"{shown(folder)} has no class folders, unlike another split: its pictures have no labels"
+    if known_sets.is_ilsvrc_val(tree, folder):
+        note += f" (they stand in {known_sets.SOLUTION}, which is read from beside ILSVRC/)"
+    return note
+
+
+# ------------------------------------------------------------------------------------------------- splits or classes
+
+
+def _see_through(tree: Tree, folder: str, notes: list[str]) -> str:
+    """Down from a folder whose only folder with pictures is a wrapper of them: caltech/101_ObjectCategories, images.
+
+    Other folders, with files that are no pictures (annotations/, meta/), are passed over. A split is no wrapper, nor
+    is a class, whose pictures lie in it, nor a folder beside empty ones, which are classes.
+    """
+    while not len(tree.listing(folder).pictures) and not known_sets.splits(tree, folder):
+        full = tree.folders(folder)
+        if len(full) != 1 or split_word(full[0], full):
+            return folder
+        rest = [name for name in tree.listing(folder).folders if name != full[0]]
+        inner = os.path.join(folder, full[0])
+        if len(tree.listing(inner).pictures) and not is_plain(full[0]):
+            return folder
+        if not all(tree.holds_files(os.path.join(folder, name)) for name in rest):
+            return folder
+        if rest:
+            notes.append(f"{shown(folder)}: only {shown(full[0])} holds pictures, not {_few(rest)}")
+        folder = inner
+    return folder
+
+
+def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
+    """The splits in `root` by what their folders are called; none if its folders are classes, or there are none."""
+    if known := known_sets.splits(tree, root):
+        return {name: Split(name, root, classes) for name, classes in known.items()}
+    names = tree.folders(root)
+    inner = {name: _inner(tree, os.path.join(root, name)) for name in names}
+    like = [name for name in names if split_word(name, names)]
+    rest = [name for name in names if name not in like]
+    pairs = {(a, b): _alike(a, b, inner, like) for a, b in combinations(names, 2)} if len(names) < 100 else {}
+    alike = {name for pair, same in pairs.items() if same for name in pair}
+    if names and not like and all(inner[n] and all(split_word(i, inner[n]) for i in inner[n]) for n in names):
+        return _inside_classes(tree, root, names)
+    if like and rest and not set(rest) <= alike:
+        if len(like) == 1 and is_bare(like[0]) and not any(inner.values()):
+            return {}  # class folders, one of them called train
+        raise _unclear(root, inner, f"splits ({', '.join(map(shown, like))}) and other pictures ({_few(rest)})")
+    unclear = None in pairs.values()
+    if not like and not alike and not unclear:
+        return {}
+    if not like and (alike != set(names) or unclear):
+        raise _unclear(root, inner, "folders that may be splits or classes")
+    if len(tree.listing(root).pictures):
+        notes.append(f"{shown(root)}: the pictures beside its splits ({_few(names)}) are passed over")
+    splits = {name: _split(tree, name, os.path.join(root, name), notes) for name in names}
+    return _without_wrappers(splits, notes)
+
+
+def _inner(tree: Tree, folder: str) -> list[str]:
+    """The class folders that a folder would have if it were a split."""
+    folder = _see_through(tree, folder, [])
+    return [] if len(tree.listing(folder).pictures) else tree.folders(folder)
+
+
+def _alike(a: str, b: str, inner: dict[str, list[str]], like: Collection[str]) -> bool | None:
+    """Whether two folders hold the same class folders, half of the smaller's at least; None where that is unclear.
+
+    One folder that both hold is little: it may be a wrapper (cat/2019, dog/2019) as well as a class.
+    """
+    shared = set(inner[a]) & set(inner[b])
+    fewer, more = sorted((len(inner[a]), len(inner[b])))
+    if not shared or all(map(is_plain, shared)) or 2 * len(shared) < fewer:
+        return False
+    if len(shared) > 1 or a in like or b in like or (YEAR.fullmatch(a) and YEAR.fullmatch(b)):
+        return True
+    return None if fewer == 1 < more else False
+
+
+def _unclear(root: str, inner: dict[str, list[str]], what: str) -> PixseqError:
+    held = [f"{shown(name)} ({_few(inside) if inside else 'pictures'})" for name, inside in inner.items()]
+    return PixseqError(
+        f"{shown(root)} holds {what}: {_few(held)}",
+        f"name the folder that you mean, such as {shown(os.path.join(root, next(iter(inner))))}, or move the others "
+        "away; splits hold the same class folders, classes hold pictures",
+    )
+
+
+def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
+    if (classes := known_sets.labelled(tree, folder)) is not None:
+        return Split(called, folder, classes)
+    folder = _see_through(tree, folder, notes)
+    listing, names = tree.listing(folder), tree.folders(folder)
+    if len(listing.pictures) and names:
+        raise PixseqError(
+            f"{shown(folder)} holds both pictures ({shown(os.fsdecode(listing.pictures[0]))}) and folders of pictures "
+            f"({shown(names[0])})",
+            "keep either: a flat folder of pictures, or one folder a class",
+        )
+    if len(listing.pictures):
+        return Split(called, folder, None)
+    if len(names) > 1 and any(map(is_plain, names)):
+        raise _unclear(folder, {name: [] for name in names}, "folders that are no classes by their names")
+    rest = [name for name in listing.folders if name not in names]
+    empty = [name for name in rest if not tree.holds_files(os.path.join(folder, name))]
+    if len(empty) < len(rest):
+        notes.append(f"{shown(folder)}: no class, as without pictures: {_few([n for n in rest if n not in empty])}")
+    return Split(called, folder, {name: os.path.join(folder, name) for name in (*names, *empty)})
+
+
+def _inside_classes(tree: Tree, root: str, names: list[str]) -> dict[str, Split]:
+    """Class folders of which each holds the splits: cat/train, cat/test, dog/train, dog/test."""
+    classes: dict[str, dict[str, str | Pictures]] = {}
+    for name in names:
+        folder = _see_through(tree, os.path.join(root, name), [])
+        for inside in tree.folders(folder):
+            classes.setdefault(inside, {})[name] = os.path.join(folder, inside)
+    return {split: Split(split, root, found) for split, found in classes.items()}
+
+
+def _without_wrappers(splits: dict[str, Split], notes: list[str]) -> dict[str, Split]:
+    """A split whose only folder is no class of the others (test/unknown, test/test) has no labels."""
+    held = dict(splits)
+    for name, split in splits.items():
+        if split.classes is None or len(split.classes) != 1:
+            continue
+        (only,) = split.classes
+        theirs = {c for other in splits.values() if other is not split for c in other.classes or ()}
+        if len(theirs) > 1 and only not in theirs:
+            inside = shown(os.path.join(split.folder, only))
+            notes.append(f"{inside} is no class of the other splits: {shown(name)} has no labels")
+            held[name] = replace(split, classes=None)
+    return held
+
+
+def _pick(path: object, found: dict[str, Split], wanted: str) -> tuple[str, str]:
+    """What the wanted split is recorded as, and what its folder is called: either may be asked for."""
+    common = {name: split_word(name, list(found)) or name for name in found}
+    recorded = {
+        name: word if list(common.values()).count(word) == 1 else name for name, word in common.items()
+    }  # train2014 and train2017 keep their names
+    called = [wanted] if wanted in found else [name for name in found if common[name] == canonical(wanted)]
+    if len(called) > 1:
+        raise NoSuchSplit(
+            f"{shown(path)} holds more than one {wanted}: {', '.join(map(shown, called))}",
+            f"choose one with --split, such as --split {shown(called[0])}",
+        )
+    if not called:
+        pick_split(path, [shown(name) for name in recorded.values()], wanted)
+        raise NoSuchSplit(f"{shown(path)} has no split {wanted}", f"it has {_few(found)}")
+    return recorded[called[0]], called[0]
+
+
+def _few(names: Collection[str]) -> str:
+    listed = [shown(name) for name in list(names)[:LISTED]]
+    return ", ".join(listed) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
