@@ -55,12 +55,11 @@ def work(tmp_path_factory):
     return folder
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-    began = time.monotonic()
+def test_help_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'zarr', 'sklearn', 'scipy', 'PIL'}"
     code = f"import sys; from pixseq.cli import app\ntry: app(['--help'])\nfinally: print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stdout.rstrip().endswith("set()") and time.monotonic() - began < 20
+    assert "scaling" in run.stdout and run.stdout.rstrip().endswith("set()")
 
 
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
@@ -266,9 +265,11 @@ DOCUMENTS = [Path("README.md"), Path("pipelines/layers.mk")]
 DOCUMENTS += [p.relative_to(ROOT) for p in ROOT.glob("pipelines/*/*") if p.suffix in ("", ".md")]
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if (ROOT / p).is_file()], ids=str)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
 def test_documented_commands_use_options_that_exist(path, helps):
-    for _, *words in commands_in((ROOT / path).read_text()):
+    found = commands_in((ROOT / path).read_text())
+    assert found or path.name == "README.md" != str(path)  # a pipeline's may leave its commands to the Makefile
+    for _, *words in found:
         command = tuple(words[:2]) if words[0] in GROUPS else tuple(words[:1])
         assert command in helps, words
         for flag in (word for word in words if word.startswith("--")):

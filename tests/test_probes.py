@@ -239,9 +239,25 @@ def test_knn_equals_a_slow_reference_whatever_the_block(digits, monkeypatch):
     train, queries = train.take(np.arange(200)), test.X[:40]
     slow = slow_knn(train.X, train.y, queries, 20, 0.07)
     assert (probes.knn_predict(train, queries) == slow).all()
-    monkeypatch.setattr(probes, "SIMILARITIES_AT_ONCE", 1)
+    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 1)
     assert (probes.knn_predict(train, queries) == slow).all()
     assert (slow == test.y[:40]).mean() > 0.8
+
+
+def test_labels_may_be_any_numbers_and_cost_no_memory(digits, monkeypatch):
+    """Labels of hashes: a table up to the largest would take terabytes."""
+    train, test = digits
+    ids = np.random.default_rng(0).choice(2**31 - 1, 10, replace=False).astype(np.int32)
+    ids[3] = 2**31 - 1
+    hashed = Labelled(train.X, ids[train.y])
+    plain = probes.knn_predict(train, test.X)
+    assert (probes.knn_predict(hashed, test.X) == ids[plain]).all()
+    votes = np.random.default_rng(1).integers(0, 10, 3000)
+    voted = probes.vote(votes, 3, np.random.default_rng(0))
+    order = np.sort(ids)  # ties fall alike where the classes stand in one order
+    assert (probes.vote(order[votes], 3, np.random.default_rng(0)) == order[voted]).all()
+    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 70)
+    assert (probes.vote(votes, 3, np.random.default_rng(0)) == voted).all()
 
 
 def test_knn_weights_near_neighbours_more():

@@ -207,8 +207,13 @@ def test_other_parents_than_planned_are_refused(grid):
     write_tokens(grid.parent / "v.zarr", count=48, seed=2)
     with pytest.raises(PixseqError, match="which now has id"):
         run.run(grid.parent / "plan")
+
+
+def test_a_cell_that_is_not_planned_is_refused(grid):
+    planned(grid)
     with pytest.raises(PixseqError, match="no cell 'r7"):
-        run.run(grid.parent / "plan", cell="r7") if False else open_study(grid.parent / "plan").cell("r7")
+        run.run(grid.parent / "plan", cell="r7")
+    assert not list((grid.parent / "plan").rglob("model*"))
 
 
 def test_a_plan_is_shown_and_verified(grid):

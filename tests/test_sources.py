@@ -626,4 +626,5 @@ def test_a_member_may_not_be_larger_than_a_picture(tmp_path, monkeypatch):
 def test_items_of_file_sources_are_not_decoded_before_they_are_needed(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n bad")
-    assert all(isinstance(item, Encoded) for item in open_source(str(tmp_path)).read(0, None))
+    items = list(open_source(str(tmp_path)).read(0, None))
+    assert [type(item) for item in items] == [Encoded] * 3

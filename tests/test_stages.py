@@ -80,6 +80,7 @@ def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_pa
     command += ["--batch-size", "64", "--resume"]
     subprocess.run([*command, "-o", tmp_path / "whole.zarr"], check=True)
     target, partial = tmp_path / "f.zarr", tmp_path / "f.zarr.partial"
+    killed = 0
     for wait in (0.0, 0.1, 0.3):
         run = subprocess.Popen([*command, "-o", target])
         deadline = time.monotonic() + 60
@@ -89,7 +90,9 @@ def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_pa
         run.kill()
         if run.wait() == 0:
             break
+        killed += 1
         assert not target.exists()
+    assert killed
     if not target.exists():
         subprocess.run([*command, "-o", target], check=True)
     assert manifest.read(target)["id"] == manifest.read(tmp_path / "whole.zarr")["id"]

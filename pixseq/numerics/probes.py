@@ -28,7 +28,7 @@ PATIENCE = 2  # C's in a row without a better held-out accuracy, after which lar
 KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
 FOLDS = 5  # at most, of the cross-validation inside a low-data subset
-SIMILARITIES_AT_ONCE = 1 << 23
+CELLS_AT_ONCE = 1 << 23  # of a table of rows against classes, or against other rows
 SPLIT_STREAM, TIE_STREAM, SUBSET_STREAM = 21, 22, 23  # independent random numbers from one seed
 
 
@@ -272,16 +272,21 @@ def vote(predictions: np.ndarray, masks: int, rng: np.random.Generator) -> np.nd
     """Classes [n * M] -> the most frequent class of each M consecutive ones, [n]; ties are broken at random."""
     if masks == 1:
         return predictions
-    votes = predictions.reshape(-1, masks)
-    counts = _tally(votes, np.ones(votes.shape), int(predictions.max()) + 1)
-    return (counts + rng.random(counts.shape)).argmax(axis=1)  # less than one vote: it decides only between equals
+    classes, votes = np.unique(predictions, return_inverse=True)
+    votes, found = votes.reshape(-1, masks), np.empty(len(predictions) // masks, classes.dtype)
+    block = max(1, CELLS_AT_ONCE // len(classes))
+    for start in range(0, len(votes), block):
+        counts = _tally(votes[start : start + block], None, len(classes))
+        counts = counts + rng.random(counts.shape)  # less than one vote: it decides only between equals
+        found[start : start + block] = classes[counts.argmax(axis=1)]
+    return found
 
 
-def _tally(classes: np.ndarray, weights: np.ndarray, K: int) -> np.ndarray:
-    """Classes and weights [n, M] -> summed weight of each class [n, K]."""
+def _tally(classes: np.ndarray, weights: np.ndarray | None, K: int) -> np.ndarray:
+    """Classes from 0 to K - 1 and their weights [n, M], None for ones -> summed weight of each class [n, K]."""
     n = len(classes)
     cells = np.arange(n)[:, None] * K + classes
-    return np.bincount(cells.ravel(), weights.ravel(), minlength=n * K).reshape(n, K)
+    return np.bincount(cells.ravel(), None if weights is None else weights.ravel(), minlength=n * K).reshape(n, K)
 
 
 # ---- nearest neighbours
@@ -292,20 +297,22 @@ def knn_predict(
 ) -> np.ndarray:
     """The class of each query row: its k nearest rows by cosine vote with weight exp(cosine / temperature).
 
-    Raises ValueError if train has fewer than k rows. Memory holds SIMILARITIES_AT_ONCE cosines.
+    Raises ValueError if train has fewer than k rows. Memory holds CELLS_AT_ONCE cosines, whatever numbers the labels
+    are.
     """
     rows = len(train.X)
     if k > rows:
         raise ValueError(f"k is {k}, but there are only {rows} training rows")
-    labels, known = train.row_labels, _unit_rows(train.X)
-    block = max(1, SIMILARITIES_AT_ONCE // rows)
-    predictions = np.empty(len(queries), labels.dtype)
+    known = _unit_rows(train.X)
+    classes, labels = np.unique(train.row_labels, return_inverse=True)
+    block = max(1, CELLS_AT_ONCE // rows)
+    predictions = np.empty(len(queries), classes.dtype)
     for start in range(0, len(queries), block):
         cosines = _unit_rows(queries[start : start + block]) @ known.T
         nearest = np.argpartition(cosines, rows - k, axis=1)[:, rows - k :]
         weights = np.exp(np.take_along_axis(cosines, nearest, axis=1).astype(np.float64) / temperature)
-        votes = _tally(labels[nearest], weights, int(labels.max()) + 1)
-        predictions[start : start + block] = votes.argmax(axis=1)
+        votes = _tally(labels[nearest], weights, len(classes))
+        predictions[start : start + block] = classes[votes.argmax(axis=1)]
     return predictions
 
 
