@@ -11,6 +11,16 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, StoreWriter
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32():
+    """What is computed in this process is float32 on every chip; its own default precision may be bf16."""
+    from pixseq import runtime
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_has_bf16_units", lambda device: False)
+        yield
+
+
 def write_tokens(
     path, count=96, side=6, n_vocab=16, seed=0, labels=True, scheme="palette", chunk_rows=32, tokens=None, **meta
 ):
