@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import write_pixels
 from torch import nn
 
+from pixseq import progress
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
 from pixseq.cli import main
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
 from pixseq.numerics.probes import standardize
-from pixseq.stages import attentive, probe
+from pixseq.stages import attentive, features, probe
 
 D, H, C = 12, 3, 4
 
@@ -366,9 +368,38 @@ def test_options_that_cannot_be_used_are_usage_errors(pair, given, message):
         probe.run(*pair, **{**QUICK, **given})
 
 
+def test_the_heads_are_the_models_own_unless_told_otherwise(aim, pixels, tmp_path):
+    """Two of a width of 16, which no rule about the width would give."""
+    more = write_pixels(tmp_path / "more.zarr", count=60, seed=1)
+    paths = [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+    for store, path in zip((pixels, more), paths):
+        features.run(aim["prefix"], store, path, pool="none", device="cpu")
+    quick = {"method": "attentive", "lr": [3e-3], "epochs": 1, "layers": "2", "device": "cpu"}
+    assert probe.run(*paths, **quick)["heads"] == 2
+    assert probe.run(*paths, heads=4, **quick)["heads"] == 4
+
+
+def test_features_that_do_not_tell_the_heads_get_one_for_64_features_and_it_is_said(pair, capsys):
+    assert [attentive.usual_heads(width) for width in (48, 192, 200, 1536)] == [1, 3, 2, 24]
+    progress.enable()
+    try:
+        numbers = probe.run(*pair, layers="3", **{**QUICK, "heads": None, "epochs": 1})
+    finally:
+        progress.enable(False)
+    assert numbers["heads"] == 1
+    assert "does not tell how many attention heads its model has: the probe gets 1" in capsys.readouterr().err
+
+
+def test_the_heads_are_told_beside_the_content(checkpoints, tokens, tmp_path):
+    """The id is of the numbers, so that features made before still equal those made now."""
+    record = features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", device="cpu")
+    store = open_store(tmp_path / "f.zarr", "features")
+    assert record["summary"]["n_head"] == 2 and "n_head" not in store.meta
+    assert "n_head" not in features.run("pixels", tokens, tmp_path / "p.zarr", device="cpu")["summary"]
+
+
 def test_what_is_left_open_depends_on_the_features():
     recipe = attentive.Recipe([1e-3])
-    assert [recipe.n_heads(width) for width in (48, 192, 200, 1536)] == [1, 3, 2, 24]
     assert recipe.n_epochs(50_000) == 10 and recipe.n_epochs(1_437) == math.ceil(300 / 6)
 
 

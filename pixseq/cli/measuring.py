@@ -89,7 +89,7 @@ def probe(
         typer.Option("--window", help="attentive: the mean of so many neighbouring layers [default: of the last six]."),
     ] = None,
     heads: Annotated[
-        int | None, typer.Option("--heads", help="attentive: attention heads [default: width / 64].")
+        int | None, typer.Option("--heads", help="attentive: attention heads [default: the model's own].")
     ] = None,
     lr: Annotated[str | None, typer.Option("--lr", help="attentive: rates to choose from, as 0.001,0.01.")] = None,
     epochs: Annotated[

@@ -37,6 +37,7 @@ class Shape(Protocol):
     objective: str  # what it is trained to predict, in a word
     order: str  # of the sequence: a name, or "file"
     n_layer: int
+    n_head: int
     d_model: int
     n_ctx: int  # positions
     n_classes: int  # of a class head; 0: none

@@ -64,15 +64,25 @@ class Recipe:
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"--weight-decay is {self.weight_decay}, it must be 0 or more")
 
-    def n_heads(self, width: int) -> int:
-        """As asked for, else the largest divisor of the width up to one head for every 64 features."""
-        if self.heads is not None:
-            return self.heads
-        return next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
+    def n_heads(self, store: Store) -> int:
+        """As asked for, else as many as the model that made the features has (§4.3).
+
+        Where the features do not tell: the largest divisor of the width up to one head for every 64 features.
+        """
+        return self.heads or trunk_heads(store) or usual_heads(store.shape("features")[-1])
 
     def n_epochs(self, rows: int) -> int:
         """As asked for, else EPOCHS, or as many as make FEWEST_STEPS."""
         return self.epochs or max(EPOCHS, math.ceil(FEWEST_STEPS / math.ceil(rows / self.batch_size)))
+
+
+def trunk_heads(store: Store) -> int | None:
+    """The attention heads of the model that made these features; None where they do not tell."""
+    return store.manifest["summary"].get("n_head")
+
+
+def usual_heads(width: int) -> int:
+    return next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
 
 
 def check(pair: Pair, recipe: Recipe) -> None:
@@ -82,10 +92,16 @@ def check(pair: Pair, recipe: Recipe) -> None:
             f"{pair.train.path} holds pooled features, one vector an image, which leaves nothing to attend over",
             "make features of both splits with --pool none, or probe with --method logistic",
         )
-    if pair.width % recipe.n_heads(pair.width):
+    heads = recipe.n_heads(pair.train)
+    if pair.width % heads:
         raise UsageError(
-            f"--heads {recipe.heads} does not divide the width of {pair.train.path}, {pair.width}",
-            f"the default is {Recipe(recipe.lr).n_heads(pair.width)}",
+            f"--heads {heads} does not divide the width of {pair.train.path}, {pair.width}",
+            f"the default is {Recipe(recipe.lr).n_heads(pair.train)}",
+        )
+    if recipe.heads is None and trunk_heads(pair.train) is None:
+        progress.say(
+            f"note: {pair.train.path} does not tell how many attention heads its model has: the probe gets {heads}, "
+            "one for every 64 features; --heads sets it"
         )
 
 
@@ -243,8 +259,8 @@ def _train(
     name: str,
 ) -> AttentiveProbe:
     """A probe a rate on these rows; every rate falls along a cosine to zero. `targets` [N] are from 0 to C - 1."""
-    D = data.shape[-1]
-    probe = AttentiveProbe(D, recipe.n_heads(D), n_classes, len(rates)).init_weights(generator(seed, INIT_STREAM))
+    probe = AttentiveProbe(data.shape[-1], recipe.n_heads(data.store), n_classes, len(rates))
+    probe.init_weights(generator(seed, INIT_STREAM))
     probe = probe.to(where.device).train()
     optimizer = SideBySideAdamW(probe, rates, recipe.weight_decay)
     total, seen = len(rows) * recipe.n_epochs(len(rows)), 0

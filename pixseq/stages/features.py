@@ -78,7 +78,7 @@ def run(
             inputs = {"tokens": reference(tokens, store.manifest)}
             chosen, masks, batch = [0], 1, _pixel_batch(store)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
-            tap, weights, used, random = "pixels", None, None, False
+            tap, weights, used, random, n_head = "pixels", None, None, False, None
         else:
             checkpoint = open_checkpoint(model)
             shape = shape_from(checkpoint.shape)
@@ -95,6 +95,7 @@ def run(
             batch = batch_size or micro_batch_images(net, where)
             compute = _activations(where, net, chosen, masks, seed, pool)
             tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
+            n_head = shape.n_head
         sample = compute(some_images(store, slice(0, 1)), 0)
         config = {
             "layers": chosen,
@@ -116,8 +117,8 @@ def run(
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
         }
-        device = str(where.device)
-        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, device, resume, overwrite)
+        told = {"device": str(where.device), **({} if n_head is None else {"n_head": n_head})}
+        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, told, resume, overwrite)
 
 
 def _write(
@@ -129,11 +130,15 @@ def _write(
     config: dict[str, Any],
     inputs: dict[str, Any],
     meta: dict[str, Any],
-    device: str,
+    told: dict[str, Any],
     resume: bool,
     overwrite: bool,
 ) -> Manifest:
-    """Sweep the store; `row` is the shape of one image's features of one layer, [D] or [T, D]."""
+    """Sweep the store; `row` is the shape of one image's features of one layer, [D] or [T, D].
+
+    `told` is for the summary: what does not make the numbers, the model's attention heads for those who attend over
+    its features.
+    """
     layers, masks, total = config["layers"], config["masks"], len(store)
     specs = {"features": Spec(config["dtype"], (len(layers), None, *row))}
     labels = store.labels()
@@ -152,7 +157,7 @@ def _write(
                     rows["labels"] = np.repeat(labels[first : first + len(images)], masks)
                 writer.append(rows, {})
                 bar.advance(len(images))
-        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1], "device": device}
+        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1], **told}
         return writer.finish("features", "features", config, inputs, summary, meta)
 
 
