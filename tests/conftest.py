@@ -22,13 +22,25 @@ def float32():
 
 
 def write_tokens(
-    path, count=96, side=6, n_vocab=16, seed=0, labels=True, scheme="palette", chunk_rows=32, tokens=None, **meta
+    path,
+    count=96,
+    side=6,
+    n_vocab=16,
+    seed=0,
+    labels=True,
+    scheme="palette",
+    chunk_rows=32,
+    tokens=None,
+    images=None,
+    **meta,
 ):
-    """A tokens store of noisy copies of four patterns: something to learn, in a moment."""
+    """A tokens store of noisy copies of four patterns: something to learn, in a moment. `labels` may be given."""
     rng = np.random.default_rng(seed)
     channels = 3 if scheme == "rgb" else 1
     patterns = np.random.default_rng(0).integers(0, n_vocab, (4, side * side * channels))
     classes = rng.integers(0, 4, count)
+    if isinstance(labels, np.ndarray):
+        classes, labels = labels, True
     noise = rng.integers(0, n_vocab, (count, patterns.shape[1]))
     noisy = np.where(rng.random(noise.shape) < 0.1, noise, patterns[classes])
     tokens = (noisy if tokens is None else tokens).astype(np.uint16)
@@ -37,6 +49,8 @@ def write_tokens(
     if labels:
         specs["labels"] = Spec("int32", (None,))
         rows["labels"] = classes.astype(np.int32)
+    if images is not None:
+        specs["images"], rows["images"] = Spec("int32", (None,)), images.astype(np.int32)
     palette = np.random.default_rng(1).uniform(-1, 1, (n_vocab, 3)).tolist()
     content = {
         "scheme": scheme,

@@ -85,7 +85,7 @@ FLAGS = """
     --dry-run --dtype --epochs --first --gen-weight --growth --head --heads --help --images --jobs --json --keep
     --labels-per-class --layer --layers --limit --lora-rank --lr --masks --max-images --max-iter --maximize
     --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
-    --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
+    --part --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
     --recentre --refine-steps --resize --resolution --resume --save-minutes --scale --scheme --seed --set --size
     --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --tokens-per-pixel
     --top-k --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers

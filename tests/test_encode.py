@@ -20,6 +20,7 @@ from pixseq.artifacts.arrays import StoreWriter, open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.parts import choose_rows
 from pixseq.stages import decode, encode, palette
 
 COLORS = np.random.default_rng(0).uniform(-1, 1, (12, 3))
@@ -52,12 +53,12 @@ def test_every_token_is_the_nearest_colour_of_its_pixel(folder, tmp_path):
     record = encode.run("digits", tmp_path / "t.zarr", folder / "p.json", size=8, limit=300)
     store = open_store(tmp_path / "t.zarr", "tokens")
     tokens = store.read("tokens")
-    bunch = load_digits()
-    pixels = np.rint(bunch.images[:300].reshape(300, 64) * (255 / 16)).astype(np.uint8)
+    bunch, rows = load_digits(), choose_rows(1437, 300, load_digits().target[:1437])
+    pixels = np.rint(bunch.images[rows].reshape(300, 64) * (255 / 16)).astype(np.uint8)
     distance = ((pixels[:, :, None, None] / 127.5 - 1 - COLORS) ** 2).sum(axis=-1)
     assert tokens.dtype == np.uint16 and tokens.shape == (300, 64)
     np.testing.assert_array_equal(tokens, distance.argmin(axis=2))
-    np.testing.assert_array_equal(store.labels(), bunch.target[:300])
+    np.testing.assert_array_equal(store.labels(), bunch.target[rows])
     counts = np.bincount(tokens.reshape(-1), minlength=12) / tokens.size
     summary = record["summary"]
     assert summary["unigram_nats_per_token"] == pytest.approx(-(counts[counts > 0] * np.log(counts[counts > 0])).sum())
@@ -92,7 +93,8 @@ def test_rgb_and_gray_need_no_palette(tmp_path, scheme, width):
     store = open_store(tmp_path / "t.zarr", "tokens")
     tokens = store.read("tokens")
     assert tokens.shape == (50, width) and store.meta["n_vocab"] == 256 and store.meta["palette"] is None
-    grey = np.rint(load_digits().images[:50] * (255 / 16)).reshape(50, 64)
+    rows = choose_rows(1437, 50, load_digits().target[:1437])
+    grey = np.rint(load_digits().images[rows] * (255 / 16)).reshape(50, 64)
     np.testing.assert_array_equal(tokens, np.repeat(grey, width // 64, axis=1))
     assert record["summary"]["mse"] == 0 and "palette" not in record["inputs"]
 
@@ -252,7 +254,7 @@ def test_a_full_disk_is_an_error_that_says_so(folder, tmp_path, monkeypatch):
 def test_classes_without_images_are_said(folder, tmp_path, capsys):
     progress.enable()
     try:
-        encode.run(str(folder / "pictures"), tmp_path / "t.zarr", folder / "p.json", size=8, limit=5)
+        encode.run(str(folder / "pictures"), tmp_path / "t.zarr", folder / "p.json", size=8, limit=1)
     finally:
         progress.enable(False)
     assert "2 of 3 classes have no image" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pixseq.data.images import Preparation, Reader
 from pixseq.data.sources import TokenSource, open_any, open_source
 from pixseq.data.token_files import TokenReader
 from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.parts import choose_rows
 from pixseq.stages import decode, encode, evaluate, features, palette, sample
 
 COLORS = np.random.default_rng(0).uniform(-1, 1, (16, 3))
@@ -268,11 +269,14 @@ def test_a_store_says_what_it_holds(tmp_path, colors):
         "palette_id": palette_id(COLORS),
         "class_names": None,
     }
-    np.testing.assert_array_equal(store.read("tokens"), IDS[:20])
+    rows = choose_rows(30, 20, CLASSES)
+    np.testing.assert_array_equal(store.read("tokens"), IDS[rows])
+    np.testing.assert_array_equal(store.labels(), CLASSES[rows])
     config, summary = record["config"], record["summary"]
     assert config == {**config, "size": 8, "split": "test", "limit": 20, "scheme": "palette"}
     assert all(config[key] is None for key in ("resize", "filter", "background", "views", "on_error"))
     assert {"images": 20, "rows": 20, "tokens_per_row": 64, "mse": None, "psnr_db": None}.items() <= summary.items()
+    assert summary["part"] == {"of": 30, "taken": 20, "how": "stratified"}
     assert record["inputs"].keys() == {"palette", "source", "labels"}
     assert record["inputs"]["source"]["path"] == str(file) and verify(tmp_path / "t.zarr") == []
 
@@ -328,7 +332,7 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(tmp_path, color
                     interruptions += 1
                     assert not out.exists() and atomic.partial_path(out).exists()
         assert interruptions and record["id"] == whole["id"] and record["summary"] == whole["summary"]
-        np.testing.assert_array_equal(store.read("tokens"), IDS[: options.get("limit")])
+        np.testing.assert_array_equal(store.read("tokens"), IDS[choose_rows(30, options.get("limit", 30), CLASSES)])
 
 
 def test_labels_that_appear_between_two_runs_are_another_recipe(tmp_path, colors, monkeypatch):

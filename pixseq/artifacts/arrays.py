@@ -205,6 +205,10 @@ class Store:
     def labels(self) -> np.ndarray | None:
         return self.read("labels") if "labels" in self.names else None
 
+    def images(self) -> np.ndarray | None:
+        """Which image of the source each row shows, int [N]; None where every row is an image of its own."""
+        return self.read("images") if "images" in self.names else None
+
 
 def _open_group(path: Path, mode: str) -> zarr.Group:
     try:

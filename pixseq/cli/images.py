@@ -104,7 +104,13 @@ def encode(
     views: Annotated[
         int, typer.Option("--views", help="Random resized crops of each image, as the paper trains on; 0: none.")
     ] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only so many images, from all over, of every class its share.")
+    ] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option("--val-fraction", help="Hold out this part of the images, drawn by --seed; --part.")
+    ] = None,
+    part: Annotated[str | None, typer.Option("--part", help="train or val: what --val-fraction leaves, or it.")] = None,
     background: Background = "white",
     on_error: OnError = "fail",
     workers: o.Workers = 0,
@@ -128,6 +134,8 @@ def encode(
         scheme=scheme,
         views=views,
         limit=limit,
+        val_fraction=val_fraction,
+        part=part,
         seed=seed,
         background=background,
         on_error=on_error,

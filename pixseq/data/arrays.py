@@ -100,7 +100,10 @@ def open_arrays(path: Path, wanted: str, files: list[Path]) -> Source:
     name = "npy" if chosen[0].images.key is None else "npz"
     wide = chosen[0].images.dtype.itemsize == 2
     notes = [f"{shown(path)}: its 16-bit pixels are scaled to 8 bits (x / 257)"] if wide else []
-    return Source(name, str(path), split, sum(counts), chosen[0].class_names, labels is not None, read, notes)
+    seeks = all(part.images.key is None and not part.images.fortran for part in chosen)
+    known = None if labels is None else lambda: labels
+    class_names = chosen[0].class_names
+    return Source(name, str(path), split, sum(counts), class_names, labels is not None, read, notes, known, seeks)
 
 
 def _parts(file: Path) -> dict[str | None, Part]:

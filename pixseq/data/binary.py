@@ -85,7 +85,8 @@ def open_idx(path: Path, files: dict[str, list[Path]], wanted: str) -> Source:
             blocks = stream_rows(handle, np.dtype("u1"), (height, width), end - start, to_end=end == count)
             yield from labelled((b.transpose(0, 2, 1) if transposed else b for b in blocks), targets, start)
 
-    return Source("mnist-idx", str(path), split, count, None, targets is not None, read)
+    known = None if targets is None else lambda: targets
+    return Source("mnist-idx", str(path), split, count, None, targets is not None, read, labels=known)
 
 
 def idx_siblings(file: Path) -> dict[str, list[Path]]:
@@ -170,4 +171,5 @@ def open_stl10(path: Path, wanted: str) -> Source:
             blocks = stream_rows(handle, np.dtype("u1"), STL_SHAPE, end - start, to_end=end == count)
             yield from labelled((block.transpose(0, 3, 2, 1) for block in blocks), targets, start)
 
-    return Source("stl10", str(path), split, count, names, targets is not None, read)
+    known = None if targets is None else lambda: targets
+    return Source("stl10", str(path), split, count, names, targets is not None, read, labels=known, seeks=True)

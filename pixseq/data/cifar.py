@@ -35,7 +35,7 @@ class Batch:
 
 def open_cifar(path: Path, wanted: str) -> Source:
     """A folder or tar that holds CIFAR's batches. Raises PixseqError for gaps, mixtures and damaged batches."""
-    found: dict[str, list[tuple[int, str, int]]] = {}  # split -> (batch number, file, images)
+    found: dict[str, list[tuple[int, str, np.ndarray]]] = {}  # split -> (batch number, file, labels)
     class_names, classes, binary = None, set(), set()
     for name, data in _files(path):
         if name in NAMES:
@@ -46,14 +46,15 @@ def open_cifar(path: Path, wanted: str) -> Source:
         classes.add(batch.classes)
         binary.add(match["binary"])
         split = "test" if match["kind"].startswith("test") else "train"
-        found.setdefault(split, []).append((int(match["number"] or 1), name, len(batch.labels)))
+        found.setdefault(split, []).append((int(match["number"] or 1), name, batch.labels.copy()))
     if len(classes) > 1 or len(binary) > 1:
         raise PixseqError(
             f"{shown(path)} mixes CIFAR-10 and CIFAR-100, or their python and binary versions",
             "give a folder that holds one of them",
         )
     split = pick_split(path, found, wanted)
-    numbers, names, counts = zip(*sorted(found[split]))
+    numbers, names, targets = zip(*sorted(found[split], key=lambda batch: batch[:2]))
+    counts = [len(each) for each in targets]
     if numbers != tuple(range(1, len(numbers) + 1)):
         raise PixseqError(f"{shown(path)} has the batches {numbers}: one is missing", "copy or download it again")
     (total,) = classes
@@ -72,7 +73,8 @@ def open_cifar(path: Path, wanted: str) -> Source:
         if order:
             raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
 
-    return Source(f"cifar{total}", str(path), split, sum(counts), class_names, True, read)
+    labels = np.concatenate(targets)
+    return Source(f"cifar{total}", str(path), split, sum(counts), class_names, True, read, labels=lambda: labels)
 
 
 def is_archive(path: Path) -> bool:

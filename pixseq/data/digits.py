@@ -14,13 +14,19 @@ TRAIN = 1437  # the first 1,437 images; the last 360 are the test. Not shuffled:
 def open_digits(split: str) -> Source:
     split = pick_split("digits", ("train", "test"), split)
 
+    rows = slice(0, TRAIN) if split == "train" else slice(TRAIN, None)
+
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 0..16 to 0..255
-        rows = slice(0, TRAIN) if split == "train" else slice(TRAIN, None)
         yield Pixels(images[rows][start:stop], bunch.target[rows][start:stop])
 
+    def labels() -> np.ndarray:
+        from sklearn.datasets import load_digits
+
+        return load_digits().target[rows]
+
     names = [str(digit) for digit in range(10)]
-    return Source("digits", "digits", split, TRAIN if split == "train" else 360, names, True, read)
+    return Source("digits", "digits", split, TRAIN if split == "train" else 360, names, True, read, labels=labels)

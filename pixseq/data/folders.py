@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pixseq.data import layout
 from pixseq.data.records import Encoded, Source, parts, pick_split, shown
 from pixseq.data.tree import DiskTree
@@ -48,7 +50,9 @@ def as_source(
         )
     names = None if chosen.class_names is None else [shown(name) for name in chosen.class_names]
     count = sum(len(names) for _, names, _ in chosen.pictures)
-    return Source(form, str(path), chosen.split, count, names, names is not None, read, notes)
+    classes, sizes = [label for *_, label in chosen.pictures], [len(pictures) for _, pictures, _ in chosen.pictures]
+    labels = None if names is None else lambda: np.repeat(classes, sizes)
+    return Source(form, str(path), chosen.split, count, names, names is not None, read, notes, labels)
 
 
 def _instead(others: list[str]) -> str:

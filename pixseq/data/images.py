@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from pixseq.data.decode import MIN_SIDE, PILLOW_LIMIT, BadPicture, decode, prepare_process
+from pixseq.data.picking import picked
 from pixseq.data.records import Encoded, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
 
@@ -101,10 +102,14 @@ class Preparation:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """images uint8 [N, S, S, 3], labels int32 [N]; `stop` is the image number to start from to go on after it."""
+    """images uint8 [N, S, S, 3], labels int32 [N]; `stop` is where to start from to go on after it.
+
+    `numbers` int32 [N] says which image of the source each row shows.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
+    numbers: np.ndarray
     stop: int
 
 
@@ -114,6 +119,7 @@ class _Result:
 
     images: np.ndarray
     labels: np.ndarray | None
+    numbers: np.ndarray
     count: int
     tally: Counter = field(default_factory=Counter)
     problems: tuple[str, ...] = ()
@@ -122,6 +128,7 @@ class _Result:
 class Reader:
     """Streams images [start, start + limit) of a source as batches of `batch_size` source images, prepared.
 
+    `rows` are the numbers of the images that are wanted, ascending; None: all. Start and limit then count among them.
     Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (Pillow lets go
     of the GIL); 0 works in the caller's. `counts` says what was met so far (images, skipped, exif_rotated,
     alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what occurred), `problems` the first pictures
@@ -136,8 +143,9 @@ class Reader:
         limit: int | None = None,
         batch_size: int = 1024,
         workers: int = 0,
+        rows: np.ndarray | None = None,
     ):
-        self.source, self.prep = source, prep
+        self.source, self.prep, self.rows = source, prep, rows
         self.start, self.stop = start, None if limit is None else start + limit
         self.batch_size, self.workers = batch_size, workers
         self.counts: dict[str, int] = {}
@@ -180,7 +188,8 @@ class Reader:
                     f"{shown(self.source.path)} has the label {wrong[0]}, but its classes are 0 to {most - 1}",
                     "mend the labels, or leave them out",
                 )
-        yield ImageBatch(images, None if labels is None else labels.astype(np.int32), stop)
+        numbers = np.concatenate([result.numbers for result in held]).astype(np.int32)
+        yield ImageBatch(images, None if labels is None else labels.astype(np.int32), numbers, stop)
 
     def _results(self) -> Iterator[_Result]:
         """The chunks' results in order, at most a few chunks ahead of the one asked for."""
@@ -204,7 +213,7 @@ class Reader:
     def _jobs(self) -> Iterator[Callable[[], _Result]]:
         """The source cut into chunks, none of which crosses the end of a batch."""
         index, waiting, waiting_bytes = self.start, [], 0
-        for item in self.source.read(self.start, self.stop):
+        for item in self._items():
             if isinstance(item, Pixels):
                 done = 0
                 while done < len(item.images):
@@ -223,6 +232,15 @@ class Reader:
         if waiting:
             yield partial(self._files, waiting, index)
 
+    def _items(self) -> Iterator[Pixels | Encoded]:
+        if self.rows is None:
+            return self.source.read(self.start, self.stop)
+        return picked(self.source, self.rows[self.start : self.stop])
+
+    def _numbers(self, index: int, count: int) -> np.ndarray:
+        """The numbers in the source of `count` images, from the one at `index` on."""
+        return np.arange(index, index + count) if self.rows is None else self.rows[index : index + count]
+
     def _room(self, index: int) -> int:
         return self.batch_size - (index - self.start) % self.batch_size
 
@@ -231,23 +249,24 @@ class Reader:
 
     def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
         grey = images.ndim == 3
-        tally = Counter(images=len(images), grey=len(images) * grey)
+        tally, numbers = Counter(images=len(images), grey=len(images) * grey), self._numbers(index, len(images))
         if self._is_ready(images):
-            return _Result(_three_channels(images), labels, len(images), tally)
+            return _Result(_three_channels(images), labels, numbers, len(images), tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
         if not self.prep.views and images.shape[1] == images.shape[2]:
             rows = _resize_squares(images, self.prep.size, FILTERS[self.prep.filter])
-            return _Result(_three_channels(rows), labels, len(images), tally)
+            return _Result(_three_channels(rows), labels, numbers, len(images), tally)
         images = np.ascontiguousarray(images)
-        rows = np.concatenate([self._rows(Image.fromarray(image), index + i) for i, image in enumerate(images)])
-        labels = None if labels is None else np.repeat(labels, max(self.prep.views, 1))
-        return _Result(rows, labels, len(images), tally)
+        rows = np.concatenate([self._rows(Image.fromarray(image), number) for image, number in zip(images, numbers)])
+        views = max(self.prep.views, 1)
+        labels = None if labels is None else np.repeat(labels, views)
+        return _Result(rows, labels, np.repeat(numbers, views), len(images), tally)
 
     def _files(self, files: list[Encoded], index: int) -> _Result:
         rows, labels, problems = [np.empty((0, self.prep.size, self.prep.size, 3), np.uint8)], [], []
-        tally: Counter = Counter()
-        for i, file in enumerate(files):
+        tally, numbers = Counter(), []
+        for file, number in zip(files, self._numbers(index, len(files))):
             try:
                 image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels)
             except BadPicture as error:
@@ -259,16 +278,18 @@ class Reader:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
-            rows.append(self._rows(image, index + i))
+            rows.append(self._rows(image, number))
             labels += [file.label] * len(rows[-1])
+            numbers += [number] * len(rows[-1])
             tally.update(["images", *done])
         labels = np.array(labels, dtype=np.int64) if self.source.has_labels else None
-        return _Result(np.concatenate(rows), labels, len(files), tally, tuple(problems))
+        numbers = np.array(numbers, dtype=np.int64)
+        return _Result(np.concatenate(rows), labels, numbers, len(files), tally, tuple(problems))
 
-    def _rows(self, image: Image.Image, index: int) -> np.ndarray:
+    def _rows(self, image: Image.Image, number: int) -> np.ndarray:
         """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels."""
         size, method = self.prep.size, FILTERS[self.prep.filter]
-        boxes = self.prep.boxes(*image.size, index)
+        boxes = self.prep.boxes(*image.size, int(number))
         rows = np.empty((len(boxes), size, size, 3), np.uint8)
         for row, box in zip(rows, boxes):
             pixels = np.asarray(image.resize((size, size), method, box))

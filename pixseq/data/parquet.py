@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pixseq.data.records import Encoded, Source, parts, reading, shards_of_split, shown
 from pixseq.errors import PixseqError
 
@@ -60,7 +62,8 @@ def open_parquet(path: Path, wanted: str, files: list[Path]) -> Source:
     file, group, _ = groups[next(i for i, n in enumerate(counts) if n)]
     if label and next(_rows(file, group, image, label))[1] in (None, -1):
         label = class_names = None  # test sets whose labels are held back carry -1
-    return Source("parquet", str(path), split, sum(counts), class_names, label is not None, read)
+    known = (lambda: _classes(files, label)) if label else None
+    return Source("parquet", str(path), split, sum(counts), class_names, bool(label), read, labels=known, seeks=True)
 
 
 def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tuple[Any, int | None]]:
@@ -71,6 +74,18 @@ def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tup
         for batch in shard.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False):
             pictures = batch.column(image).to_pylist()
             yield from zip(pictures, batch.column(label).to_pylist() if label else [None] * len(pictures))
+
+
+def _classes(files: list[Path], label: str) -> np.ndarray:
+    """Numbers that tell the classes of all rows apart, of labels of any type; -1 for none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = []
+    for file in files:
+        with reading(file), pq.ParquetFile(file) as shard:
+            columns += shard.read([label], use_threads=False).column(0).chunks
+    return pa.chunked_array(columns).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
 
 
 def _columns(file: Path, schema: Any) -> tuple[str, str | None, list[str] | None]:

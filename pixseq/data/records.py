@@ -69,6 +69,8 @@ class Source:
 
     `name` is the recognised format; `split` the split really read, "all" where the source has none; `count` the images
     in it, None when only a pass over the stream can tell; `notes` what the user should hear (an empty class folder).
+    `labels` tells the class of every image [count] without reading the pictures, by any numbers; None where only a pass
+    can. `seeks`: reading from the middle costs no more than what is read.
     """
 
     name: str
@@ -79,6 +81,8 @@ class Source:
     has_labels: bool
     read: Callable[[int, int | None], Iterator[Pixels | Encoded]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
+    labels: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    seeks: bool = False
 
 
 class NoSuchSplit(PixseqError):

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.data.arrays import Member, npy_member
+from pixseq.data.picking import stretches
 from pixseq.data.records import SPLITS, pick_split, shown
 from pixseq.errors import PixseqError
 
 NAME = re.compile(r"(.+)_(tr|va|te)([XY])\.npy")
 NAMED_SPLITS = {"tr": "train", "va": "val", "te": "test"}
 MAX_LABEL = np.iinfo(np.int32).max
+LABELS_AT_ONCE = 4096  # rows: a one-hot one of ImageNet has 4 kB
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class TokenSource:
     @property
     def has_labels(self) -> bool:
         return self.labels is not None
+
+    def classes(self) -> np.ndarray | None:
+        """The class of each row, int32 [N], in one pass over the labels; None without labels."""
+        if self.labels is None:
+            return None
+        some, every = _picker(self.labels), np.arange(self.count)
+        blocks = [every[low : low + LABELS_AT_ONCE] for low in range(0, self.count, LABELS_AT_ONCE)]
+        return np.concatenate([_labels(self.labels, some(rows), rows) for rows in blocks])
 
 
 @dataclass(frozen=True)
@@ -157,60 +167,80 @@ def _open(file: Path, split: str) -> TokenSource:
 class TokenReader:
     """Streams rows [start, start + limit) of a TokenSource, checked: what images.Reader is for pictures.
 
+    `rows` are the numbers of the rows that are wanted, ascending; None: all. Start and limit then count among them.
     Memory holds a batch (of a file in Fortran order: the file). `counts` says how many rows were read. Raises
     PixseqError for ids outside 0..n_vocab - 1 and for labels that are not clear.
     """
 
     def __init__(
-        self, source: TokenSource, n_vocab: int, start: int = 0, limit: int | None = None, batch_size: int = 1024
+        self,
+        source: TokenSource,
+        n_vocab: int,
+        start: int = 0,
+        limit: int | None = None,
+        batch_size: int = 1024,
+        rows: np.ndarray | None = None,
     ):
         self.source, self.n_vocab, self.start, self.batch_size = source, n_vocab, start, batch_size
-        self.stop = source.count if limit is None else min(start + limit, source.count)
+        self.rows, count = rows, source.count if rows is None else len(rows)
+        self.stop = count if limit is None else min(start + limit, count)
         self.counts: dict[str, int] = {}
         self.problems: list[str] = []
 
     def __iter__(self) -> Iterator[TokenBatch]:
         ids, labels = self.source.ids, self.source.labels
-        some_ids, some_labels = _slicer(ids), None if labels is None else _slicer(labels)
+        some_ids, some_labels = (None if member is None else _picker(member) for member in (ids, labels))
         for low in range(self.start, self.stop, self.batch_size):
             high = min(low + self.batch_size, self.stop)
-            tokens = _tokens(ids, some_ids(low, high), low, self.n_vocab)
-            numbers = None if some_labels is None else _labels(labels, some_labels(low, high), low)
+            rows = np.arange(low, high) if self.rows is None else self.rows[low:high]
+            tokens = _tokens(ids, some_ids(rows), rows, self.n_vocab)
+            numbers = None if some_labels is None else _labels(labels, some_labels(rows), rows)
             self.counts = {"images": high - self.start}
             yield TokenBatch(tokens, numbers, high)
 
 
-def _slicer(member: Member) -> Callable[[int, int], np.ndarray]:
-    """(low, high) -> these rows of an array."""
+def _picker(member: Member) -> Callable[[np.ndarray], np.ndarray]:
+    """Ascending numbers -> these rows of an array. Memory holds them and a block of the file."""
     if member.fortran:  # whichever rows are asked for, the whole file is read: once is enough
         whole = member.load()
-        return lambda low, high: whole[low:high]
-    return lambda low, high: np.concatenate(list(member.rows(low, high)))
+        return lambda rows: whole[rows]
+
+    def some(rows: np.ndarray) -> np.ndarray:
+        found = []
+        for part in stretches(rows):
+            first, last = int(part[0]), int(part[-1])
+            for block in member.rows(first, last + 1):
+                wanted = part[slice(*np.searchsorted(part, [first, first + len(block)]))]
+                found.append(block[wanted - first])
+                first += len(block)
+        return np.concatenate(found)
+
+    return some
 
 
-def _tokens(member: Member, ids: np.ndarray, first: int, n_vocab: int) -> np.ndarray:
-    """Ids of any integer type [n, T] -> uint16; `first` is the row they begin at."""
+def _tokens(member: Member, ids: np.ndarray, rows: np.ndarray, n_vocab: int) -> np.ndarray:
+    """Ids of any integer type [n, T] -> uint16; `rows` [n] are their numbers."""
     if int(ids.min()) < 0 or int(ids.max()) >= n_vocab:
         wrong = (ids < 0) | (ids >= n_vocab)
         row = int(wrong.any(axis=1).argmax())
         raise PixseqError(
-            f"{member}: row {first + row} holds the id {ids[row][wrong[row]][0]}, but ids go from 0 to {n_vocab - 1}",
+            f"{member}: row {rows[row]} holds the id {ids[row][wrong[row]][0]}, but ids go from 0 to {n_vocab - 1}",
             "take the palette that the ids were made with; without one, ids are below 65535",
         )
     return ids.astype(np.uint16)
 
 
-def _labels(member: Member, rows: np.ndarray, first: int) -> np.ndarray:
-    """One-hot [n, classes], or class numbers [n] or [n, 1], of any type -> int32 [n]."""
-    if rows.ndim == 2 and rows.shape[1] > 1:
-        numbers, wanted = rows.argmax(axis=1), "one-hot"
-        clear = (np.count_nonzero(rows, axis=1) == 1) & (rows.max(axis=1) == 1)
+def _labels(member: Member, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """One-hot [n, classes], or class numbers [n] or [n, 1], of any type -> int32 [n]; `rows` [n] are their numbers."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        numbers, wanted = labels.argmax(axis=1), "one-hot"
+        clear = (np.count_nonzero(labels, axis=1) == 1) & (labels.max(axis=1) == 1)
     else:
-        numbers, wanted = rows.reshape(len(rows)).astype(np.float64), "a class number"
+        numbers, wanted = labels.reshape(len(labels)).astype(np.float64), "a class number"
         clear = (numbers >= 0) & (numbers <= MAX_LABEL) & (numbers == np.floor(numbers))
     if not clear.all():
         raise PixseqError(
-            f"{member}: row {first + int((~clear).argmax())} is not {wanted}",
+            f"{member}: row {rows[(~clear).argmax()]} is not {wanted}",
             "mend the labels, or move the file away to encode without them",
         )
     return numbers.astype(np.int32)

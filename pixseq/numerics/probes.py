@@ -7,7 +7,11 @@
 - BERT models see masked inputs at evaluation too: M masks give M consecutive rows an image. A probe is fitted on all
   rows; an image's class is the modal prediction of its rows, ties broken at random (§4.6).
 
-Shapes: n images, M rows (masks) an image, D features, K classes. Labels are one an image, from 0 to K - 1.
+- Several views of an image (random crops) are items of their own, fitted and scored one by one; but all views of one
+  image lie on the same side of every split, and what counts images counts an image once.
+
+Shapes: n views (of as many images, or fewer), M rows (masks) a view, D features, K classes. Labels are one a view, from
+0 to K - 1.
 """
 
 from __future__ import annotations
@@ -34,20 +38,29 @@ SPLIT_STREAM, TIE_STREAM, SUBSET_STREAM = 21, 22, 23  # independent random numbe
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features X [n * M, D] float32 of n images, M consecutive rows each, and their labels y [n]."""
+    """Features X [n * M, D] float32 of n views, M consecutive rows each, and their labels y [n].
+
+    `shows` [n] says which image each view shows; None: every one an image of its own.
+    """
 
     X: np.ndarray
     y: np.ndarray
     masks: int = 1
+    shows: np.ndarray | None = None
 
     @property
     def row_labels(self) -> np.ndarray:
         return np.repeat(self.y, self.masks)
 
-    def take(self, images: np.ndarray) -> Labelled:
-        """Some images, with all their rows."""
-        rows = (images[:, None] * self.masks + np.arange(self.masks)).ravel()
-        return Labelled(self.X[rows], self.y[images], self.masks)
+    @property
+    def n_images(self) -> int:
+        return len(self.y) if self.shows is None else len(np.unique(self.shows))
+
+    def take(self, views: np.ndarray) -> Labelled:
+        """Some views, with all their rows."""
+        rows = (views[:, None] * self.masks + np.arange(self.masks)).ravel()
+        shows = None if self.shows is None else self.shows[views]
+        return Labelled(self.X[rows], self.y[views], self.masks, shows)
 
 
 @dataclass(frozen=True)
@@ -105,21 +118,33 @@ def standardize(train: np.ndarray, test: np.ndarray) -> None:
         features /= deviation.astype(features.dtype)
 
 
-def held_out_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images to fit on and images to choose by, sorted. Stratified: `fraction` of every class is held out.
+def images_of(y: np.ndarray, shows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The label of each image, and the number among these images of what each view [n] shows."""
+    if shows is None:
+        return y, np.arange(len(y))
+    _, firsts, numbers = np.unique(shows, return_index=True, return_inverse=True)
+    return y[firsts], numbers
+
+
+def held_out_split(
+    y: np.ndarray, fraction: float, seed: int, shows: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Views to fit on and views to choose by, sorted. Stratified: `fraction` of the images of every class is held out.
 
     At least one image of a class, and never all: a class of one image is only fitted. Raises ValueError where every
-    class has one image.
+    class has one image. `shows` is that of Labelled.
     """
     rng = np.random.default_rng([seed, SPLIT_STREAM])
+    labels, numbers = images_of(y, shows)
     held = []
-    for label in np.unique(y):
-        images = rng.permutation(np.flatnonzero(y == label))
+    for label in np.unique(labels):
+        images = rng.permutation(np.flatnonzero(labels == label))
         held.append(images[: min(max(1, round(fraction * len(images))), len(images) - 1)])
-    held_out = np.sort(np.concatenate(held))
+    held_out = np.concatenate(held)
     if not len(held_out):
         raise ValueError("every class has one image, which leaves none to hold out")
-    return np.setdiff1d(np.arange(len(y)), held_out), held_out
+    apart = np.isin(numbers, held_out)
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
 
 
 # ---- logistic regression
@@ -174,7 +199,8 @@ def low_data_probe(
     C is chosen inside the subset, so that no other label helps; a single C is taken as it is. Raises ValueError where a
     class has too few images, or one label a class leaves nothing to choose C by.
     """
-    counts = np.unique(train.y, return_counts=True)[1]
+    labels, numbers = images_of(train.y, train.shows)
+    counts = np.unique(labels, return_counts=True)[1]
     if counts.min() < labels_per_class:
         raise ValueError(f"{labels_per_class} labels a class were asked for, one class has {counts.min()} images")
     if labels_per_class < 2 and len(cs) > 1:
@@ -183,15 +209,21 @@ def low_data_probe(
     for trial in range(trials):
         rng = np.random.default_rng([seed, SUBSET_STREAM, trial])
         picked = [
-            rng.choice(np.flatnonzero(train.y == label), labels_per_class, replace=False)
-            for label in np.unique(train.y)
+            rng.choice(np.flatnonzero(labels == label), labels_per_class, replace=False) for label in np.unique(labels)
         ]
-        subset = train.take(np.concatenate(picked))
+        subset = train.take(_views_of(np.concatenate(picked), numbers))
         c = cs[0] if len(cs) == 1 else _cross_validated_c(subset, labels_per_class, cs, max_iter, tol)
         model = _regression(c, max_iter, tol).fit(subset.X, subset.row_labels)
         accuracies.append(_accuracy(model, test, seed))
         chosen.append(c)
     return LowData(accuracies, chosen)
+
+
+def _views_of(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """The views of some images, image by image."""
+    order = np.argsort(numbers, kind="stable")
+    low, high = (np.searchsorted(numbers[order], images, side) for side in ("left", "right"))
+    return np.concatenate([order[slice(*ends)] for ends in zip(low, high)])
 
 
 def concat_window(best: int, count: int, layers: int) -> range:
@@ -227,7 +259,7 @@ def _search(fit: Labelled, held: Labelled, cs: Sequence[float], max_iter: int, t
             best, weights, waited = now, (model.coef_, model.intercept_), 0
             continue
         waited += 1
-        standard_error = (best.val_accuracy * (1 - best.val_accuracy) / len(held.y)) ** 0.5
+        standard_error = (best.val_accuracy * (1 - best.val_accuracy) / held.n_images) ** 0.5
         if waited == PATIENCE or now.val_accuracy < best.val_accuracy - standard_error:
             break
     model.coef_, model.intercept_ = weights
@@ -237,13 +269,14 @@ def _search(fit: Labelled, held: Labelled, cs: Sequence[float], max_iter: int, t
 def _cross_validated_c(
     subset: Labelled, labels_per_class: int, cs: Sequence[float], max_iter: int, tol: float
 ) -> float:
-    """The C of the least log loss over stratified folds of a subset, whose images lie class by class.
+    """The C of the least log loss over stratified folds of a subset, whose images lie class by class, each whole.
 
     Loss, not accuracy: counting hits among 40 images is so coarse that it often picks an extreme C. Loss was better in
     all of six measurements, by up to two points of test accuracy (digits, and pixels and patch features of CIFAR-10).
     """
     folds = min(labels_per_class, FOLDS)
-    fold = np.arange(len(subset.y)) % labels_per_class % folds
+    fold = np.arange(len(subset.y)) if subset.shows is None else _order_met(subset.shows)
+    fold = fold % labels_per_class % folds
     parts = [(subset.take(np.flatnonzero(fold != f)), subset.take(np.flatnonzero(fold == f))) for f in range(folds)]
     models = [_regression(1.0, max_iter, tol) for _ in parts]
     losses: list[float] = []
@@ -259,12 +292,18 @@ def _cross_validated_c(
     return sorted(cs)[int(np.argmin(losses))]
 
 
+def _order_met(shows: np.ndarray) -> np.ndarray:
+    """The images that views [n] show, numbered in the order in which they are met."""
+    _, firsts, numbers = np.unique(shows, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(firsts))[numbers]
+
+
 def _accuracy(model, data: Labelled, seed: int) -> float:
     return accuracy(model.predict(data.X), data, seed)
 
 
 def accuracy(predictions: np.ndarray, data: Labelled, seed: int) -> float:
-    """Share of images whose voted class is their label; `predictions` [n * M] are by row."""
+    """Share of views whose voted class is their label; `predictions` [n * M] are by row."""
     return float((vote(predictions, data.masks, np.random.default_rng([seed, TIE_STREAM])) == data.y).mean())
 
 

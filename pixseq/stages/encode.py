@@ -21,6 +21,7 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages.palette import describe
+from pixseq.stages.parts import check_held_out, part_of_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,8 @@ def run(
     scheme: str = "palette",
     views: int = 0,
     limit: int | None = None,
+    val_fraction: float | None = None,
+    part: str | None = None,
     seed: int = 0,
     background: str = "white",
     on_error: str = "fail",
@@ -60,6 +63,9 @@ def run(
     palette: each pixel becomes its nearest palette colour. rgb: three tokens a pixel, gray: its luma; 256 values each.
     pixels: no tokens, the pixels themselves, uint8 [N, S, S, 3].
     Of a source of palette ids, `palette` (which may be left out) only says what they mean, and no picture is prepared.
+    `views` above 1 make several rows an image: `images` int32 [N] then says which image of the source a row shows.
+    `limit` takes so many images from all over the source, of every class its share. `val_fraction` holds a part of the
+    images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
     from pixseq.artifacts.arrays import Spec, StoreWriter
@@ -74,6 +80,7 @@ def run(
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is not at least 1")
+    check_held_out(val_fraction, part)
     prep = Preparation(size=size, resize=resize, views=views, seed=seed, background=background, on_error=on_error)
     atomic.check_target(out, overwrite)
     inputs: dict[str, dict[str, Any]] = {}
@@ -85,9 +92,11 @@ def run(
         inputs["palette"] = {"path": str(palette), "id": loaded.id, "form": loaded.form}
     opened = open_any(source, split)
     config = {"scheme": scheme, "split": opened.split, "limit": limit, **asdict(prep)}
+    config |= {"val_fraction": val_fraction, "part": part}
     if isinstance(opened, TokenSource):
         _check_ids(opened, config)
-        config |= {**dict.fromkeys(asdict(prep)), "size": size}  # nothing was prepared
+        drawn = None if part is None else seed
+        config |= {**dict.fromkeys(asdict(prep)), "size": size, "seed": drawn}  # nothing was prepared
         if opened.has_labels:
             inputs["labels"] = describe(replace(opened, ids=opened.labels))
         if palette is None:
@@ -106,13 +115,16 @@ def run(
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
     kind, main = _main_array(codec)
-    specs = {kind: main, **({"labels": Spec("int32", (None,))} if opened.has_labels else {})}
+    specs = {kind: main}
+    specs |= {"labels": Spec("int32", (None,))} if opened.has_labels else {}
+    specs |= {"images": Spec("int32", (None,))} if prep.views > 1 else {}
     chunk_rows = max(min(2 * CHUNK_TOKENS // main.row_bytes, CHUNK_ROWS), 1)
-    _check_space(out, opened, prep, limit, main.row_bytes, codec["n_vocab"])
+    taken = part_of_source(opened, limit, val_fraction, part, seed)
+    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, main.row_bytes, codec["n_vocab"])
     with atomic.resuming(out, overwrite) as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
         try:
-            tally = _encode(opened, prep, codec, kind, writer, limit, workers)
+            tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
         except BaseException:
             if not writer.rows:  # nothing to go on from
                 atomic.remove(partial)
@@ -120,7 +132,8 @@ def run(
         if kind == "tokens" and len(tally.counts) > codec["n_vocab"]:  # ids without a palette
             codec["n_vocab"] = len(tally.counts)
             progress.say(f"note: the ids reach {codec['n_vocab'] - 1}, so the vocabulary has {codec['n_vocab']}")
-        return writer.finish(kind, "encode", config, inputs, tally.summary(codec), codec)
+        summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {})
+        return writer.finish(kind, "encode", config, inputs, summary, codec)
 
 
 def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
@@ -224,28 +237,33 @@ def _added(counts: list[int], more: np.ndarray) -> list[int]:
 
 def _encode(
     source: Source | TokenSource,
+    chosen: np.ndarray | None,
     prep: Preparation,
     codec: Codec,
     kind: str,
     writer: StoreWriter,
-    limit: int | None,
     workers: int,
 ) -> Tally:
-    """One pass over the images that `writer` does not hold yet. Raises PixseqError if there are none at all."""
+    """One pass over those of the `chosen` images (None: all) that `writer` does not hold yet.
+
+    Raises PixseqError if there are none at all.
+    """
     import numpy as np
 
     tally = Tally(**writer.state)
     again = writer.rows - tally.rows  # the chunks end inside a batch: its first rows are written already
     met = Counter(tally.met)
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), 1024), 1)
-    left = None if limit is None else limit - tally.image
-    reader, encoded = _reading(source, prep, codec, tally.image, left, at_once, workers)
+    reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
+    total = source.count if chosen is None else len(chosen)
     held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
-    with progress.track("encode", _smallest(source.count, limit), "images", tally.image) as bar:
+    with progress.track("encode", total, "images", tally.image) as bar:
         for batch in reader:
             new = encoded(batch)
             before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec["class_names"])
             rows = {kind: new.rows} if batch.labels is None else {kind: new.rows, "labels": batch.labels}
+            if prep.views > 1:
+                rows["images"] = batch.numbers
             held = {name: np.concatenate([*_kept(held, name), array[again:]]) for name, array in rows.items()}
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
@@ -265,10 +283,10 @@ def _encode(
 
 def _reading(
     source: Source | TokenSource,
+    chosen: np.ndarray | None,
     prep: Preparation,
     codec: Codec,
     start: int,
-    limit: int | None,
     at_once: int,
     workers: int,
 ) -> tuple[Reader | TokenReader, Callable[[Any], Encoded]]:
@@ -286,8 +304,8 @@ def _reading(
 
     if isinstance(source, TokenSource):
         most = codec["n_vocab"] if codec["palette"] else MAX_COLORS
-        return TokenReader(source, most, start, limit, at_once), lambda batch: counted(batch.tokens, None)
-    reader, scheme = Reader(source, prep, start, limit, at_once, workers), codec["scheme"]
+        return TokenReader(source, most, start, None, at_once, chosen), lambda batch: counted(batch.tokens, None)
+    reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec["scheme"]
     if scheme == "pixels":
         return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None)
     colors = np.array(codec["palette"]) if scheme == "palette" else GRAYS
@@ -319,22 +337,10 @@ def _write_chunks(
     return {name: array[whole:] for name, array in held.items()}
 
 
-def _smallest(*numbers: int | None) -> int | None:
-    return min((n for n in numbers if n is not None), default=None)
-
-
-def _check_space(
-    out: str | Path,
-    source: Source | TokenSource,
-    prep: Preparation,
-    limit: int | None,
-    row_bytes: int,
-    n_vocab: int | None,
-) -> None:
+def _check_space(out: str | Path, images: int | None, prep: Preparation, row_bytes: int, n_vocab: int | None) -> None:
     """Compare the space on the disk with what the rows take at most, compressed: pixels all of it, of the 16 bits of a
     token those of its vocabulary.
     """
-    images = _smallest(source.count, limit)
     if images is None:
         return
     if n_vocab is not None:

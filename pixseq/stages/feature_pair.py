@@ -16,11 +16,15 @@ from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.manifest import reference
 from pixseq.errors import PixseqError
 from pixseq.numerics.probes import Labelled, standardize
+from pixseq.stages.parts import check_apart
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Features of train and of test by one model. `layers` are the stored ones; labels are one an image."""
+    """Features of train and of test by one model. `layers` are the stored ones; labels are one a view of an image.
+
+    `train_shows` and `test_shows` say which image each of these views shows; None: every one an image of its own.
+    """
 
     train: Store
     test: Store
@@ -28,6 +32,8 @@ class Pair:
     train_labels: np.ndarray
     test_labels: np.ndarray
     class_names: list[str] | None
+    train_shows: np.ndarray | None = None
+    test_shows: np.ndarray | None = None
 
     def name(self, label: int) -> str:
         return self.class_names[label] if self.class_names and label < len(self.class_names) else f"class {label}"
@@ -60,8 +66,8 @@ class Pair:
             standardize(*both)
         train, test = both
         return (
-            Labelled(train, self.train_labels, masks(self.train)),
-            Labelled(test, self.test_labels, masks(self.test)),
+            Labelled(train, self.train_labels, masks(self.train), self.train_shows),
+            Labelled(test, self.test_labels, masks(self.test), self.test_shows),
         )
 
     def bytes_per_layer(self) -> int:
@@ -126,6 +132,7 @@ def open_pair(train_path: str | Path, test_path: str | Path) -> Pair:
             f"{test.path} holds features of the same images as {train.path}",
             "a probe is tested on images it was not fitted on: make features of the test split",
         )
+    check_apart(train, test, "a probe is tested on images it was not fitted on")
     for what, ours, theirs, hint in _differences(train, test):
         if ours != theirs:
             ours, theirs = str(ours)[:200], str(theirs)[:200]
@@ -136,7 +143,8 @@ def open_pair(train_path: str | Path, test_path: str | Path) -> Pair:
         raise PixseqError(
             f"{train.path} holds one class only (label {classes[0]})", "a probe needs images of two classes or more"
         )
-    return Pair(train, test, train.meta["layers"], train_labels, test_labels, train.meta.get("class_names"))
+    shows = (image_numbers(store) for store in (train, test))
+    return Pair(train, test, train.meta["layers"], train_labels, test_labels, train.meta.get("class_names"), *shows)
 
 
 def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str]]:
@@ -166,7 +174,7 @@ def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str
 
 
 def image_labels(store: Store) -> np.ndarray:
-    """int32 [n], one an image. Raises PixseqError where there are none."""
+    """int32 [n], one a view of an image. Raises PixseqError where there are none."""
     labels = store.labels()
     if labels is None or not len(labels):
         raise PixseqError(
@@ -176,3 +184,9 @@ def image_labels(store: Store) -> np.ndarray:
     if labels.min() < 0:
         raise PixseqError(f"{store.path}: {(labels < 0).sum()} rows have no label", "encode labelled images only")
     return labels[:: masks(store)]
+
+
+def image_numbers(store: Store) -> np.ndarray | None:
+    """Which image of the source each view shows, int32 [n]; None where every view is an image of its own."""
+    images = store.images()
+    return None if images is None else images[:: masks(store)]

@@ -34,6 +34,7 @@ from pixseq.stages.opening import (
     some_images,
     use_attention,
 )
+from pixseq.stages.parts import origin
 from pixseq.stages.training import micro_batch_images, recipe_of
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
@@ -141,9 +142,9 @@ def _write(
     """
     layers, masks, total = config["layers"], config["masks"], len(store)
     specs = {"features": Spec(config["dtype"], (len(layers), None, *row))}
-    labels = store.labels()
-    if labels is not None:
-        specs["labels"] = Spec("int32", (None,))
+    beside = {"labels": store.labels(), "images": store.images()}
+    beside = {name: values for name, values in beside.items() if values is not None}
+    specs |= {name: Spec("int32", (None,)) for name in beside}
     batch_bytes = batch * masks * len(layers) * math.prod(row) * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
     recipe = recipe_of(config, inputs, {})
@@ -153,12 +154,15 @@ def _write(
         with progress.track("features", total, "images", start) as bar:
             for first, images in image_batches(store, batch, start):
                 rows = {"features": compute(images, first).astype(config["dtype"])}
-                if labels is not None:
-                    rows["labels"] = np.repeat(labels[first : first + len(images)], masks)
+                for name, values in beside.items():
+                    rows[name] = np.repeat(values[first : first + len(images)], masks)
                 writer.append(rows, {})
                 bar.advance(len(images))
-        summary = {"images": total, "rows": total * masks, "layers": len(layers), "width": row[-1], **told}
-        return writer.finish("features", "features", config, inputs, summary, meta)
+        shown = len(np.unique(beside["images"])) if "images" in beside else total
+        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": row[-1], **told}
+        source = origin(store)
+        parents = {**inputs, **({"source": source} if source else {})}
+        return writer.finish("features", "features", config, parents, summary, meta)
 
 
 def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed: int, pool: str):

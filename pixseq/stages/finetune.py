@@ -19,7 +19,7 @@ from pixseq.models.lora import add_low_rank, merged, trainable_share
 from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.opening import check_pairing, first_images, load_weights, read_images, use_attention
+from pixseq.stages.opening import check_pairing, load_weights, read_images, some_of, use_attention
 from pixseq.stages.training import (
     Counts,
     Images,
@@ -85,7 +85,7 @@ def run(
                 add_low_rank(net, train_config.lora_rank, generator(train_config.seed, LORA_STREAM))
                 progress.say(f"{trainable_share(net):.2%} of the weights are trained")
             net = net.to(where.device)
-            some = first_images(held, train_config.val_images)
+            some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
             losses = joint_loss(gen_weight)
             end = train(

@@ -20,16 +20,24 @@ class Images:
     """Images in memory: tokens uint16 [N, T] or pixels uint8 [N, H, W, 3], labels int [N] or None.
 
     `grid` is rows, columns and numbers a pixel of one image. `chosen` picks some of the rows without copying them:
-    training and validation share the arrays.
+    training and validation share the arrays. `shows` [N] says which image of the source each row shows, None: its own.
     """
 
     rows: np.ndarray
     labels: np.ndarray | None
     grid: tuple[int, int, int]
     chosen: np.ndarray | None = None
+    shows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows if self.chosen is None else self.chosen)
+
+    def count(self) -> dict[str, int]:
+        """For summaries: images of the source, and rows where these are several an image."""
+        if self.shows is None:
+            return {"images": len(self)}
+        shown = self.shows if self.chosen is None else self.shows[self.chosen]
+        return {"images": len(np.unique(shown)), "rows": len(shown)}
 
     def subset(self, rows: np.ndarray) -> Images:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])

@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixseq import progress
 from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.data.batches import split_validation
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
+from pixseq.numerics.parts import choose_rows
 from pixseq.runtime import Machine, host_memory_bytes
 from pixseq.stages.images import Images
+from pixseq.stages.parts import check_apart
 
 
 def open_images(path: str | Path, *kinds: str) -> Store:
@@ -57,9 +60,12 @@ def image_batches(store: Store, batch: int, start: int = 0) -> Iterator[tuple[in
             yield first + i, images[i : i + batch]
 
 
-def some_images(store: Store, rows: slice) -> np.ndarray:
-    """The images of `rows`; tokens are checked, since a wild one would index outside the embedding."""
-    images = store.read(store.kind, rows)
+def some_images(store: Store, rows: slice | np.ndarray) -> np.ndarray:
+    """The images of `rows`, a slice or ascending numbers.
+
+    Tokens are checked, since a wild one would index outside the embedding.
+    """
+    images = store.read(store.kind, rows if isinstance(rows, slice) else (rows, ...))
     if store.kind == "tokens" and images.size and images.max() >= store.meta["n_vocab"]:
         raise PixseqError(
             f"{store.path} holds token {images.max()}, its vocabulary has {store.meta['n_vocab']}",
@@ -168,16 +174,28 @@ def read_images(
     if val is not None:
         other = open_images(val, kind)
         check_pairing(store.path, store.meta, other, classes)
+        check_apart(store, other, "what validates must not be trained on")
+        if other.images() is not None:
+            progress.say(f"note: {val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)
-    images = Images(read_all(store), store.labels(), grid(store.meta))
+    split = None if val_fraction is None else split_rows(store, val_fraction, seed)
+    images = Images(read_all(store), store.labels(), grid(store.meta), shows=store.images())
     if other is not None:
-        return store, images, Images(read_all(other), other.labels(), images.grid), inputs
-    if val_fraction is None:
+        return store, images, Images(read_all(other), other.labels(), images.grid, shows=other.images()), inputs
+    if split is None:
         return store, images, None, inputs
-    if len(images) < 2:
-        raise PixseqError(f"{tokens} holds one image: no part can be held out", "encode more, or give --val")
-    train_rows, val_rows = split_validation(len(images), val_fraction, seed)
+    train_rows, val_rows = split
     return store, images.subset(train_rows), images.subset(val_rows), inputs
+
+
+def split_rows(store: Store, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to validate on; the views of one image lie on one side. Raises PixseqError for one image."""
+    try:
+        return split_validation(len(store), val_fraction, seed, store.images())
+    except ValueError:
+        raise PixseqError(
+            f"{store.path} holds one image: no part can be held out", "encode more, or give --val"
+        ) from None
 
 
 def check_fraction(val: str | Path | None, val_fraction: float | None) -> None:
@@ -187,8 +205,9 @@ def check_fraction(val: str | Path | None, val_fraction: float | None) -> None:
         raise UsageError(f"--val-fraction is {val_fraction}, it must lie between 0 and 1", "for example 0.1")
 
 
-def first_images(images: Images | None, most: int) -> Images | None:
-    """An evenly spaced part of at most `most` images."""
+def some_of(images: Images | None, most: int) -> Images | None:
+    """A part of at most `most` rows that stands for all, of every class its share."""
     if images is None or len(images) <= most:
         return images
-    return images.subset(np.linspace(0, len(images) - 1, most).astype(np.int64))
+    labels = images.labels if images.labels is None or images.chosen is None else images.labels[images.chosen]
+    return images.subset(choose_rows(len(images), most, labels))

@@ -17,13 +17,12 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest
 from pixseq.config import PretrainFile, as_dict
-from pixseq.data.batches import split_validation
 from pixseq.errors import UsageError
 from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
 from pixseq.runtime import Machine, generator, machine, matrix_rate
-from pixseq.stages.opening import check_fraction, first_images, open_images, read_images
+from pixseq.stages.opening import check_fraction, open_images, read_images, some_of, split_rows
 from pixseq.stages.training import (
     Counts,
     Images,
@@ -79,7 +78,7 @@ def run(
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
             model = fresh_model(shape, config, store.meta, images).to(where.device)
-            some = first_images(held, train_config.val_images)
+            some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 
             def keep_step(run: Run) -> None:
@@ -234,7 +233,7 @@ def plan(
             model = build(shape)
         train_images = len(store)
         if val_fraction:
-            train_images = len(split_validation(train_images, val_fraction, config.train.seed)[0])
+            train_images = len(split_rows(store, val_fraction, config.train.seed)[0])
         seen = tokens_seen(config, shape)
         flops = seen * shape.flops_per_token()
         return {

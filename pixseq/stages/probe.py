@@ -195,11 +195,11 @@ def _check_extras(method: str, concat: int, labels_per_class: int | None, trials
 
 
 def _check_baseline(name: str, other: Pair, pair: Pair) -> None:
-    for ours, theirs, store in (
-        (pair.train_labels, other.train_labels, other.train),
-        (pair.test_labels, other.test_labels, other.test),
+    for ours, theirs, same, store in (
+        (pair.train_labels, other.train_labels, _same(pair.train_shows, other.train_shows), other.train),
+        (pair.test_labels, other.test_labels, _same(pair.test_shows, other.test_shows), other.test),
     ):
-        if not np.array_equal(ours, theirs):
+        if not (same and np.array_equal(ours, theirs)):
             raise PixseqError(
                 f"baseline {name!r}: {store.path} holds {len(theirs)} images whose labels are not those of the "
                 f"{len(ours)} images it is compared with",
@@ -207,14 +207,18 @@ def _check_baseline(name: str, other: Pair, pair: Pair) -> None:
             )
 
 
+def _same(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
+    return (ours is None) == (theirs is None) and (ours is None or np.array_equal(ours, theirs))
+
+
 def _split(pair: Pair, recipe: Recipe, labels_per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images to fit on and to choose by; also checks, before any work, that there are enough of them."""
-    classes, counts = np.unique(pair.train_labels, return_counts=True)
+    """Views to fit on and to choose by, split by image; also checks, before any work, that there are enough of them."""
+    classes, counts = np.unique(probes.images_of(pair.train_labels, pair.train_shows)[0], return_counts=True)
     if counts.max() < 2:
         raise PixseqError(
             f"every class of {pair.train.path} has a single image, which leaves none to choose by", "add images"
         )
-    split = probes.held_out_split(pair.train_labels, recipe.val_fraction, recipe.seed)
+    split = probes.held_out_split(pair.train_labels, recipe.val_fraction, recipe.seed, pair.train_shows)
     rows = len(split[0]) * masks(pair.train)
     if recipe.method == "knn" and rows < probes.KNN_NEIGHBOURS:
         raise PixseqError(
@@ -334,9 +338,11 @@ def _data_facts(pair: Pair) -> Row:
     classes, counts = np.unique(pair.train_labels, return_counts=True)
     majority = classes[counts.argmax()]
     unseen = np.setdiff1d(pair.test_labels, classes)
+    sides = {"train": (pair.train_labels, pair.train_shows), "test": (pair.test_labels, pair.test_shows)}
+    views = {f"{name}_views": len(labels) for name, (labels, shows) in sides.items() if shows is not None}
     return {
-        "n_train": len(pair.train_labels),
-        "n_test": len(pair.test_labels),
+        **{f"n_{name}": len(probes.images_of(*each)[0]) for name, each in sides.items()},
+        **views,
         "n_classes": len(classes),
         "majority": float((pair.test_labels == majority).mean()),
         "classes_only_in_test": [pair.name(int(label)) for label in unseen],
@@ -345,6 +351,11 @@ def _data_facts(pair: Pair) -> Row:
 
 def _remark(numbers: Row, recipe: Recipe) -> None:
     """What a reader of the table should know."""
+    if "test_views" in numbers:
+        progress.say(
+            f"note: test holds {numbers['test_views']} random crops of {numbers['n_test']} images: accuracies are "
+            "means over crops, where usually one centre crop an image is scored"
+        )
     if numbers["classes_only_in_test"]:
         names = ", ".join(numbers["classes_only_in_test"][:5])
         progress.say(f"note: test has classes that train lacks, never predicted: {names}")

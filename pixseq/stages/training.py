@@ -292,7 +292,7 @@ def run_summary(machine: Machine, shape: Shape, images: Images, end: Mapping[str
     """What a checkpoint's manifest says of the run that made it."""
     return {
         "parameters": shape.parameter_count(),
-        "images": len(images),
+        **images.count(),
         "steps": end["step"],
         "stopped_early": end["stopped_early"],
         "training_seconds": round(end["seconds"], 1),

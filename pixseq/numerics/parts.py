@@ -1,0 +1,74 @@
+"""Which rows stand for all of them, where a part is taken: of every class alike its share, from all over the set.
+
+Class folders are sorted by class and video frames by time, so the first rows of a set are never a fair part of it.
+Shapes: n rows, K classes; rows that are chosen are numbers from 0 to n - 1, ascending.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+HELD_OUT_STREAM = 61  # independent random numbers from one seed
+
+
+def choose_rows(n: int, wanted: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """`wanted` of `n` rows, all of them where there are no more: int64 [min(wanted, n)].
+
+    With `labels` [n] every class has its share (see `shares`), and its rows lie evenly spread over those of the class;
+    without, rows lie evenly spread over all. Nothing is drawn, so that the same rows stand for the same set everywhere.
+    """
+    if wanted >= n:
+        return np.arange(n)
+    if labels is None:
+        return _spread(n, wanted)
+    rows, counts = _by_class(labels)
+    parts = np.split(rows, np.cumsum(counts)[:-1])
+    return np.sort(np.concatenate([part[_spread(len(part), k)] for part, k in zip(parts, shares(counts, wanted))]))
+
+
+def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> np.ndarray:
+    """A random part of `n` rows, for validation: at least one row, never all of them, and set by the seed alone.
+
+    With `labels` [n] every class gives its share, and keeps at least one row.
+    """
+    wanted = min(max(round(n * fraction), 1), n - 1)
+    rng = np.random.default_rng([seed, HELD_OUT_STREAM])
+    if labels is not None:
+        rows, counts = _by_class(labels)
+        room = counts - 1
+        if room.any():
+            parts = np.split(rows, np.cumsum(counts)[:-1])
+            given = shares(room, min(wanted, int(room.sum())))
+            return np.sort(np.concatenate([rng.permutation(part)[:k] for part, k in zip(parts, given)]))
+    return np.sort(rng.permutation(n)[:wanted])
+
+
+def shares(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """`wanted` <= sum(counts) divided among classes of `counts` [K] in proportion, each rounded up or down: int64 [K].
+
+    Where there are enough for it, a class whose share rounds to nothing gets one all the same.
+    """
+    small = np.zeros(len(counts), bool)
+    while True:
+        given = np.where(small, 1, _rounded(np.where(small, 0, counts), wanted - int(small.sum())))
+        missing = (given == 0) & (counts > 0)
+        if wanted < np.count_nonzero(counts) or not missing.any():
+            return given
+        small |= missing
+
+
+def _rounded(counts: np.ndarray, wanted: int) -> np.ndarray:
+    """Proportional shares that sum to `wanted`: differences of the rounded cumulative ones."""
+    ends, total = np.cumsum(counts, dtype=np.int64), max(int(counts.sum()), 1)
+    return np.diff((2 * ends * wanted + total) // (2 * total), prepend=0)
+
+
+def _spread(n: int, wanted: int) -> np.ndarray:
+    """The first of each of `wanted` equal stretches of `n` rows."""
+    return np.arange(wanted, dtype=np.int64) * n // max(wanted, 1)
+
+
+def _by_class(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows class by class, ascending within one, and how many a class has."""
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.argsort(classes, kind="stable"), counts

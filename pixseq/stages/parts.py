@@ -1,0 +1,132 @@
+"""The part that stands for a whole set where only a part is taken: chosen in one way everywhere, and recorded.
+
+Where classes are known, every class has its share; rows lie evenly spread (numerics/parts.py). What is held out for
+validation is drawn instead, image by image. A record {of, taken, how} beside what was made says which part it shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pixseq import progress
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.parts import choose_rows, hold_out
+
+if TYPE_CHECKING:
+    from pixseq.artifacts.arrays import Store
+    from pixseq.data.sources import Source, TokenSource
+
+PARTS = ("train", "val")
+
+
+class Part(NamedTuple):
+    """Ascending numbers of what was chosen, and how it was; both None where that is everything."""
+
+    rows: np.ndarray | None
+    record: dict[str, Any] | None
+
+
+def part_of(n: int, count: int, labels: np.ndarray | None) -> Part:
+    """`count` of `n` rows that have `labels` [n], or None where they are not known."""
+    if count >= n:
+        return Part(None, None)
+    return Part(choose_rows(n, count, labels), _record(n, count, labels))
+
+
+def part_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """The rows of a store of images that stand for all, and how they were chosen (None: these are all)."""
+    n = len(store)
+    rows, record = part_of(n, count, store.labels() if count < n else None)
+    return np.arange(n) if rows is None else rows, record
+
+
+def part_of_source(
+    source: Source | TokenSource,
+    limit: int | None = None,
+    val_fraction: float | None = None,
+    part: str | None = None,
+    seed: int = 0,
+) -> Part:
+    """At most `limit` images of a source; with a `val_fraction`, of its `part` train or val.
+
+    Which images are held out depends on the source, the fraction and the seed alone, so that the two parts never share
+    one. A source that does not know its length or its classes is read once for them. Raises PixseqError where there is
+    nothing to divide.
+    """
+    if val_fraction is None and (limit is None or (source.count is not None and limit >= source.count)):
+        return Part(None, None)
+    n, labels = _survey(source)
+    if val_fraction is None:
+        return part_of(n, limit, labels)
+    if n < 2:
+        raise PixseqError(f"{source.path} holds {n} image{'s' * (n != 1)}: no part can be held out", "give it more")
+    rows = hold_out(n, val_fraction, labels, seed)
+    if part == "train":
+        rows = np.setdiff1d(np.arange(n), rows, assume_unique=True)
+    if limit is not None:
+        rows = rows[choose_rows(len(rows), limit, None if labels is None else labels[rows])]
+    drawn = {"part": part, "val_fraction": val_fraction, "seed": seed}
+    return Part(rows, {**_record(n, len(rows), labels), **drawn})
+
+
+def check_held_out(val_fraction: float | None, part: str | None) -> None:
+    """Raises UsageError where a fraction and a part do not come together, or are none."""
+    if (val_fraction is None) != (part is None):
+        given, other = ("--val-fraction", "--part") if part is None else ("--part", "--val-fraction")
+        raise UsageError(
+            f"{given} was given without {other}", "for example --val-fraction 0.04 --part train, and --part val"
+        )
+    if part is not None and part not in PARTS:
+        raise UsageError(f"--part is {part!r}", f"one of: {', '.join(PARTS)}")
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise UsageError(f"--val-fraction is {val_fraction}, it must lie between 0 and 1", "for example 0.04")
+
+
+def _survey(source: Source | TokenSource) -> tuple[int, np.ndarray | None]:
+    from pixseq.data.picking import knows, survey
+    from pixseq.data.sources import TokenSource
+
+    if isinstance(source, TokenSource):
+        return source.count, source.classes()
+    if not knows(source):
+        progress.say(f"note: {source.path} is read once to count its images, before a part of them is chosen")
+    return survey(source)
+
+
+def _record(n: int, taken: int, labels: np.ndarray | None) -> dict[str, Any]:
+    return {"of": n, "taken": taken, "how": "spread" if labels is None else "stratified"}
+
+
+# ---- parts that must not meet
+
+
+def origin(store: Store) -> dict[str, Any] | None:
+    """The source of a store's pictures as its manifest names it, and the part of it; None where it is not known."""
+    record = store.manifest
+    source = record["inputs"].get("source")
+    if source is None or source["path"] == "-":  # paths on stdin have no id of their own
+        return None
+    if record["config"].get("part") is None:
+        return source
+    return {**source, **{key: record["config"][key] for key in ("part", "val_fraction", "seed")}}
+
+
+def check_apart(ours: Store, theirs: Store, why: str) -> None:
+    """Raises PixseqError where two stores hold pictures of one source and are not the two parts of one split."""
+    a, b = origin(ours), origin(theirs)
+    if a is None or b is None or a["id"] != b["id"]:
+        return
+    split = [(each.get("val_fraction"), each.get("seed")) for each in (a, b)]
+    if split[0] == split[1] and {a.get("part"), b.get("part")} == set(PARTS):
+        return
+    raise PixseqError(
+        f"{theirs.path} ({_named(b)}) holds pictures of the same source as {ours.path} ({_named(a)})",
+        f"{why}: encode another split, or the two parts of one with --val-fraction F --part train and --part val",
+    )
+
+
+def _named(origin: dict[str, Any]) -> str:
+    part = f", part {origin['part']} of {origin['val_fraction']:g}, seed {origin['seed']}" if "part" in origin else ""
+    return f"{origin['path']}{part}"
