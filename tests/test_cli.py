@@ -81,7 +81,7 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 FLAGS = """
     --attention --augment --background --baseline --batch-size --bootstrap --budget --budget-limit --by-position
-    --c --calibrate --cell --colors --columns --compile --completions --concat --config --count --device --drop
+    --c --calibrate --cell --colors --column --columns --compile --completions --concat --config --count --device --drop
     --dry-run --dtype --epochs --first --gen-weight --growth --head --heads --help --images --jobs --json --keep
     --labels-per-class --layer --layers --limit --lora-rank --lr --masks --max-images --max-iter --maximize
     --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette

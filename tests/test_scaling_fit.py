@@ -293,7 +293,10 @@ def changed(**values):
         (changed(params="12M"), "line 7: params is '12M', no number"),
         (changed(params=-1), "line 7 has params = -1"),
         (changed(flops=1e25), r"flops 1e\+25, but 6 params tokens is 1e\+18"),
-        ([{k: v for k, v in row.items() if k != "flops"} for row in rows_of()], "no column flops"),
+        (
+            [{k: v for k, v in row.items() if k not in ("flops", "tokens")} for row in rows_of()],
+            "column tokens or flops",
+        ),
         ([{k: v for k, v in row.items() if k != "loss"} for row in rows_of()], "no metric beside"),
         (rows_of(budgets=(1e18, 1e19, 2)), r"at 2 compute budgets \(1e\+18, 1e\+19\), a fit needs three"),
         ([{**row, "loss": 2.5} for row in rows_of()], "loss is 2.5 in every run"),
@@ -326,7 +329,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text, message):
 
 
 def test_other_refusals(tmp_path, fitted):
-    rows = [{**row, "note": "a"} for row in rows_of()]
+    rows = [{**row, "note": i if i else "a"} for i, row in enumerate(rows_of())]
     with pytest.raises(PixseqError, match="note is 'a', no number") as caught:
         fitted(rows)
     assert "--metric" in caught.value.hint
@@ -346,7 +349,7 @@ def test_other_refusals(tmp_path, fitted):
         fit.run(tmp_path / "none.csv")
     with pytest.raises(PixseqError, match="no scaling plan"):
         fit.run(tmp_path)
-    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xd8\x00\x81")
     with pytest.raises(PixseqError, match="is not text"):
         fit.run(tmp_path / "bytes.csv")
     (tmp_path / "there.json").write_text("{}")

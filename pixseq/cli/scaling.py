@@ -90,6 +90,9 @@ def fit(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the figures: a sheet, and each beside.")] = None,
     metric: Annotated[list[str] | None, typer.Option("--metric", help="A column to fit [default: all].")] = None,
     maximize: Annotated[bool, typer.Option("--maximize", help="More of --metric is better.")] = False,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", help="What is what in a CSV, as params=NAME [default: by name].")
+    ] = None,
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="Resamples for the 95 % intervals; 0: none.")] = 400,
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
@@ -100,7 +103,7 @@ def fit(
     talk(quiet)
     from pixseq.stages.scaling import fit as stage
 
-    numbers = stage.run(source, out, plot, metric, maximize, bootstrap, seed, overwrite)
+    numbers = stage.run(source, out, plot, metric, maximize, bootstrap, seed, overwrite, column)
     emit(to_json(numbers) if json else _fit_tables(numbers))
 
 
@@ -112,7 +115,8 @@ def _fit_tables(numbers: dict[str, Any]) -> str:
         name = f"{fit['metric']} ({fit['direction']})"
         rows.append((name, fit["resolution"], fit["method"], *exponents, fit["E"], fit["alpha"], fit["beta"]))
     lines = [table(head, rows)]
-    remarks = [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
+    remarks = list(numbers.get("notes", []))
+    remarks += [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
     remarks += [f"{_name(f)}: {flag}" for f in numbers["fits"] for flag in f["flags"]]
     remarks += [each["text"] for each in numbers["disagreements"]]
     remarks += [f"{row['id']} is left out: {row['reason']}" for row in numbers["excluded"]]

@@ -35,13 +35,15 @@ def run(
     resamples: int = 400,
     seed: int = 0,
     overwrite: bool = False,
+    columns: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The fits as a mapping, written to `out` as metrics and drawn in `plot` where these are given.
 
-    `source` is a plan folder or a CSV. `metrics` None: every measured column. A metric is to be small, unless its name
-    speaks of accuracy, or `maximize` says so of all `metrics`; what is to be large is turned into 1 - it (shares) or
-    100 - it (percent). `resamples` 0 gives no intervals. A fit that cannot stand has its reason under "refused" and no
-    numbers; the others do. Raises PixseqError where nothing can be fitted.
+    `source` is a plan folder or a CSV, of which `columns` may say what is what, as ROLE=COLUMN. `metrics` None: every
+    measured column. A metric is to be small, unless its name speaks of accuracy, or `maximize` says so of all
+    `metrics`; what is to be large is turned into 1 - it (shares) or 100 - it (percent). `resamples` 0 gives no
+    intervals. A fit that cannot stand has its reason under "refused" and no numbers; the others do. Raises PixseqError
+    where nothing can be fitted.
     """
     if maximize and not metrics:
         raise UsageError("--maximize says nothing without --metric", "name what is to be large, as --metric top5")
@@ -53,7 +55,7 @@ def run(
         from pixseq.stages.scaling import figures
 
         figures.check_fit(plot, overwrite)
-    table = reading.read(source, metrics)
+    table = reading.read(source, metrics, columns or ())
     turns = [Turn.of(metric, table.runs, maximize) for metric in table.metrics]
     _check_varying(turns, table.runs, source, named=metrics is not None)
 
@@ -82,7 +84,11 @@ def run(
         "fits": fits,
         "disagreements": disagreements(fits),
     }
-    config = {"metrics": table.metrics, "maximize": maximize, "resamples": resamples, "seed": seed}
+    config: dict[str, Any] = {"metrics": table.metrics, "maximize": maximize, "resamples": resamples, "seed": seed}
+    if table.notes:
+        numbers["notes"] = table.notes
+    if columns:
+        config["columns"] = list(columns)
     if out is not None:
         from pixseq.artifacts.metrics import write_metrics
 

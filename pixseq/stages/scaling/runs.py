@@ -5,7 +5,6 @@ A run is a plain mapping {"id", "resolution", "budget", "params", "tokens", "flo
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
@@ -19,12 +18,12 @@ import numpy as np
 
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.isoflop import SAME_BUDGET, group_budgets
+from pixseq.stages.scaling import columns, tables
+from pixseq.stages.scaling.columns import REQUIRED
+from pixseq.stages.scaling.tables import TEXT
 
-REQUIRED = ("params", "tokens", "flops")
-TEXT = ("id", "status", "reason")
 # What else a row may say of its run: neither measured nor fitted.
-SHAPE = ("resolution", "budget", "n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "width", "depth", "steps")
-SHAPE += ("batch_size", "lr", "weight_decay", "epochs", "seconds", "images", "seed", "step")
+SHAPE = ("resolution", "budget", "seed")
 # flops / (6 params tokens): from a forward pass alone (1/3) to narrow models with attention at 64x64 RGB (17), and room
 RATIO = (0.2, 40.0)
 SHARE_NAMES = ("accuracy", "top1", "top-1", "top_1", "acc1")  # in the name of a metric that is to be large
@@ -43,15 +42,20 @@ class Table:
     params_counted: str | None = None
     tokens_per_image: dict[str, float] | None = None  # by resolution, which JSON spells as text; None: not known
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def read(source: str | Path, metrics: Sequence[str] | None = None) -> Table:
+def read(source: str | Path, metrics: Sequence[str] | None = None, chosen: Sequence[str] = ()) -> Table:
     """The table of a plan folder or a CSV; `metrics` None: every column that is not a run's size, cost or shape.
+
+    `chosen` says which columns of a CSV are what, as texts ROLE=COLUMN.
 
     Raises PixseqError for anything that cannot be fitted, UsageError for a metric that is no column.
     """
     path = Path(source)
     if is_plan(path):
+        if chosen:
+            raise UsageError("--column is for a CSV", f"{path} is a plan, whose columns are known")
         from pixseq.stages.scaling import study
 
         opened = study.open_study(path)
@@ -66,11 +70,27 @@ def read(source: str | Path, metrics: Sequence[str] | None = None) -> Table:
         raise PixseqError(f"{path} is a folder, but no scaling plan", "make one with: pixseq scaling plan GRID.yaml")
     if not path.is_file():
         raise PixseqError(f"{path} does not exist", "give a plan folder, or a CSV with params, tokens, flops, metrics")
-    table = checked(_csv_rows(path, metrics), str(path), metrics)
+    found = tables.read_table(path, metrics, chosen)
+    table = checked(found.rows, str(path), metrics)
     _check_ratio(table.runs, str(path))
+    table.notes = found.notes + table.notes
+    if found.derived:
+        table.counting = "6nd"
+    table.tokens_per_image = _tokens_per_image(found.rows)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     table.inputs = {"runs": {"path": str(path), "id": f"sha256:{digest}"}}
     return table
+
+
+def _tokens_per_image(rows: Sequence[Row]) -> dict[str, float] | None:
+    """Of each resolution, where every row tells it, in a column n_ctx or tokens_per_image."""
+    found: dict[str, set[Any]] = {}
+    for row in rows:
+        count = row.get("tokens_per_image", row.get("n_ctx"))
+        if row.get("resolution") is None or not _is_number(count) or count <= 0:
+            return None
+        found.setdefault(f"{row['resolution']:.0f}", set()).add(count)
+    return {side: counts.pop() for side, counts in found.items()} if all(len(c) == 1 for c in found.values()) else None
 
 
 def is_plan(path: Path) -> bool:
@@ -176,96 +196,30 @@ def _set_budgets(runs: list[Row], name: str) -> None:
 
 def _chosen(rows: Sequence[Row], name: str, metrics: Sequence[str] | None) -> list[str]:
     """The metrics asked for, or all there are."""
-    known = {*REQUIRED, *TEXT, *SHAPE}
     numeric = {key: None for row in rows for key, value in row.items() if _is_number(value) or value is None}
-    found = [key for key in numeric if key not in known and any(_is_number(row.get(key)) for row in rows)]
+    numbers = [key for key in numeric if any(_is_number(row.get(key)) for row in rows)]
+    known = {*REQUIRED, *TEXT, *SHAPE}
+    found = [key for key in numbers if key not in known and not columns.is_setting(key)]
     if metrics is None:
         if not found:
             raise PixseqError(f"{name}: there is no metric beside params, tokens and flops", "add a column, as loss")
         return found
+    chosen = []
     for metric in metrics:
-        if metric in found:
+        match = [key for key in numbers if key not in known and key == metric]
+        match = match or [key for key in found if columns.plain(key) == columns.plain(metric)]
+        if len(match) == 1:
+            chosen.append(match[0])
             continue
+        if match:
+            raise UsageError(f"--metric {metric} may be any of: {', '.join(match)}", "name it in full")
         if metric in known:
             raise UsageError(f"--metric {metric} is a run's size, cost or shape", f"measured: {', '.join(found)}")
         close = difflib.get_close_matches(metric, found, 1)
         hint = f"did you mean {close[0]}?" if close else f"it has: {', '.join(found) or 'none'}"
         raise UsageError(f"--metric {metric}: {name} has no such column with values", hint)
-    return list(dict.fromkeys(metrics))
+    return list(dict.fromkeys(chosen))
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# ---- CSV
-
-
-def _csv_rows(path: Path, metrics: Sequence[str] | None) -> list[Row]:
-    """Lines as rows: numbers as floats, empty cells as None; a row without an id is called by its line.
-
-    With `metrics` named, other columns may hold anything.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, strict=True)
-            read = [(lines.line_num, [cell.strip() for cell in cells]) for cells in lines]
-    except UnicodeDecodeError:
-        raise PixseqError(f"{path} is not text", "give a CSV with params, tokens, flops and metrics") from None
-    except csv.Error as error:
-        raise PixseqError(f"{path} is no CSV: {error}", "separate by commas, quote with double quotes") from None
-    read = [(number, cells) for number, cells in read if any(cells)]
-    if not read:
-        raise PixseqError(f"{path} is empty", "a first line of names (params, tokens, flops, loss), then a line a run")
-    header = read[0][1]
-    _check_header(path, header)
-    if len(read) == 1:
-        raise PixseqError(f"{path} holds names, but no run", "add a line for each run")
-    needed = {*REQUIRED, "resolution", "budget", *(header if metrics is None else metrics)} - {*TEXT}
-    rows = []
-    for number, cells in read[1:]:
-        if len(cells) != len(header):
-            raise PixseqError(
-                f"{path} line {number} has {len(cells)} cells, the first line has {len(header)}",
-                "give each line a cell for each name",
-            )
-        row = {key: _cell(path, number, key, text, key in needed) for key, text in zip(header, cells)}
-        rows.append({**row, "id": row.get("id") or f"line {number}"})
-    return rows
-
-
-def _check_header(path: Path, header: list[str]) -> None:
-    missing = [key for key in REQUIRED if key not in header]
-    if missing:
-        shown = ", ".join(header)
-        raise PixseqError(
-            f"{path} has no column {' or '.join(missing)}; its first line is {shown[:100]!r}",
-            "a first line of names: params, tokens, flops and any metrics",
-        )
-    twice = [key for key in dict.fromkeys(header) if header.count(key) > 1]
-    if twice:
-        raise PixseqError(f"{path} has two columns {twice[0] or 'without a name'}", "give each a name of its own")
-
-
-def _cell(path: Path, number: int, key: str, text: str, needed: bool) -> Any:
-    """A number, or None for an empty cell; text only where no number is needed."""
-    if not text:
-        if key in REQUIRED:
-            raise PixseqError(f"{path} line {number} has no {key}", "every run needs params, tokens and flops")
-        return None
-    if key in TEXT:
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = None
-    if value is not None and math.isfinite(value):
-        return value
-    if not needed:
-        return text
-    if value is not None:
-        raise PixseqError(f"{path} line {number}: {key} is {text}", "give a finite number, or leave a metric empty")
-    hint = "write numbers as 1200000 or 1.2e6"
-    if key not in REQUIRED:
-        hint += ", or name the columns to fit with --metric"
-    raise PixseqError(f"{path} line {number}: {key} is {text!r}, no number", hint)
