@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pixseq.numerics import probes
 from pixseq.numerics.probes import Labelled
+from pixseq.streams import Stream
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_masks_are_split_by_image_fitted_by_row_and_scored_by_vote(digits):
     found = probes.linear_probe(train, test, split, [0.01], tol=1e-6)
     direct = LogisticRegression(C=0.01, max_iter=1000, tol=1e-6).fit(train.X, train.row_labels)
     by_row = direct.predict(test.X)
-    voted = probes.vote(by_row, 3, np.random.default_rng([0, probes.TIE_STREAM]))
+    voted = probes.vote(by_row, 3, np.random.default_rng([0, Stream.PROBE_TIE]))
     assert found.test_accuracy == pytest.approx((voted == test.y).mean(), abs=1.1 / len(test.y))
     assert found.test_accuracy > (by_row == test.row_labels).mean()
 

@@ -25,6 +25,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import generator
 from pixseq.stages import check, decode, evaluate, features, pretrain, sample
+from pixseq.streams import Stream
 
 
 def numpy_weights(path):
@@ -32,7 +33,7 @@ def numpy_weights(path):
 
 
 def test_features_are_the_pooled_ln_1_outputs_of_every_layer(checkpoints, tokens, tmp_path):
-    features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", batch_size=7, device="cpu")
+    features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", batch_size=7, device="cpu", precision="fp32")
     store = open_store(tmp_path / "f.zarr", "features")
     found, x = store.read("features"), open_store(tokens, "tokens").read("tokens")
     assert found.shape == (3, 96, 16) and store.meta["layers"] == [0, 1, 2]
@@ -44,11 +45,11 @@ def test_features_are_the_pooled_ln_1_outputs_of_every_layer(checkpoints, tokens
 
 
 def test_bert_features_see_masked_inputs_in_consecutive_rows(checkpoints, tokens, tmp_path):
-    features.run(checkpoints["bert"], tokens, tmp_path / "f.zarr", masks=3, device="cpu")
+    features.run(checkpoints["bert"], tokens, tmp_path / "f.zarr", masks=3, device="cpu", precision="fp32")
     store = open_store(tmp_path / "f.zarr", "features")
     assert store.shape("features") == (3, 288, 16) and store.meta["masks"] == 3
     x = open_store(tokens, "tokens").read("tokens")
-    masked = random_mask(3, 36, generator(0, 10, features.MASK_STREAM))
+    masked = random_mask(3, 36, generator(0, 10, Stream.FEATURES_MASK))
     for j in range(3):
         _, want = igpt_forward(numpy_weights(checkpoints["bert"]), 2, 2, x[10], ~masked[j].numpy())
         np.testing.assert_allclose(store.read("features")[:, 30 + j], want, atol=1e-5)
@@ -226,9 +227,9 @@ def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens
     model.load_state_dict(checkpoint.weights())
     store, hits = open_store(tokens, "tokens"), 0
     for i, (x, label) in enumerate(zip(store.read("tokens"), store.labels())):
-        votes = np.random.default_rng([0, i, evaluate.TIE_STREAM]).random(4)
+        votes = np.random.default_rng([0, i, Stream.EVALUATION_TIE]).random(4)
         for mask in range(5):
-            masked = random_mask(1, 36, generator(0, i, mask, evaluate.MASK_STREAM))
+            masked = random_mask(1, 36, generator(0, i, mask, Stream.EVALUATION_MASK))
             with torch.no_grad():
                 votes[model(torch.from_numpy(x[None].astype(np.int64)), masked).class_logits[0].argmax()] += 1
         hits += votes.argmax() == label

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CROP_STREAM, FLIP_STREAM, JITTER_STREAM = 3, 4, 5  # 1 and 2 are those of batches.py
+from pixseq.streams import Stream
+
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
 TRIES = 10
 JITTERED = 0.8  # the part of the images whose colours move
@@ -38,17 +39,13 @@ def augment_pixels(
     """
     b, h, w, _ = images.shape
     if crop_scale < 1:
-        images = crop(images, crop_boxes(_rng(seed, step, CROP_STREAM), b, h, w, crop_scale))
+        images = crop(images, crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), b, h, w, crop_scale))
     if flip:
-        mirrored = torch.from_numpy(_rng(seed, step, FLIP_STREAM).random(b) < 0.5).to(images.device)
+        mirrored = torch.from_numpy(np.random.default_rng([seed, step, Stream.FLIP]).random(b) < 0.5).to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
     if jitter is not None:
-        images = move_colours(images, jitter_factors(_rng(seed, step, JITTER_STREAM), b, jitter))
+        images = move_colours(images, jitter_factors(np.random.default_rng([seed, step, Stream.JITTER]), b, jitter))
     return images
-
-
-def _rng(seed: int, step: int, stream: int) -> np.random.Generator:
-    return np.random.default_rng([seed, step, stream])
 
 
 def crop_boxes(rng: np.random.Generator, count: int, height: int, width: int, least: float) -> np.ndarray:

@@ -10,6 +10,8 @@ import functools
 
 import numpy as np
 
+from pixseq.streams import Stream
+
 PAD = 4  # pixels of reflection padding, as for CIFAR in §3.1
 
 
@@ -26,7 +28,7 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    return np.random.default_rng([seed, epoch, Stream.BATCH_ORDER]).permutation(n)
 
 
 def augment(tokens: np.ndarray, grid: tuple[int, int, int], how: str, seed: int, step: int) -> np.ndarray:
@@ -37,7 +39,7 @@ def augment(tokens: np.ndarray, grid: tuple[int, int, int], how: str, seed: int,
     if how == "none":
         return tokens
     b, (h, w, c) = len(tokens), grid
-    rng = np.random.default_rng([seed, step, 1])
+    rng = np.random.default_rng([seed, step, Stream.TOKEN_AUGMENTATION])
     flip = rng.random(b) < 0.5
     columns = np.where(flip[:, None], np.arange(w)[::-1], np.arange(w))  # [B, W]: where each new column comes from
     rows = np.broadcast_to(np.arange(h), (b, h))
@@ -67,7 +69,7 @@ def split_validation(
     count = n if images is None else len(names)
     if count < 2:
         raise ValueError("one image leaves none to hold out")
-    drawn = np.random.default_rng([seed, 0, 2]).permutation(count)
+    drawn = np.random.default_rng([seed, 0, Stream.VALIDATION_SPLIT]).permutation(count)
     held = drawn[: min(max(round(count * fraction), 1), count - 1)]
     if images is None:
         return np.sort(drawn[len(held) :]), np.sort(held)

@@ -19,6 +19,7 @@ from pixseq.data.decode import MIN_SIDE, PILLOW_LIMIT, BadPicture, decode, prepa
 from pixseq.data.picking import picked
 from pixseq.data.records import Encoded, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
+from pixseq.streams import Stream
 
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
@@ -93,7 +94,7 @@ class Preparation:
             return [(left, upper, left + side, upper + side)]
         boxes = []
         for view in range(self.views):
-            rng = np.random.default_rng((self.seed, index, view))
+            rng = np.random.default_rng([self.seed, index, view, Stream.VIEWS])
             crop = side * CROP / rng.uniform(*SHORTER)
             left, upper = rng.uniform(0, width - crop), rng.uniform(0, height - crop)
             boxes.append((left, upper, min(left + crop, width), min(upper + crop, height)))

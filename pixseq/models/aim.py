@@ -22,6 +22,7 @@ from pixseq.models.flops import training_flops
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 from pixseq.models.patches import normalised, patchify, sincos_2d, unpatchify
+from pixseq.streams import Stream
 
 NORM_EPS = 1e-6
 CODE_PATCHES = 1 << 17  # that the codes are the k-means of
@@ -369,7 +370,7 @@ class AIM(Ordered):
             return
         from sklearn.cluster import MiniBatchKMeans
 
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng([seed, 0, Stream.PATCH_CODES])
         some = np.sort(rng.permutation(count)[: max(CODE_PATCHES // self.shape.n_ctx, 1)])
         patches = self.patches(read(some)).flatten(0, 1).numpy()
         if len(patches) < self.shape.n_codes:

@@ -18,6 +18,7 @@ from pixseq.models.certificates import STILL, Check, some_positions
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.objectives import generative_nats, random_mask
 from pixseq.models.sampling import Cache, decode_one, prefill
+from pixseq.streams import Stream
 
 CACHED = 256  # positions at most that are drawn one by one
 
@@ -62,7 +63,7 @@ def _copy(net: ImageGPT, tensors: dict[str, Tensor], **shape: object) -> ImageGP
 
 def _same_in_order(net: ImageGPT, x: Tensor, close: float) -> Check:
     """Content, positions, mask and outputs follow one order: the model equals its twin on the sequence."""
-    probe = _with_head(net, torch.Generator().manual_seed(0))
+    probe = _with_head(net, torch.Generator().manual_seed(Stream.CHECK_HEAD))
     ours, twin = probe(x).logits, _in_raster_order(probe)(net.to_sequence(x)).logits
     worst, scale = float((net.to_sequence(ours) - twin).abs().max()), float(twin.abs().max())
     about = f"largest difference to the model of raster order on the sequence, in {net.shape.order} order: 0"

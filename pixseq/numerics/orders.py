@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pixseq.streams import Stream
+
 RASTER = "raster"
 NAMED = (RASTER, "column", "reversed", "spiral-out", "checkerboard", "random")
 
@@ -20,7 +22,7 @@ def order_of(name: str, height: int, width: int, channels: int = 1, seed: int = 
         "reversed": lambda: raster.ravel()[::-1],
         "spiral-out": lambda: spiral_in(raster)[::-1],
         "checkerboard": lambda: checkerboard(raster),
-        "random": lambda: np.random.default_rng(seed).permutation(height * width),  # one for the whole run
+        "random": lambda: np.random.default_rng([seed, 0, Stream.SEQUENCE_ORDER]).permutation(height * width),
     }
     if name not in cells:
         raise ValueError(f"there is no order {name!r}")

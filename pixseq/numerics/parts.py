@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-HELD_OUT_STREAM = 61  # independent random numbers from one seed
+from pixseq.streams import Stream
 
 
 def choose_rows(n: int, wanted: int, labels: np.ndarray | None = None) -> np.ndarray:
@@ -32,7 +32,7 @@ def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> n
     With `labels` [n] every class gives its share, and keeps at least one row.
     """
     wanted = min(max(round(n * fraction), 1), n - 1)
-    rng = np.random.default_rng([seed, HELD_OUT_STREAM])
+    rng = np.random.default_rng([seed, 0, Stream.HELD_OUT])
     if labels is not None:
         rows, counts = _by_class(labels)
         room = counts - 1

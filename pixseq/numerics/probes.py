@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pixseq.streams import Stream
+
 # C multiplies the summed loss, so the best C falls as train grows. Measured on 10,000 to 50,000 standardised CIFAR-10
 # features it lies in 1e-3 .. 10; larger ones take minutes a fit and gain nothing.
 DEFAULT_CS = tuple(10.0**exponent for exponent in range(-4, 3))
@@ -33,7 +35,6 @@ KNN_NEIGHBOURS = 20
 KNN_TEMPERATURE = 0.07
 FOLDS = 5  # at most, of the cross-validation inside a low-data subset
 CELLS_AT_ONCE = 1 << 23  # of a table of rows against classes, or against other rows
-SPLIT_STREAM, TIE_STREAM, SUBSET_STREAM = 21, 22, 23  # independent random numbers from one seed
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def held_out_split(
     At least one image of a class, and never all: a class of one image is only fitted. Raises ValueError where every
     class has one image. `shows` is that of Labelled.
     """
-    rng = np.random.default_rng([seed, SPLIT_STREAM])
+    rng = np.random.default_rng([seed, Stream.PROBE_SPLIT])
     labels, numbers = images_of(y, shows)
     held = []
     for label in np.unique(labels):
@@ -207,7 +208,7 @@ def low_data_probe(
         raise ValueError("one label a class leaves none to choose C by")
     accuracies, chosen = [], []
     for trial in range(trials):
-        rng = np.random.default_rng([seed, SUBSET_STREAM, trial])
+        rng = np.random.default_rng([seed, Stream.PROBE_SUBSET, trial])
         picked = [
             rng.choice(np.flatnonzero(labels == label), labels_per_class, replace=False) for label in np.unique(labels)
         ]
@@ -304,7 +305,7 @@ def _accuracy(model, data: Labelled, seed: int) -> float:
 
 def accuracy(predictions: np.ndarray, data: Labelled, seed: int) -> float:
     """Share of views whose voted class is their label; `predictions` [n * M] are by row."""
-    return float((vote(predictions, data.masks, np.random.default_rng([seed, TIE_STREAM])) == data.y).mean())
+    return float((vote(predictions, data.masks, np.random.default_rng([seed, Stream.PROBE_TIE])) == data.y).mean())
 
 
 def vote(predictions: np.ndarray, masks: int, rng: np.random.Generator) -> np.ndarray:

@@ -25,10 +25,11 @@ from pixseq import progress
 from pixseq.artifacts.arrays import Store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
-from pixseq.numerics.probes import TIE_STREAM, vote
+from pixseq.numerics.probes import vote
 from pixseq.numerics.schedule import learning_rate
 from pixseq.runtime import Machine, generator, host_memory_bytes, machine
 from pixseq.stages.feature_pair import Pair, chunk_rows, chunk_slices, layer_rows, masks
+from pixseq.streams import Stream
 
 LAST = 6  # layers whose mean is probed unless told otherwise
 # Measured on patch features of CIFAR-10, width 192. The best rate is 3e-3 or more, of wider features a lower one.
@@ -41,7 +42,6 @@ EPOCHS, FEWEST_STEPS = 10, 300
 BUFFER_BYTES = 1 << 30  # of rows that are shuffled together
 MEMORY_SHARE = 4  # the mean over a window is held where it takes no more than one part in this many
 PRECISION = "fp32"
-INIT_STREAM, ORDER_STREAM = 31, 32
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _probe_window(
     name = f"{name} {span(window)}"
 
     def accuracy(predicted: np.ndarray, truth: np.ndarray, M: int) -> float:
-        return float((vote(classes[predicted], M, np.random.default_rng([seed, TIE_STREAM])) == truth).mean())
+        return float((vote(classes[predicted], M, np.random.default_rng([seed, Stream.PROBE_TIE])) == truth).mean())
 
     sweep = _train(train, fit, targets, len(classes), recipe.lr, recipe, seed, where, name)
     accuracies = [
@@ -260,13 +260,13 @@ def _train(
 ) -> AttentiveProbe:
     """A probe a rate on these rows; every rate falls along a cosine to zero. `targets` [N] are from 0 to C - 1."""
     probe = AttentiveProbe(data.shape[-1], recipe.n_heads(data.store), n_classes, len(rates))
-    probe.init_weights(generator(seed, INIT_STREAM))
+    probe.init_weights(generator(seed, Stream.ATTENTIVE_INIT))
     probe = probe.to(where.device).train()
     optimizer = SideBySideAdamW(probe, rates, recipe.weight_decay)
     total, seen = len(rows) * recipe.n_epochs(len(rows)), 0
     with progress.track(name, total, "images") as bar:
         for epoch in range(recipe.n_epochs(len(rows))):
-            rng = np.random.default_rng([seed, ORDER_STREAM, epoch])
+            rng = np.random.default_rng([seed, Stream.ATTENTIVE_ORDER, epoch])
             for numbers, values in data.batches(rows, recipe.batch_size, rng):
                 logits = probe(torch.from_numpy(values).to(where.device).float())
                 truth = targets[torch.from_numpy(numbers).to(where.device)].repeat(len(rates))

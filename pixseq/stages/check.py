@@ -24,9 +24,9 @@ from pixseq.numerics.quantize import nearest_table, to_tokens
 from pixseq.runtime import generator, machine
 from pixseq.stages import opening
 from pixseq.stages.images import as_tensor
+from pixseq.streams import Stream
 
 IMAGES = 4
-IMAGE_STREAM, PROBE_STREAM = 18, 19
 FINITE = "finite weights"  # without which the other figures are of nothing
 
 
@@ -60,7 +60,7 @@ def run(
         if all(check.ok for check in checks if check.name == FINITE):
             x = net.prepare(_images(net, store, seed).to(where.device))
             with where.autocast():
-                checks += certify(net, x, generator(seed, PROBE_STREAM), CLOSE[where.precision])
+                checks += certify(net, x, generator(seed, Stream.CHECK_PROBE), CLOSE[where.precision])
     rows = [{**asdict(check), "figure": _plain(check.figure)} for check in checks]
     numbers = {"ok": all(check.ok for check in checks), "checks": rows, **where.used()}
     if out is not None:
@@ -113,4 +113,4 @@ def _images(net: Model, store: Store | None, seed: int) -> Tensor:
     """IMAGES or fewer, as they are stored: the first of the store, or random ones."""
     if store is not None:
         return as_tensor(opening.some_images(store, slice(0, IMAGES)))
-    return net.random_images(IMAGES, generator(seed, IMAGE_STREAM))
+    return net.random_images(IMAGES, generator(seed, Stream.CHECK_IMAGES))

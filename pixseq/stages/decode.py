@@ -8,6 +8,7 @@ from typing import Any
 
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
+from pixseq.streams import Stream
 
 
 def run(
@@ -46,7 +47,8 @@ def run(
         rows = np.arange(first, min(first + count, total))
         picked = some_images(store, slice(first, first + count))
     else:
-        rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+        rng = np.random.default_rng([seed, 0, Stream.SHOWN_ROWS])
+        rows = np.sort(rng.choice(total, min(count, total), replace=False))
         picked = np.concatenate([some_images(store, slice(row, row + 1)) for row in rows])
     images = to_images(picked, codec["scheme"], codec["height"], codec["width"], palette)
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)

@@ -27,8 +27,8 @@ from pixseq.stages.features import mask_count, masks_of
 from pixseq.stages.images import as_tensor
 from pixseq.stages.opening import check_pairing, image_batches, open_images, open_model, some_images
 from pixseq.stages.training import micro_batch_images
+from pixseq.streams import Stream
 
-MASK_STREAM, TIE_STREAM = 15, 16
 PICTURES = 16
 
 
@@ -109,7 +109,7 @@ def run(
 def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> tuple[np.ndarray, int]:
     """A grid of the first images, uint8, and how many they are: what was given, what is predicted at each place."""
     x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES))).to(where.device))
-    masked = masks_of(net, 1, [generator(seed, i, 0, MASK_STREAM) for i in range(len(x))], where)
+    masked = masks_of(net, 1, [generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))], where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
     size = (codec["scheme"], codec["height"], codec["width"], palette_of(store.path, codec))
@@ -189,7 +189,8 @@ def _measure(
     x = net.prepare(as_tensor(images).to(where.device))
     votes = np.zeros((len(x), net.shape.n_classes), np.int64)
     for mask in range(masks):
-        masked = masks_of(net, 1, [generator(seed, first + i, mask, MASK_STREAM) for i in range(len(x))], where)
+        streams = [generator(seed, first + i, mask, Stream.EVALUATION_MASK) for i in range(len(x))]
+        masked = masks_of(net, 1, streams, where)
         with where.autocast():
             output = net(x, masked, logits=with_loss)
             if with_loss:
@@ -203,6 +204,6 @@ def _measure(
             votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
     if labels is not None:
         if masks > 1:  # less than one vote: it decides only between equals
-            streams = (np.random.default_rng([seed, first + i, TIE_STREAM]) for i in range(len(x)))
-            votes = votes + np.stack([stream.random(votes.shape[1]) for stream in streams])
+            ties = (np.random.default_rng([seed, first + i, Stream.EVALUATION_TIE]) for i in range(len(x)))
+            votes = votes + np.stack([stream.random(votes.shape[1]) for stream in ties])
         tally.hits += int((votes.argmax(1) == labels).sum())

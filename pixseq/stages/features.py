@@ -36,9 +36,9 @@ from pixseq.stages.opening import (
 )
 from pixseq.stages.parts import origin
 from pixseq.stages.training import micro_batch_images, recipe_of
+from pixseq.streams import Stream
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
-MASK_STREAM, RANDOM_STREAM = 13, 14
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
 
 
@@ -88,7 +88,7 @@ def run(
             inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
             net = load_weights(shape, checkpoint, weights)
             if random_init is not None:
-                net.init_weights(generator(random_init, RANDOM_STREAM))
+                net.init_weights(generator(random_init, Stream.RANDOM_MODEL))
             net = net.to(where.device).eval()
             use_attention(net, checkpoint.path, attention)
             chosen = chosen_layers(layers, shape)
@@ -170,7 +170,7 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         x = as_tensor(images)
-        masked = masks_of(net, masks, [generator(seed, first + i, MASK_STREAM) for i in range(len(x))], where)
+        masked = masks_of(net, masks, [generator(seed, first + i, Stream.FEATURES_MASK) for i in range(len(x))], where)
         if masked is not None:
             x = x.repeat_interleave(masks, dim=0)
         with where.autocast():

@@ -33,8 +33,8 @@ from pixseq.stages.training import (
     train,
     validation_sums,
 )
+from pixseq.streams import Stream
 
-LORA_STREAM, HEAD_STREAM = 21, 24
 MOST_CLASSES = 100_000  # more are not labels of classes
 
 
@@ -82,7 +82,7 @@ def run(
                 progress.say(f"note: there is nothing to predict {why}: the class loss alone is trained on")
                 gen_weight = 0.0
             if train_config.lora_rank:
-                add_low_rank(net, train_config.lora_rank, generator(train_config.seed, LORA_STREAM))
+                add_low_rank(net, train_config.lora_rank, generator(train_config.seed, Stream.LOW_RANK))
                 progress.say(f"{trainable_share(net):.2%} of the weights are trained")
             net = net.to(where.device)
             some = some_of(held, train_config.val_images)
@@ -139,7 +139,7 @@ def with_new_head(net: Model, shape: Shape, seed: int) -> Model:
 
     What an attentive head normalises by is of the layers it reads, not of the classes it told apart: that stays.
     """
-    new = build(shape).init_weights(generator(seed, HEAD_STREAM))
+    new = build(shape).init_weights(generator(seed, Stream.CLASS_HEAD))
     old = {name for name, _ in net.named_parameters() if name.startswith("classifier.")}
     new.load_state_dict({name: x for name, x in net.state_dict().items() if name not in old}, strict=False)
     return new

@@ -20,11 +20,11 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import form, frechet_distance, kid
 from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
+from pixseq.streams import Stream
 
 ENOUGH = 10  # rows a feature: the bias is then at most d / (2 n), 5 % of the variance (see numerics/frechet.py)
 KID_ROWS = 5000  # of a set, drawn at random: its time grows with n squared, its error falls with the root of n
 LARGEST = 1e45  # the kernel cubes squares of it
-FLOOR_STREAM, KID_STREAM = 41, 42
 TAKEN = "give features of `pixseq features`, or an [n, d] array as .npy or zarr"
 
 
@@ -257,14 +257,14 @@ def _both(ours: str, theirs: str) -> str:
 def _some(rows: np.ndarray, most: int, seed: int, side: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
-    return rows[np.sort(np.random.default_rng([seed, KID_STREAM, side]).choice(len(rows), most, replace=False))]
+    return rows[np.sort(np.random.default_rng([seed, Stream.FRECHET_KID, side]).choice(len(rows), most, replace=False))]
 
 
 def _floor(real: np.ndarray, n_a: int, seed: int) -> dict[str, Any] | None:
     n = min(n_a, len(real) // 2)
     if n < 2:
         return None
-    order = np.random.default_rng([seed, FLOOR_STREAM]).permutation(len(real))
+    order = np.random.default_rng([seed, Stream.FRECHET_FLOOR]).permutation(len(real))
     return {"frechet_distance": frechet_distance(real[order[:n]], real[order[n : 2 * n]]), "n": n}
 
 

@@ -36,8 +36,7 @@ from pixseq.stages.training import (
     train,
     validation_sums,
 )
-
-INIT_STREAM = 10
+from pixseq.streams import Stream
 
 
 def run(
@@ -186,7 +185,7 @@ def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], im
     Raises UsageError for an order that is none.
     """
     seed = config.train.seed
-    model = build(shape).init_weights(generator(seed, INIT_STREAM))
+    model = build(shape).init_weights(generator(seed, Stream.MODEL_INIT))
     model.attention = shape.learns
     if shape.order != RASTER:
         order = _order(config.sequence.order, *shape.cells(codec), seed)

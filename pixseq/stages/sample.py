@@ -22,8 +22,8 @@ from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages import opening
 from pixseq.stages.decode import palette_of
+from pixseq.streams import Stream
 
-DRAW_STREAM = 17
 HIDDEN = 128  # the grey that stands for what a completion did not see
 
 
@@ -171,7 +171,7 @@ def _draw(
     with progress.track("sample", n * drawn, "tokens") as bar:
         for first in range(0, n, batch_size):
             part = range(first, min(first + batch_size, n))
-            uniform = torch.stack([torch.rand(drawn, generator=generator(seed, i, DRAW_STREAM)) for i in part])
+            uniform = torch.stack([torch.rand(drawn, generator=generator(seed, i, Stream.SAMPLE)) for i in part])
             prompt = torch.from_numpy(starts[part.start : part.stop].astype(np.int64))
             with where.autocast():
                 done = sample(net, prompt.to(where.device), uniform.to(where.device), **settings, advance=bar.advance)

@@ -43,8 +43,7 @@ from pixseq.models.output import Output
 from pixseq.numerics.schedule import learning_rate, warmup_steps
 from pixseq.runtime import Machine, compiled, generator
 from pixseq.stages.images import Images
-
-MASK_STREAM, VALIDATION_MASK_STREAM = 11, 12  # random streams of their own, see runtime.generator
+from pixseq.streams import Stream
 
 
 class Counts(NamedTuple):
@@ -341,7 +340,7 @@ def accumulate(
 def global_batch(images: Images, config: TrainConfig, step: int, model: Model):
     """The global batch of a step on the CPU: images, labels [B] or None, masked [B, T] or None."""
     rows, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
-    masked = model.draw_masks(len(rows), generator(config.seed, step, MASK_STREAM))
+    masked = model.draw_masks(len(rows), generator(config.seed, step, Stream.TRAINING_MASK))
     return images.augmented(rows, config, step), labels, masked
 
 
@@ -394,7 +393,7 @@ def validation_sums(
 ) -> tuple[list[float], Counts]:
     """`measure` summed over `images`, each rank doing its share; with masks or prefixes, one random one an image."""
     model.eval()
-    masks = model.draw_masks(len(images), generator(seed, VALIDATION_MASK_STREAM))
+    masks = model.draw_masks(len(images), generator(seed, Stream.VALIDATION_MASK))
     share, counts = machine.share(len(images)), Counts(len(images), model.scored(len(images), masks))
     totals = torch.zeros(2, dtype=torch.float64, device=machine.device)
     for start in range(share.start, share.stop, batch_size):

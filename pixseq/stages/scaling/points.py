@@ -12,8 +12,8 @@ import numpy as np
 from pixseq.errors import UsageError
 from pixseq.numerics import isoflop
 from pixseq.stages.scaling import runs as reading
+from pixseq.streams import Stream
 
-BOOTSTRAP_STREAM = 31
 PRIOR = 4.0  # degrees of freedom
 GROWING = ("params", "tokens", "tokens_per_param")
 
@@ -70,7 +70,7 @@ class Study:
         params, tokens, flops, budgets = (
             np.array([cell[0][key] for cell in cells]) for key in ("params", "tokens", "flops", "budget")
         )
-        rng = np.random.default_rng([seed, BOOTSTRAP_STREAM, resolution or 0])
+        rng = np.random.default_rng([seed, resolution or 0, Stream.BOOTSTRAP])
         _, stratum, sizes = np.unique(budgets, return_inverse=True, return_counts=True)
         stratum = np.where(sizes[stratum] < isoflop.MIN_RUNS, -1, stratum)
         counts = np.empty((resamples, len(cells)))
