@@ -152,7 +152,8 @@ def test_bert_loss_counts_masked_positions_only_and_survives_none():
     every = -torch.log_softmax(logits, -1).gather(2, x[..., None])[..., 0]
     assert torch.allclose(nats, torch.stack([every[0, [0, 2]].mean(), torch.tensor(0.0), every[2].mean()]))
     assert scored_images(3, masked) == 2
-    assert scored_images(2, torch.zeros(2, 6, dtype=torch.bool)) == 1
+    assert scored_images(2, torch.zeros(2, 6, dtype=torch.bool)) == 0
+    assert sum(scored_images(1, row[None]) for row in masked) == 2  # whatever the batches
 
 
 def test_mask_rate_is_the_papers():

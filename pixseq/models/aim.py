@@ -405,7 +405,7 @@ class AIM(Ordered):
         """Scored patches of `count` images: a mean over the batch, so that short prefixes weigh more (as published)."""
         if masked is None:
             return count * (self.shape.n_ctx - 1)
-        return max(int(masked[:, 1:].sum()), 1)
+        return int(masked[:, 1:].sum())
 
     def predictions(self, output: Output, images: Tensor, masked: Tensor | None) -> Tensor:
         """Every patch as it is predicted from those before it, uint8 [B, H, W, 3]; the prefix and the first are given.

@@ -124,7 +124,7 @@ class Model(Protocol):
         """Each image's part of the loss, [B]."""
 
     def scored(self, count: int, masked: Tensor | None) -> int:
-        """What the sum of `losses` over `count` images is divided by."""
+        """What the sum of `losses` over `count` images is divided by; 0 where their masks leave nothing to predict."""
 
     def predictions(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor:
         """Images as the model predicts them, each place from the true ones that it sees."""

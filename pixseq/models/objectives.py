@@ -30,8 +30,8 @@ def generative_nats(logits: Tensor, tokens: Tensor, masked: Tensor | None = None
 
 
 def scored_images(count: int, masked: Tensor | None) -> int:
-    """How many of `count` images have a token to predict."""
-    return count if masked is None else max(int(masked.any(1).sum()), 1)
+    """How many of `count` images have a token to predict, perhaps none: the counts of batches add up."""
+    return count if masked is None else int(masked.any(1).sum())
 
 
 def class_nats(class_logits: Tensor, labels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from pixseq.artifacts.picture import save_png
 from pixseq.drawing import grid, line_chart
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
+from pixseq.numerics.probes import elected
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.decode import palette_of
@@ -85,7 +86,7 @@ def run(
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
         numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
         if passes[0].loss:
-            numbers |= net.shape.report(tally.loss / max(tally.scored, 1), checkpoint.codec)
+            numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec)
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
         numbers |= where.used()
@@ -139,6 +140,15 @@ class Tally:
     scored: int = 0
     hits: int = 0
 
+    def mean_loss(self, store: Store, masks: int) -> float:
+        """Over all that was scored, whatever the batches were. Raises PixseqError where nothing was."""
+        if not self.scored:
+            raise PixseqError(
+                f"{masks} masks of {len(store)} images of {store.path} hide no pixel: there is nothing to predict",
+                "give more images, or more --masks",
+            )
+        return self.loss / self.scored
+
     def curve(self) -> list[float | None]:
         """The mean loss at each position, None where nothing is scored."""
         return [float(x / n) if n else None for x, n in zip(self.by_position, self.counts)]
@@ -187,7 +197,7 @@ def _measure(
 ) -> None:
     """Add a batch whose first image has the number `first`; labels None: no classification."""
     x = net.prepare(as_tensor(images).to(where.device))
-    votes = np.zeros((len(x), net.shape.n_classes), np.int64)
+    predicted = np.empty((len(x), masks), np.int64)
     for mask in range(masks):
         streams = [generator(seed, first + i, mask, Stream.EVALUATION_MASK) for i in range(len(x))]
         masked = masks_of(net, 1, streams, where)
@@ -201,9 +211,6 @@ def _measure(
                     tally.by_position += (losses * scored).double().sum(0).cpu()
                     tally.counts += scored.sum(0).cpu()
         if labels is not None:
-            votes[np.arange(len(x)), output.class_logits.argmax(1).cpu().numpy()] += 1
+            predicted[:, mask] = output.class_logits.argmax(1).cpu().numpy()
     if labels is not None:
-        if masks > 1:  # less than one vote: it decides only between equals
-            ties = (np.random.default_rng([seed, first + i, Stream.EVALUATION_TIE]) for i in range(len(x)))
-            votes = votes + np.stack([stream.random(votes.shape[1]) for stream in ties])
-        tally.hits += int((votes.argmax(1) == labels).sum())
+        tally.hits += int((elected(predicted.ravel(), masks, seed, first) == labels).sum())

@@ -18,6 +18,7 @@ from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.models.lora import add_low_rank, merged, trainable_share
 from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
+from pixseq.numerics.probes import elected
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.opening import check_pairing, load_weights, read_images, some_of, use_attention
 from pixseq.stages.training import (
@@ -163,11 +164,18 @@ def joint_loss(gen_weight: float) -> Losses:
 def accuracy_and_loss(
     where: Machine, net: Model, held: Images, batch: int, losses: Losses, seed: int
 ) -> dict[str, Any]:
-    """val_accuracy and the joint val_loss over the held-out images."""
+    """val_accuracy and the joint val_loss over the held-out images, of as many masks an image as `evaluate` has.
+
+    The loss is a mean over masks, the accuracy that of their vote.
+    """
+    masks, first = net.shape.masks, where.share(len(held)).start
 
     def measure(net: Model, output: Output, x: Tensor, labels: Tensor, masked: Tensor | None, counts: Counts) -> list:
+        nonlocal first
         loss = losses(net, output, x, labels, masked, counts)["loss"]
-        return [loss.double().sum(), (output.class_logits.argmax(1) == labels).sum()]
+        voted = elected(output.class_logits.argmax(1).cpu().numpy(), masks, seed, first)
+        first += len(voted)
+        return [loss.double().sum(), float((voted == labels[::masks].cpu().numpy()).sum())]
 
-    (loss, hits), counts = validation_sums(where, net, held, batch, seed, measure)
-    return {"val_loss": loss, "val_accuracy": hits / counts.images}
+    (loss, hits), _ = validation_sums(where, net, held, batch, seed, measure, masks)
+    return {"val_loss": loss, "val_accuracy": hits / len(held)}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,13 +53,18 @@ class Counts(NamedTuple):
     images: int
     scored: int
 
+    @classmethod
+    def of(cls, model: Model, images: int, masked: Tensor | None) -> Counts:
+        """Where nothing is scored the sum of the losses is 0, and so shall its mean be."""
+        return cls(images, max(model.scored(images, masked), 1))
+
 
 # (model, output, images, labels, masked, counts) -> {"loss": [B], ...}: each image's share of the mean over the global
 # batch, of what is minimised and of what is logged beside it
 Losses = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], dict[str, Tensor]]
 
 # the same arguments -> at most two numbers that add up over images
-Measure = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], list[Tensor]]
+Measure = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], list[Tensor | float]]
 
 
 @dataclass
@@ -322,7 +328,7 @@ def accumulate(
     summed over the ranks beside the losses, so that all of them stop at the same step.
     """
     share = machine.share(len(images))
-    counts = Counts(len(images), model.scored(len(images), masked))
+    counts = Counts.of(model, len(images), masked)
     totals = {"stop": torch.tensor(float(stop), device=machine.device)}
     for start in range(share.start, share.stop, micro):
         part = slice(start, min(start + micro, share.stop))
@@ -389,17 +395,21 @@ def micro_batch_images(model: Model, machine: Machine) -> int:
 
 @torch.no_grad()
 def validation_sums(
-    machine: Machine, model: Model, images: Images, batch_size: int, seed: int, measure: Measure
+    machine: Machine, model: Model, images: Images, batch_size: int, seed: int, measure: Measure, masks: int = 1
 ) -> tuple[list[float], Counts]:
-    """`measure` summed over `images`, each rank doing its share; with masks or prefixes, one random one an image."""
+    """`measure` summed over `images`, each rank doing its share; with masks or prefixes, `masks` random ones an image.
+
+    An image's are consecutive rows of what is measured, [B * masks], and of what the counts count.
+    """
     model.eval()
-    masks = model.draw_masks(len(images), generator(seed, Stream.VALIDATION_MASK))
-    share, counts = machine.share(len(images)), Counts(len(images), model.scored(len(images), masks))
+    drawn = model.draw_masks(len(images) * masks, generator(seed, Stream.VALIDATION_MASK))
+    share, counts = machine.share(len(images)), Counts.of(model, len(images) * masks, drawn)
     totals = torch.zeros(2, dtype=torch.float64, device=machine.device)
-    for start in range(share.start, share.stop, batch_size):
-        part = slice(start, min(start + batch_size, share.stop))
-        given = (*images.batch(range(part.start, part.stop)), None if masks is None else masks[part])
-        x, y, m = (None if a is None else a.to(machine.device) for a in given)
+    batch = max(batch_size // masks, 1)
+    for start in range(share.start, share.stop, batch):
+        rows = np.arange(start, min(start + batch, share.stop)).repeat(masks)
+        m = None if drawn is None else drawn[start * masks : start * masks + len(rows)]
+        x, y, m = (None if a is None else a.to(machine.device) for a in (*images.batch(rows), m))
         x = model.prepare(x)
         with machine.autocast():
             sums = measure(model, model(x, m), x, y, m, counts)
