@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -382,6 +383,22 @@ def test_features_are_those_of_the_model_and_may_stay_whole(aim, pixels, tmp_pat
             assert np.abs(mean[:, :5] - wanted.numpy()).max() < 1e-5
     with pytest.raises(UsageError, match="can be used with bidirectional, causal, prefix"):
         features.run(aim["prefix"], pixels, tmp_path / "x.zarr", attention="diagonal", device="cpu")
+
+
+def test_what_was_trained_causally_is_used_causally_by_default(aim, pixels, tmp_path):
+    for trained, usual in (("causal", "causal"), ("prefix", "bidirectional")):
+        record = features.run(aim[trained], pixels, tmp_path / f"{trained}.zarr", device="cpu")
+        asked = features.run(aim[trained], pixels, tmp_path / f"asked-{usual}.zarr", attention=usual, device="cpu")
+        assert record["config"]["attention"] == usual and record["id"] == asked["id"]
+    few = effective(FinetuneFile, sets=["finetune.steps=2", "finetune.batch_size=8"])
+    for asked in (None, "bidirectional"):
+        tuned = finetune.run(aim["causal"], pixels, tmp_path / f"{asked}", few, attention=asked, device="cpu")
+        with machine("cpu", "fp32") as where:
+            assert open_model(tmp_path / f"{asked}", where)[0].attention == (asked or "causal")
+        assert tuned["config"]["attention"] == asked
+    old = replace(SMALL, adapted="bidirectional")  # as checkpoints have said that nothing was adapted to
+    assert old.uses[0] == AIM(old).attention == "causal"
+    assert replace(old, n_classes=3).uses[0] == "bidirectional"  # a classifier that was trained so
 
 
 def test_image_gpt_features_may_stay_whole_too(checkpoints, tokens, tmp_path):

@@ -67,8 +67,12 @@ class AimShape:
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """The attention patterns it can be used with, its default first."""
-        return (self.adapted, *(name for name in ATTENTIONS if name != self.adapted))
+        """The attention patterns it can be used with, its default first.
+
+        What was trained causally declines without its mask (table 3d) and keeps it until fine-tuning takes another.
+        """
+        usual = self.attention if self.attention == "causal" and not self.n_classes else self.adapted
+        return (usual, *(name for name in ATTENTIONS if name != usual))
 
     draws: ClassVar[bool] = False  # whether it can be sampled
     masks: ClassVar[int] = 1  # views of an image that features are usually made of
@@ -100,7 +104,8 @@ class AimShape:
                 "choose a divisor of both sides, or encode at another --size",
             )
         n_codes = config["n_codes"] if config["target"] == "codes" else 0
-        return cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
+        shape = cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
+        return shape.adapted_to(shape.uses[0])
 
     def config(self) -> dict[str, Any]:
         """The configuration that `of` makes this shape from."""
@@ -262,7 +267,7 @@ class AIM(Ordered):
 
     def __init__(self, shape: AimShape):
         super().__init__(shape.order, shape.n_ctx)
-        self.shape, self.attention = shape, shape.adapted
+        self.shape, self.attention = shape, shape.uses[0]
         d = shape.d_model
         self.patch_embed = nn.Linear(shape.patch_values, d)
         self.patch_norm = nn.LayerNorm(d, NORM_EPS)

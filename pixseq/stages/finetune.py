@@ -70,7 +70,7 @@ def run(
         )
         check_pairing(parent.path, parent.codec, store)
         inputs["model"] = reference(model, parent.manifest)
-        shape = replace(before, n_classes=count_classes(store, images, held))
+        shape = replace(before.adapted_to(before.uses[0]), n_classes=count_classes(store, images, held))
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
         recipe = recipe_of(as_dict(config), inputs, flags)
 
