@@ -32,8 +32,8 @@ from pixseq.stages.training import (
     recipe_of,
     run_summary,
     train,
-    validation_sums,
 )
+from pixseq.stages.validation import validation_sums
 from pixseq.streams import Stream
 
 MOST_CLASSES = 100_000  # more are not labels of classes

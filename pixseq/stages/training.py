@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,9 +61,6 @@ class Counts(NamedTuple):
 # (model, output, images, labels, masked, counts) -> {"loss": [B], ...}: each image's share of the mean over the global
 # batch, of what is minimised and of what is logged beside it
 Losses = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], dict[str, Tensor]]
-
-# the same arguments -> at most two numbers that add up over images
-Measure = Callable[[Model, Output, Tensor, Tensor | None, Tensor | None, Counts], list[Tensor | float]]
 
 
 @dataclass
@@ -391,33 +387,6 @@ def micro_batch_images(model: Model, machine: Machine) -> int:
     if machine.device.type == "cpu":
         images = min(images, 8192 / s.n_ctx)
     return max(int(images), 1)
-
-
-@torch.no_grad()
-def validation_sums(
-    machine: Machine, model: Model, images: Images, batch_size: int, seed: int, measure: Measure, masks: int = 1
-) -> tuple[list[float], Counts]:
-    """`measure` summed over `images`, each rank doing its share; with masks or prefixes, `masks` random ones an image.
-
-    An image's are consecutive rows of what is measured, [B * masks], and of what the counts count.
-    """
-    model.eval()
-    drawn = model.draw_masks(len(images) * masks, generator(seed, Stream.VALIDATION_MASK))
-    share, counts = machine.share(len(images)), Counts.of(model, len(images) * masks, drawn)
-    totals = torch.zeros(2, dtype=torch.float64, device=machine.device)
-    batch = max(batch_size // masks, 1)
-    for start in range(share.start, share.stop, batch):
-        rows = np.arange(start, min(start + batch, share.stop)).repeat(masks)
-        m = None if drawn is None else drawn[start * masks : start * masks + len(rows)]
-        x, y, m = (None if a is None else a.to(machine.device) for a in (*images.batch(rows), m))
-        x = model.prepare(x)
-        with machine.autocast():
-            sums = measure(model, model(x, m), x, y, m, counts)
-        for i, value in enumerate(sums):
-            totals[i] += value
-    machine.sum([totals])
-    model.train()
-    return totals.tolist(), counts
 
 
 def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
