@@ -21,6 +21,7 @@ from transformers import (
     ImageGPTModel,
 )
 
+from pixseq import progress
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import palette_id
@@ -324,6 +325,30 @@ def test_a_classifier_is_exported_without_its_other_head(trained, tmp_path, recw
     assert torch.equal(ours(tmp_path / "back")(x).class_logits, ours(trained["clf"])(x).class_logits)
     exporting.run(trained["clf"], tmp_path / "y", drop="classifier")
     load_quietly(ImageGPTForCausalImageModeling, tmp_path / "y", recwarn, capfd)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, drop", [("ar", None), ("clf", "head")])
+def test_a_model_without_palette_is_exported_without_processor(trained, tmp_path, recwarn, capfd, name, drop):
+    shutil.copytree(trained[name], tmp_path / "m")
+    codec = json.loads((tmp_path / "m" / "codec.json").read_text())
+    (tmp_path / "m" / "codec.json").write_text(json.dumps({**codec, "palette": None, "palette_id": None}))
+    progress.enable()
+    try:
+        record = exporting.run(tmp_path / "m", tmp_path / "x", drop=drop)
+    finally:
+        progress.enable(False)
+    assert "no image processor" in record["notes"][0] and "no image processor" in capfd.readouterr().err
+    assert not (tmp_path / "x" / "preprocessor_config.json").exists()
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "so no image processor" in card and "ImageGPTImageProcessor" not in card and "clusters" not in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(compile(code.replace("'x'", repr(str(tmp_path / "x"))), "card", "exec"), {})
+    importing.run("hf", tmp_path / "x", tmp_path / "back")
+    x = torch.randint(16, (4, 36))
+    a, b = (ours(path)(x) for path in (trained[name], tmp_path / "back"))
+    assert torch.equal(a.class_logits, b.class_logits) if drop else torch.equal(a.logits, b.logits)
+    exporting.run(tmp_path / "m", tmp_path / "x", drop=drop, overwrite=True)
 
 
 def test_the_processor_gives_the_tokens_of_squash(causal, tmp_path):

@@ -59,7 +59,7 @@ def _is_ours(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     if "zarr.json" in names or {"manifest.json", "codec.json"} <= names:
         return True
-    if {"config.json", "preprocessor_config.json"} <= names:
+    if {"config.json", "model.safetensors"} <= names:
         return '"pixseq"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
     return all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names)
 

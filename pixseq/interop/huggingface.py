@@ -319,8 +319,8 @@ def to_theirs(weights: Weights, shape: Mapping[str, Any]) -> Tensors:
 def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Mapping[str, Any], card: str) -> None:
     """Write a directory that from_pretrained of transformers opens: weights, configurations, processor, model card.
 
-    `shape` and `weights` have a prediction head or a classifier, not both; `codec` a palette. Raises PixseqError where
-    the disk is full.
+    `shape` and `weights` have a prediction head or a classifier, not both. Without a palette in `codec` there is no
+    processor. Raises PixseqError where the disk is full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -356,7 +356,25 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
         labels = names if fitting else [f"LABEL_{i}" for i in range(shape["n_classes"])]
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
-    processor = {
+    files = {"config.json": config}
+    if codec["palette"] is not None:
+        files["preprocessor_config.json"] = _processor(codec)
+    if shape["head"]:  # top_k 0: generate() would otherwise draw from the 50 likeliest colours alone
+        files["generation_config.json"] = {
+            "bos_token_id": v,
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "max_length": shape["n_ctx"] + 1,
+        }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _processor(codec: Mapping[str, Any]) -> dict[str, Any]:
+    """What turns a picture into the model's tokens."""
+    return {
         "image_processor_type": "ImageGPTImageProcessor",
         "do_resize": True,
         "size": {"height": codec["height"], "width": codec["width"]},
@@ -369,15 +387,3 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
         "do_color_quantize": True,
         "clusters": codec["palette"],
     }
-    files = {"config.json": config, "preprocessor_config.json": processor}
-    if shape["head"]:  # top_k 0: generate() would otherwise draw from the 50 likeliest colours alone
-        files["generation_config.json"] = {
-            "bos_token_id": v,
-            "do_sample": True,
-            "temperature": 1.0,
-            "top_k": 0,
-            "max_length": shape["n_ctx"] + 1,
-        }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")

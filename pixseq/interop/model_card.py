@@ -37,6 +37,24 @@ with torch.no_grad():
     nats = torch.nn.functional.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), tokens.flatten())
 ```"""
 
+CAUSAL_IDS_USE = """\
+```python
+import torch
+from transformers import ImageGPTForCausalImageModeling
+
+model = ImageGPTForCausalImageModeling.from_pretrained({name!r}).eval()
+sos = model.config.bos_token_id  # {sos}: the last row of the embedding
+
+# palette ids of {side}x{side} pixels, row by row
+drawn = model.generate(torch.full((4, 1), sos), max_length={total}, do_sample=True, top_k=0)[:, 1:]
+
+# the loss in nats per token of a picture's ids (here the first one drawn)
+tokens = drawn[:1]  # yours here
+inputs = torch.cat([torch.full((len(tokens), 1), sos), tokens[:, :-1]], dim=1)
+with torch.no_grad():
+    nats = torch.nn.functional.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), tokens.flatten())
+```"""
+
 CLASSIFIER_USE = """\
 ```python
 import torch
@@ -52,6 +70,18 @@ with torch.no_grad():
     label = model.config.id2label[int(model(input_ids=inputs).logits.argmax(1))]
 ```"""
 
+CLASSIFIER_IDS_USE = """\
+```python
+import torch
+from transformers import ImageGPTForImageClassification
+
+model = ImageGPTForImageClassification.from_pretrained({name!r}).eval()
+tokens = torch.zeros((1, {n_ctx}), dtype=torch.long)  # the palette ids of your picture here
+{inputs}
+with torch.no_grad():
+    label = model.config.id2label[int(model(input_ids=inputs).logits.argmax(1))]
+```"""
+
 BARE_USE = """\
 ```python
 from transformers import ImageGPTModel
@@ -62,21 +92,27 @@ model = ImageGPTModel.from_pretrained({name!r}).eval()  # no prediction head: hi
 CAUSAL_SOS = """\
 Position p of the logits predicts pixel p, and sees the pixels before it. The input is therefore one start token and
 all pixels but the last: `[{sos}, x_1 .. x_{last}]`, {n_ctx} positions, whose logits are scored against
-`x_1 .. x_{n_ctx}`. The processor adds no start token, and `labels=` shifts once more and leaves out the first pixel:
-compute the loss as above. `generate` truncates to the 50 likeliest colours unless it is told `top_k=0`, as the
-generation_config.json here does."""
+`x_1 .. x_{n_ctx}`. {adds}`labels=` shifts once more and leaves out the first pixel: compute the loss as
+above. `generate` truncates to the 50 likeliest colours unless it is told `top_k=0`, as the generation_config.json here
+does."""
 
 SHIFTED_SOS = """\
-The classifier was trained on `[{sos}, x_1 .. x_{last}]`: one start token, then all pixels but the last. The processor
-adds no start token, so build the input as above; a pipeline that feeds the pixels alone gives other, worse answers."""
+The classifier was trained on `[{sos}, x_1 .. x_{last}]`: one start token, then all pixels but the last.
+{adds}A pipeline that feeds the pixels alone gives other, worse answers: build the input as above."""
 
-PLAIN_SOS = "The classifier was trained on the pixels alone: the processor's `input_ids` are its input as they are."
+PLAIN_SOS = "The classifier was trained on the pixels alone: {ids} are its input as they are."
 
-BARE_SOS = "The start token is the last row of the embedding, {sos}; the processor adds none."
+BARE_SOS = "{adds}The start token is the last row of the embedding, {sos}."
 
-RUN = """\
-The run took {steps:,} steps over {images:,} images. Unless they were encoded with `--resize squash`, they were cut to
-their centre square and scaled, while the processor here squashes the whole picture: crop before it."""
+RUN = "The run took {steps:,} steps over {images:,} images."
+
+SQUASHED = """\
+Unless they were encoded with `--resize squash`, they were cut to their centre square and scaled, while the processor
+here squashes the whole picture: crop before it."""
+
+NO_PALETTE = """\
+The model reads ids of a palette of {sos} colours that was not recorded, so no image processor
+(preprocessor_config.json) is here: turn pictures into ids with the palette that the training data had."""
 
 IMPORTED = "The weights came from elsewhere: how they were trained is not recorded here."
 
@@ -100,10 +136,17 @@ def model_card(
     side, v, summary = codec["height"], shape["n_vocab"], manifest["summary"]
     facts = {"name": name, "sos": v, "n_ctx": shape["n_ctx"], "last": shape["n_ctx"] - 1, "side": side}
     facts["total"] = shape["n_ctx"] + 1
+    known = codec["palette"] is not None  # else there is no processor
+    facts["adds"] = "The processor adds no start token. " if known else ""
+    facts["ids"] = "the processor's `input_ids`" if known else "palette ids"
+    colours = (
+        "the nearest of the palette's colours (`clusters` of preprocessor_config.json)" if known else "a palette id"
+    )
     if shape["head"]:
-        task, use, sos = "unconditional-image-generation", CAUSAL_USE, CAUSAL_SOS
+        task, use, sos = "unconditional-image-generation", CAUSAL_USE if known else CAUSAL_IDS_USE, CAUSAL_SOS
     elif shape["n_classes"]:
-        task, use, sos = "image-classification", CLASSIFIER_USE, SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
+        task, use = "image-classification", CLASSIFIER_USE if known else CLASSIFIER_IDS_USE
+        sos = SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
         start = f"torch.cat([torch.full((1, 1), {v}), tokens[:, :-1]], dim=1)"
         facts["inputs"] = f"inputs = {start if shape['shifted'] else 'tokens'}"
     else:
@@ -115,8 +158,8 @@ def model_card(
         f"# {shown(name)}",
         f"An Image GPT over {side}x{side} pictures in a palette of {v} colours: {shape['n_layer']} layers, "
         f"width {shape['d_model']}, {shape['n_head']} heads, {parameters:,} parameters (without the zero "
-        "biases that this form carries). Each pixel is one token, the nearest of the palette's colours "
-        "(`clusters` of preprocessor_config.json), in raster order.",
+        f"biases that this form carries). Each pixel is one token, {colours}, in raster order.",
+        *([] if known else [NO_PALETTE.format(**facts)]),
         "## How to use",
         use.format(**facts),
         sos.format(**facts),
@@ -129,11 +172,17 @@ def model_card(
             f"- {shown(role)}: {shown(Path(parent['path']).name)}, id `{parent['id']}`"
             for role, parent in manifest["inputs"].items()
         ),
-        RUN.format(**summary) if "steps" in summary else IMPORTED,
+        _run(summary, known),
         "## Metrics",
         _table([*best, *rows]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _run(summary: Mapping[str, Any], processed: bool) -> str:
+    if "steps" not in summary:
+        return IMPORTED
+    return RUN.format(**summary) + (f" {SQUASHED}" if processed else "")
 
 
 def _part(summary: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
@@ -27,10 +28,11 @@ def run(
     metrics: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `model` as an ImageGPT directory; returns what was written: {path, model_id, shape}.
+    """Write `model` as an ImageGPT directory; returns what was written: {path, model_id, shape, notes}.
 
     `drop`: "head" or "classifier", for a model with both, which no class of transformers carries. `metrics`: numbers of
-    `evaluate` on these weights, for the card. Raises PixseqError for what the form cannot carry, naming the reason.
+    `evaluate` on these weights, for the card. A model whose palette is not known comes without processor. Raises
+    PixseqError for what the form cannot carry, naming the reason.
     """
     if drop is not None and drop not in HEADS:
         raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
@@ -53,7 +55,12 @@ def run(
     )
     with atomic.writing(target, overwrite) as partial:
         write_hf(partial, tensors, asdict(shape), checkpoint.codec, card)
-    return {"path": str(target), "model_id": checkpoint.manifest["id"], "shape": asdict(shape)}
+    notes = []
+    if checkpoint.codec["palette"] is None:
+        notes.append(f"{model} has no palette: the export has no image processor, and its inputs are palette ids")
+    for note in notes:
+        progress.say(f"note: {note}")
+    return {"path": str(target), "model_id": checkpoint.manifest["id"], "shape": asdict(shape), "notes": notes}
 
 
 def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
@@ -76,8 +83,6 @@ def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
             f"{path} is of {scheme} tokens: transformers' processor only knows colours of a palette",
             "train on tokens of --scheme palette to export",
         )
-    if checkpoint.codec["palette"] is None:
-        raise PixseqError(f"{path} has no palette, and the processor needs one", "import it again with --palette")
     if drop and not (shape.head and shape.n_classes):
         raise PixseqError(f"{path} does not have both a prediction head and a classifier", "leave --drop out")
     if shape.head and shape.n_classes and not drop:
