@@ -67,13 +67,16 @@ class Bar:
             self.last_line = now
             say(self.line())
 
+    def count(self) -> str:
+        """37/50 images; 37 images of a stream, whose end is not known."""
+        return f"{self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}"
+
     def line(self) -> str:
-        of = f"/{self.total}" if self.total is not None else ""
         left = ""
         if self.total is not None and self.rate() > 0 and self.done < self.total:
             left = f", {clock((self.total - self.done) / self.rate())} left"
         text = f"  {self.text}" if self.text else ""
-        return f"{self.name}: {self.done}{of} {self.unit}, {self.rate():.3g}/s{left}{text}"
+        return f"{self.name}: {self.count()}, {self.rate():.3g}/s{left}{text}"
 
 
 class RichBar(Bar):
@@ -82,10 +85,11 @@ class RichBar(Bar):
     def __init__(self, name: str, total: int | None, unit: str, start: int, progress):
         super().__init__(name, total, unit, start)
         self.progress = progress
-        self.task = progress.add_task(name, total=total, completed=start, unit=unit, note="", rate="")
+        self.task = progress.add_task(printable(name), total=total, completed=start, count=self.count(), note="")
 
     def _show(self) -> None:
-        self.progress.update(self.task, completed=self.done, note=self.text, rate=f"{self.rate():.3g}/s")
+        count = f"{self.count()} {self.rate():.3g}/s"
+        self.progress.update(self.task, completed=self.done, count=count, note=printable(self.text))
 
 
 @contextmanager
@@ -97,10 +101,10 @@ def track(name: str, total: int | None = None, unit: str = "images", start: int 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
+    columns = (  # without markup: names are the user's, and [/b] is one
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} {task.fields[unit]} {task.fields[rate]}"),
+        TextColumn("{task.fields[count]}", markup=False),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
@@ -117,10 +121,10 @@ class Board:
     def show(self, rows: Callable[[], Sequence[Sequence[str]]]) -> None:
         """Draw the table anew, on a terminal; `rows` is not called elsewhere."""
         if self.live is not None:
-            from rich.table import Table
+            from rich.table import Column, Table
             from rich.text import Text
 
-            drawn = Table(*self.head, box=None, pad_edge=False)
+            drawn = Table(*(Column(Text(printable(cell))) for cell in self.head), box=None, pad_edge=False)
             for row in rows():
                 drawn.add_row(*(Text(printable(cell)) for cell in row))
             self.live.update(drawn)
@@ -128,7 +132,7 @@ class Board:
     def say(self, text: str) -> None:
         """An event: above the table, or on a line of its own."""
         if self.live is not None:
-            self.live.console.print(printable(text), markup=False, highlight=False)
+            self.live.console.print(printable(text), markup=False, highlight=False, emoji=False)
         else:
             say(text)
 

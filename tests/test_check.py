@@ -62,6 +62,34 @@ def test_a_mask_off_by_one_is_caught(sound, monkeypatch):
     assert "causality" in failing(sound[0]) and "causality" in failing(*sound)
 
 
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+@pytest.mark.parametrize("side, n_vocab, said", [(1, 16, "a single pixel"), (3, 1, "a single colour")])
+def test_where_nothing_can_be_tested_that_is_said_and_no_fault(tmp_path, objective, side, n_vocab, said):
+    from pixseq.config import PretrainFile, effective
+    from pixseq.stages import pretrain
+
+    colors = np.random.default_rng(1).uniform(-1, 1, (n_vocab, 3))
+    t = write_tokens(tmp_path / "t.zarr", side=side, n_vocab=n_vocab, palette_id=palette_id(colors))
+    tiny = ("model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=2", "train.batch_size=8")
+    config = effective(PretrainFile, sets=[*tiny, f"model.objective={objective}"])
+    pretrain.run(t, tmp_path / "m", config, device="cpu")
+    checks = {c["name"]: c for c in check.run(tmp_path / "m", t, device="cpu")["checks"]}
+    about = checks["causality" if objective == "ar" else "attention sees all"]
+    assert said in about["about"] and about["ok"] and not failing(tmp_path / "m", t)
+
+
+def test_a_single_pixel_that_is_seen_too_early_is_caught(tmp_path, monkeypatch):
+    from pixseq.config import PretrainFile, effective
+    from pixseq.stages import pretrain
+
+    t = write_tokens(tmp_path / "t.zarr", side=1)
+    tiny = ("model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=2", "train.batch_size=8")
+    pretrain.run(t, tmp_path / "m", effective(PretrainFile, sets=tiny), device="cpu")
+    plain = lambda self, x, masked=None: F.embedding(x, self.wte) + self.wpe[: x.shape[1]]  # noqa: E731
+    monkeypatch.setattr(igpt.ImageGPT, "embed", plain)
+    assert "causality" in failing(tmp_path / "m")
+
+
 def test_a_bert_model_that_masks_causally_is_caught(checkpoints, monkeypatch):
     def causal(self, x):
         y = F.scaled_dot_product_attention(*self.heads(x), is_causal=True)

@@ -15,16 +15,18 @@ import zarr
 from conftest import TINY, write_tokens
 from PIL import Image
 from reference import igpt_forward
+from safetensors.torch import load_file, save_file
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
-from pixseq.config import PretrainFile, effective
+from pixseq.cli.output import to_json
+from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import generator
-from pixseq.stages import check, decode, evaluate, features, pretrain, sample
+from pixseq.stages import check, decode, evaluate, features, finetune, pretrain, sample
 from pixseq.streams import Stream
 
 
@@ -203,13 +205,56 @@ def test_what_cannot_be_sampled_is_told(checkpoints, tokens, tmp_path):
         sample.run(checkpoints["bert"], tmp_path / "x.png", device="cpu")
     with pytest.raises(PixseqError, match="of kind tokens"):
         sample.run(tokens, tmp_path / "x.png", device="cpu")
-    for bad in ({"keep": 1.5}, {"count": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"completions": 2}):
-        with pytest.raises(UsageError):
-            sample.run(checkpoints["ar"], tmp_path / "x.png", device="cpu", **bad)
+    bad = {"keep": 1.5, "count": 0, "temperature": -1.0, "top_p": 0.0, "top_k": -1, "completions": 0}
+    for name, value in bad.items():  # and the flag at fault alone is named
+        with pytest.raises(UsageError, match=rf"^--{name.replace('_', '-')} is {value}, it must [^-]*$"):
+            sample.run(checkpoints["ar"], tmp_path / "x.png", device="cpu", **{name: value})
+    with pytest.raises(UsageError, match="given without --prompt"):
+        sample.run(checkpoints["ar"], tmp_path / "x.png", device="cpu", completions=2)
+    for name in ("count", "columns", "scale"):
+        with pytest.raises(UsageError, match=f"^--{name} is 0, it must [^-]*$"):
+            decode.run(tokens, tmp_path / "x.png", **{name: 0})
     other = write_tokens(tmp_path / "t.zarr", palette_id="sha256:two")
     with pytest.raises(PixseqError, match=r"sha256:one.*sha256:two"):
         sample.run(checkpoints["ar"], tmp_path / "x.png", prompt=str(other), device="cpu")
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("keep", [0.92, 0.99])
+def test_a_prompt_kept_whole_leaves_nothing_to_draw_and_is_refused(checkpoints, tokens, tmp_path, keep):
+    """Of six rows, 0.91 is five and a half."""
+    with pytest.raises(UsageError, match=f"--keep {keep} keeps all of 6 rows") as fault:
+        sample.run(checkpoints["ar"], tmp_path / "x.png", prompt=str(tokens), keep=keep, count=2, device="cpu")
+    most = float(fault.value.hint.split(" at most ")[1].split()[0])
+    sample.run(checkpoints["ar"], tmp_path / "x.png", prompt=str(tokens), keep=most, count=2, device="cpu")
+
+
+def test_a_loss_that_is_no_number_is_an_error_of_the_model(checkpoints, tokens, tmp_path, monkeypatch):
+    """JSON has no word for it, neither on stdout nor in a file."""
+    model = shutil.copytree(checkpoints["ar"], tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "wpe": weights["wpe"] * torch.nan}, model / "model.safetensors")
+    with pytest.raises(PixseqError, match=r"the loss of .* is nan, no number") as fault:
+        evaluate.run(model, tokens, tmp_path / "e.json", device="cpu")
+    assert "pixseq check" in fault.value.hint and not (tmp_path / "e.json").exists()
+    with pytest.raises(PixseqError, match="not finite, which JSON cannot say"):
+        to_json({"layers": [{"loss": float("inf")}]})
+
+
+def test_accuracy_on_images_without_labels_is_not_made_up(checkpoints, tokens, tmp_path):
+    tuned = finetune.run(
+        checkpoints["ar"],
+        tokens,
+        tmp_path / "m",
+        effective(FinetuneFile, sets=["finetune.steps=2", "finetune.batch_size=8"]),
+        device="cpu",
+    )
+    assert tuned["summary"]
+    store = shutil.copytree(tokens, tmp_path / "t.zarr")
+    labels = zarr.open_group(store, mode="r+")["labels"]
+    labels[:5] = -1
+    with pytest.raises(PixseqError, match="5 of 96 images have no label"):
+        evaluate.run(tmp_path / "m", store, device="cpu")
 
 
 def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens, tmp_path):

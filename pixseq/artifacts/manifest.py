@@ -36,7 +36,18 @@ REMEDIES = {
     ("pixels", "tokens"): "Image GPT reads tokens: encode the pictures with --palette PALETTE",
 }
 
-KEYS = {"kind", "format", "id", "stage", "version", "config", "inputs", "summary", "made", "argv"}
+KEYS = {
+    "kind": str,
+    "format": int,
+    "id": str,
+    "stage": str,
+    "version": str,
+    "config": dict,
+    "inputs": dict,
+    "summary": dict,
+    "made": dict,
+    "argv": list,
+}
 
 Manifest = dict[str, Any]
 
@@ -107,7 +118,7 @@ def reference(path: str | Path, manifest: Manifest) -> dict[str, str]:
 def _json_in(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
         raise PixseqError(
             f"{path} is not readable as JSON: {error}", "the file is damaged or cut short; make it again"
         ) from None
@@ -132,11 +143,21 @@ def _embedded(path: Path) -> Manifest | None:
                 text = image.info.get(KEY)
         except Exception as error:
             raise PixseqError(f"{path} is not a readable PNG: {error}", "make the picture again") from None
-        return json.loads(text) if text else None
+        try:
+            return json.loads(text) if text else None
+        except (ValueError, RecursionError):  # a chunk of that name by another hand
+            return None
     if head.lstrip()[:1] == b"{":
         found = _json_in(path)
         return found.get(KEY) if isinstance(found, dict) else None
     return None
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether it has the keys of a manifest, and what they hold is of the types that every reader relies on."""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in KEYS.items()):
+        return False
+    return all(isinstance(parent, dict) for parent in found["inputs"].values())
 
 
 def read(path: str | Path) -> Manifest:
@@ -155,7 +176,7 @@ def read(path: str | Path) -> Manifest:
             )
         raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")
     manifest = _embedded(path)
-    if not isinstance(manifest, dict) or not manifest.keys() >= KEYS or not isinstance(manifest["format"], int):
+    if not _is_manifest(manifest):
         raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")
     known = FORMATS.get(manifest["kind"])
     if known is None or manifest["format"] > known:

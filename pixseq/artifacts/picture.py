@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from pixseq.artifacts import atomic, manifest
-from pixseq.errors import PixseqError
+from pixseq.errors import PixseqError, UsageError
+
+
+def check_png(*targets: str | Path | None) -> None:
+    """Called before any work. Raises UsageError for a picture whose name ends as that of another format."""
+    for target in filter(None, targets):
+        suffix = Path(target).suffix
+        if suffix.lower() not in ("", ".png"):
+            raise UsageError(
+                f"{target} ends in {suffix}, but pictures are written as PNG, which carries how they were made",
+                f"name it {Path(target).with_suffix('.png')}",
+            )
 
 
 def save_png(
@@ -26,6 +37,7 @@ def save_png(
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
+    check_png(path)
     id = manifest.content_id("picture", {"image": manifest.whole(image)}, {})
     size = {"height": image.shape[0], "width": image.shape[1]}
     record = manifest.build("picture", id, stage, config, inputs, {**size, **(summary or {})})

@@ -239,7 +239,7 @@ def show(
     rows += [
         (f"{part}.{key}", value) for part in ("config", "inputs", "summary") for key, value in record[part].items()
     ]
-    rows += [("made", record["made"]["at"]), ("command", " ".join(record["argv"]))]
+    rows += [("made", record["made"].get("at")), ("command", " ".join(map(plain, record["argv"])))]
     if verify:
         rows.append(("verified", "content equals its id"))
     shown = [(key, value if isinstance(value, str) else to_json(value)) for key, value in rows]

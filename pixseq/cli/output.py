@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq import progress
-from pixseq.errors import CLOSED_PIPE
+from pixseq.errors import CLOSED_PIPE, PixseqError
 
 
 def talk(quiet: bool) -> None:
@@ -25,7 +25,14 @@ def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """One line. Raises PixseqError for a number that is not finite, for which JSON has no word."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise PixseqError(
+            "the result holds a number that is not finite, which JSON cannot say",
+            "without --json it is shown; what it was measured on is damaged or diverged",
+        ) from None
 
 
 def emit(text: str) -> None:

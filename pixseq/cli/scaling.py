@@ -218,7 +218,7 @@ def frechet(
     b: Annotated[Path, typer.Argument(metavar="B", help="The real side, of the same extractor.", show_default=False)],
     out: o.OptionalOut = None,
     layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Only the first rows of each.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=2, help="Only the first rows of each.")] = None,
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

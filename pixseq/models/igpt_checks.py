@@ -71,9 +71,9 @@ def _same_in_order(net: ImageGPT, x: Tensor, close: float) -> Check:
 
 
 def _perturbed(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """(t, x with another colour at t) for some t. x is int [1, T]."""
+    """(t, x with another colour at t) for some t; none where there is one colour only. x is int [1, T]."""
     v = net.shape.n_vocab
-    for t in some_positions(x.shape[1], generator):
+    for t in () if v < 2 else some_positions(x.shape[1], generator):
         other = x.clone()
         other[0, t] = (x[0, t] + int(torch.randint(1, v, (1,), generator=generator))) % v
         yield t, other
@@ -82,15 +82,22 @@ def _perturbed(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator
 def _causality(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Check:
     """Change pixel t: the logits that predict pixels <= t stay, some later ones move (unshifted: < t stay)."""
     before = net(x).logits[0]
-    scale, leaked, moved = float(before.abs().max()), 0.0, 0.0
+    scale, leaked, moved, later = float(before.abs().max()), 0.0, 0.0, 0
     for t, other in _perturbed(net, x, generator):
         change = (net(other).logits[0] - before).abs().amax(-1)
         unseen = t + 1 if net.shape.shifted else t
         leaked = max(leaked, float(change[:unseen].max()) if unseen else 0.0)
         moved = max(moved, float(change[unseen:].max()) if unseen < len(change) else 0.0)
+        later += len(change) - unseen
     side = "<= t" if net.shape.shifted else "< t"
-    about = f"largest move of a logit at positions {side} when pixel t changes: 0 (later ones move by {moved:.3g})"
-    return Check("causality", leaked <= STILL * scale and moved > STILL * scale, leaked, about)
+    rest = f"later ones move by {moved:.3g}" if later else f"{_single(net)}: nothing later that could move"
+    about = f"largest move of a logit at positions {side} when pixel t changes: 0 ({rest})"
+    return Check("causality", leaked <= STILL * scale and (moved > STILL * scale or not later), leaked, about)
+
+
+def _single(net: ImageGPT) -> str:
+    """Why there is nothing to test."""
+    return "a single colour, which cannot change" if net.shape.n_vocab < 2 else "a single pixel"
 
 
 def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Iterator[Check]:
@@ -109,8 +116,11 @@ def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Itera
     about = "largest move of a logit when a hidden pixel changes: 0"
     yield Check("hidden pixels unseen", leaked <= STILL * scale, leaked, about)
     least = min(earlier, later)
+    if not math.isfinite(least):
+        yield Check("attention sees all", True, "nothing to test", f"{_single(net)}: no other position to see")
+        return
     about = f"least move when a visible pixel changes, before it ({earlier:.3g}) and after it ({later:.3g}): over 0"
-    yield Check("attention sees all", total == 1 or STILL * scale < least < math.inf, least, about)
+    yield Check("attention sees all", STILL * scale < least, least, about)
 
 
 def _cache(net: ImageGPT, x: Tensor, close: float) -> Check:

@@ -30,19 +30,21 @@ def run(
 
     from pixseq.artifacts.atomic import check_targets
     from pixseq.artifacts.manifest import reference
-    from pixseq.artifacts.picture import save_png, save_pngs
+    from pixseq.artifacts.picture import check_png, save_png, save_pngs
     from pixseq.drawing import grid
     from pixseq.numerics.quantize import to_images
     from pixseq.stages.opening import open_images, some_images
 
+    check_png(out)
     check_targets((out, images_dir), overwrite)
     store = open_images(tokens, "tokens", "pixels")
     codec, total = store.meta, len(store)
     palette = palette_of(tokens, codec)
     if not 0 <= first < total:
         raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
-    if count < 1 or (columns is not None and columns < 1):
-        raise UsageError(f"--count {count} and --columns {columns} must be at least 1")
+    for flag, value in (("count", count), ("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag} is {value}, it must be at least 1")
     if seed is None:
         rows = np.arange(first, min(first + count, total))
         picked = some_images(store, slice(first, first + count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.atomic import check_targets
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.artifacts.picture import save_png
+from pixseq.artifacts.picture import check_png, save_png
 from pixseq.drawing import grid, line_chart
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
@@ -61,6 +62,7 @@ def run(
     chart = None if by_position is None else Path(by_position).with_suffix(".png")
     if by_position is not None and Path(by_position).suffix != ".json":
         raise UsageError(f"--by-position is {by_position}, not a .json", f"{chart} will be drawn beside it")
+    check_png(pictures)
     check_targets((out, by_position, chart, pictures), overwrite)
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights, attention)
@@ -85,6 +87,11 @@ def run(
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
         numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
+        if not math.isfinite(tally.loss):
+            raise PixseqError(
+                f"the loss of {model} on {tokens} is {tally.loss}, no number",
+                f"the model diverged or is damaged: pixseq check {model} tells; or measure with --precision fp32",
+            )
         if passes[0].loss:
             numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec)
         if labels is not None:
@@ -175,6 +182,11 @@ def _why_not(net: Model, attention: str | None, labels: np.ndarray | None) -> st
 def _labels(net: Model, store: Store) -> np.ndarray | None:
     """Labels for the classifier, None where one of the two is missing."""
     labels = store.labels() if net.shape.n_classes else None
+    if labels is not None and int(labels.min()) < 0:
+        raise PixseqError(
+            f"{store.path}: {(labels < 0).sum()} of {len(labels)} images have no label",
+            "their accuracy is not known: encode labelled images only",
+        )
     if labels is not None and int(labels.max()) >= net.shape.n_classes:
         raise PixseqError(
             f"{store.path} has label {int(labels.max())}, the model tells {net.shape.n_classes} classes apart",

@@ -115,10 +115,11 @@ def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite:
     """Draw the colours in order. `palette` may also be tokens or a checkpoint: the palette that travels inside."""
     from pixseq.artifacts.atomic import check_target
     from pixseq.artifacts.palette import load_palette
-    from pixseq.artifacts.picture import save_png
+    from pixseq.artifacts.picture import check_png, save_png
     from pixseq.drawing import swatch
     from pixseq.numerics.quantize import palette_bytes
 
+    check_png(out)
     check_target(out, overwrite)
     loaded = load_palette(palette, inside=True)
     inputs = {"palette": {"path": str(palette), "id": loaded.id}}

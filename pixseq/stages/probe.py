@@ -18,6 +18,7 @@ import numpy as np
 
 from pixseq import progress
 from pixseq.artifacts import atomic
+from pixseq.artifacts.picture import check_png
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 from pixseq.stages.feature_pair import Pair, masks, open_pair
@@ -72,6 +73,7 @@ def run(
     options |= {"weight_decay": weight_decay, "device": device}
     recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
     _check_extras(method, concat, labels_per_class, trials)
+    check_png(plot)
     atomic.check_targets((out, plot), overwrite)
     pair = open_pair(features, test)
     chosen = _chosen_layers(layers, pair)

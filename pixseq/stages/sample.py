@@ -13,7 +13,7 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, StoreWriter
 from pixseq.artifacts.checkpoint import Checkpoint
 from pixseq.artifacts.manifest import Manifest, reference
-from pixseq.artifacts.picture import save_png, save_pngs
+from pixseq.artifacts.picture import check_png, save_png, save_pngs
 from pixseq.drawing import grid
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
@@ -55,6 +55,7 @@ def run(
     `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. Returns the picture's manifest.
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
+    check_png(out)
     atomic.check_targets((out, tokens_out, images_out), overwrite)
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
@@ -104,22 +105,32 @@ def run(
 
 
 def _check(count: int, keep: float, completions: int, temperature: float, top_k: int, top_p: float, prompt) -> None:
-    if count < 1 or completions < 1:
-        raise UsageError(f"--count {count} and --completions {completions} must be at least 1")
+    for flag, value in (("count", count), ("completions", completions)):
+        if value < 1:
+            raise UsageError(f"--{flag} is {value}, it must be at least 1")
     if not 0 <= keep < 1:
         raise UsageError(f"--keep is {keep}, it must lie in [0, 1)", "0.5 keeps the top half of the rows")
     if not 0 <= temperature < float("inf"):
-        raise UsageError(f"--temperature is {temperature}, it must not be negative", "0 takes the likeliest colour")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise UsageError(f"--top-k {top_k} must not be negative, and --top-p {top_p} must lie in (0, 1]")
+        raise UsageError(f"--temperature is {temperature}, it must be 0 or more", "0 takes the likeliest colour")
+    if top_k < 0:
+        raise UsageError(f"--top-k is {top_k}, it must not be negative", "0 draws from all colours")
+    if not 0 < top_p <= 1:
+        raise UsageError(f"--top-p is {top_p}, it must lie in (0, 1]", "1 draws from all colours")
     if completions > 1 and prompt is None:
         raise UsageError("--completions was given without --prompt", "use --count for more pictures")
 
 
 def kept_tokens(codec: dict[str, Any], keep: float) -> int:
-    """How many tokens `keep` of the rows are."""
+    """How many tokens `keep` of the rows are. Raises UsageError where these are all rows, which leaves none to draw."""
     rows, columns, channels = opening.grid(codec)
-    return round(keep * rows) * columns * channels
+    kept = round(keep * rows)
+    if kept == rows:
+        most = next(n for n in range(99, -1, -1) if round(n / 100 * rows) < rows) / 100
+        raise UsageError(
+            f"--keep {keep} keeps all of {rows} row{'s' * (rows > 1)}, which leaves nothing to draw",
+            f"of pictures of {rows} row{'s' * (rows > 1)} at most {most:g} leaves one",
+        )
+    return kept * columns * channels
 
 
 def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:

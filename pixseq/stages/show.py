@@ -16,6 +16,10 @@ def run(
 
     With `verify`, everything is read and hashed first; raises PixseqError naming what is damaged.
     """
+    if plot is not None:
+        from pixseq.artifacts.picture import check_png
+
+        check_png(plot)
     record = manifest.read(path)
     if verify:
         faults = _faults(Path(path), record)

@@ -62,7 +62,7 @@ def require() -> None:
 def fit_targets(plot: str | Path) -> list[Path]:
     """The sheet, and beside it the figures that it shows together."""
     plot = Path(plot)
-    stem = plot.name.removesuffix(".png")
+    stem = plot.stem if plot.suffix.lower() == ".png" else plot.name
     return [plot, *(plot.with_name(f"{stem}.{name}.png") for name in ("isoflop", "optimum", "tokens-per-parameter"))]
 
 

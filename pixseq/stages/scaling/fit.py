@@ -14,6 +14,7 @@ import numpy as np
 
 from pixseq import progress
 from pixseq.artifacts import atomic
+from pixseq.artifacts.picture import check_png
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import isoflop, laws
 from pixseq.stages.scaling import runs as reading
@@ -49,6 +50,7 @@ def run(
         raise UsageError("--maximize says nothing without --metric", "name what is to be large, as --metric top5")
     if resamples < 0 or 0 < resamples < FEWEST_DRAWS:
         raise UsageError(f"--bootstrap is {resamples}", f"at least {FEWEST_DRAWS}, or 0 for no intervals")
+    check_png(plot)
     for target in filter(None, (out, plot)):
         atomic.check_target(target, overwrite)
     if plot is not None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pixseq.artifacts import atomic
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.picture import check_png
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.stages.scaling.compare import BEYOND, Fit, Opened, finite, open_fit, place
@@ -59,6 +60,7 @@ def run(
             "power law promises that any target is reached",
             "use --method varpro or direct",
         )
+    check_png(plot)
     for target in filter(None, (out, plot)):
         atomic.check_target(target, overwrite)
     if plot is not None:
