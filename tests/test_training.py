@@ -120,14 +120,6 @@ def test_a_kill_between_the_last_write_and_the_new_name_loses_nothing(tokens, tm
     assert not (tmp_path / "m" / "recipe.json").exists() and not (tmp_path / "m" / "resume").exists()
 
 
-def test_two_runs_of_one_target_are_told(tokens, tmp_path):
-    from pixseq.artifacts.atomic import lock
-
-    (tmp_path / "m.partial").mkdir()
-    with lock(tmp_path / "m.partial"), pytest.raises(PixseqError, match="another process"):
-        pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", resume=True, overwrite=True)
-
-
 def test_a_full_disk_while_saving_is_said(tokens, tmp_path, monkeypatch):
     def full(*args):
         raise RuntimeError("PytorchStreamWriter failed writing file")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import layout, manifest
 from pixseq.errors import PixseqError
 
 UNFINISHED = "pixseq_unfinished"
@@ -76,7 +76,7 @@ class StoreWriter:
         self.buffered, self.restart = 0, restart
         partial.mkdir(exist_ok=True)
         if not (resume and self._reopen()):
-            atomic.clear(partial)
+            layout.delete(partial, keep=True)
             self._create()
 
     def _create(self) -> None:
@@ -175,7 +175,8 @@ class Store:
     def __init__(self, path: Path, record: manifest.Manifest, group: zarr.Group):
         self.path, self.manifest, self.group = path, record, group
         self.meta = {key: value for key, value in group.attrs.items() if key != manifest.KEY}
-        self.names = sorted(group.array_keys())
+        self.arrays = {name: group[name] for name in array_names(path)}
+        self.names = sorted(self.arrays)
 
     @property
     def kind(self) -> str:
@@ -187,15 +188,15 @@ class Store:
         return self.shape(self.kind)[1 if self.kind == "features" else 0]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.group[name].shape
+        return self.arrays[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        return self.group[name].dtype
+        return self.arrays[name].dtype
 
     def read(self, name: str, index: Any = slice(None)) -> np.ndarray:
         """A part of an array. Raises PixseqError when a chunk of it is damaged."""
         try:
-            return np.asarray(self.group[name][index])
+            return np.asarray(self.arrays[name][index])
         except Exception as error:  # zarr and numcodecs raise many types for the same damage
             raise PixseqError(
                 f"{self.path}: array {name} is damaged ({error})",
@@ -266,9 +267,14 @@ def open_foreign(path: str | Path) -> zarr.Array | None:
     return arrays[0]
 
 
+def array_names(path: Path) -> list[str]:
+    """The arrays of a group on disk. zarr's own listing warns of every other file beside them."""
+    return sorted(found.parent.name for found in path.glob("*/zarr.json"))
+
+
 def chunk_files(store: Store, name: str) -> Iterator[str]:
     """The files of an array, by the path inside the store (zarr v3 default keys: name/c/i/j)."""
-    array = store.group[name]
+    array = store.arrays[name]
     grid = [range(-(-n // chunk)) for n, chunk in zip(array.shape, array.chunks)]
     for index in itertools.product(*grid):
         yield "/".join([name, "c", *map(str, index)])
@@ -280,7 +286,7 @@ def verify(path: str | Path) -> list[str]:
     store = _open(path, manifest.read(path))
     faults = []
     for name in store.names:
-        array = store.group[name]
+        array = store.arrays[name]
         for key in chunk_files(store, name):
             where = [int(i) for i in key.split("/")[2:]]
             if not (path / key).is_file():
@@ -297,7 +303,8 @@ def verify(path: str | Path) -> list[str]:
 
 def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:
     """The content id of a store, read back chunk by chunk."""
-    arrays = {name: manifest.Content(array.dtype, array.shape, _blocks(array)) for name, array in group.arrays()}
+    arrays = {name: group[name] for name in array_names(Path(group.store.root))}
+    arrays = {name: manifest.Content(array.dtype, array.shape, _blocks(array)) for name, array in arrays.items()}
     return manifest.content_id(kind, arrays, meta)
 
 

@@ -1,4 +1,10 @@
-"""A target that exists is complete: write beside it, flush to disk, rename last."""
+"""A target that exists is complete, and has one owner from begin to publish.
+
+Who makes NAME works in the folder NAME.partial beside it, which it holds locked and whose owner.json says who that is.
+A stage that can go on where it was killed builds its artifact in that very folder, any other as the one thing inside.
+All is flushed to disk and renamed last. What an interrupted command left belongs to that command: another one refuses.
+Nothing that pixseq did not make is ever deleted, and no link is followed.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +12,48 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import inspect
+import json
 import os
-import re
-import shutil
-from collections.abc import Iterable, Iterator
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from pixseq.artifacts.layout import MADE, OWNER, RECIPE, delete, foreign, is_artifact
 from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some network disks
+
+MOST_BYTES = 1 << 20  # of an owner's record
+
+_owned: dict[Path, Path] = {}  # targets that this process owns, and their partial folders
 
 
 def partial_path(target: str | Path) -> Path:
-    """Where an unfinished target is written: NAME.partial beside it."""
+    """Where an unfinished target is made: NAME.partial beside it."""
     target = Path(target)
     return target.with_name(target.name + ".partial")
 
 
+# ---- before any work
+
+
 def check_target(target: str | Path, overwrite: bool) -> Path:
-    """Called before any work. Raises PixseqError if the target exists (without overwrite) or cannot be written."""
+    """Raises PixseqError if the target exists (without overwrite), cannot be written, or somebody is making it."""
     target = Path(target)
+    _restore(target)
     if target.name in ("", ".."):
         raise UsageError(f"{target} cannot be a target", "name the file or folder to make")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:
         raise PixseqError(f"{target} already exists", "choose another --out, or replace it with --overwrite")
-    if target.is_dir() and not _is_ours(target):
-        raise PixseqError(
-            f"{target} is a folder that pixseq did not make",
-            "choose another --out: --overwrite replaces artifacts only",
-        )
+    if target.is_dir():
+        _check_replaceable(target)
+    elif os.path.lexists(target) and not target.is_file():
+        raise PixseqError(f"{target} is neither a file nor a folder", "choose another --out")
     parent = target.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +62,20 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise PixseqError(f"cannot write in {parent}: permission denied", "choose another --out")
     return target
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not is_artifact(folder):
+        raise PixseqError(
+            f"{folder} is a folder that pixseq did not make",
+            "choose another --out: --overwrite replaces artifacts only",
+        )
+    theirs = foreign(folder)
+    if theirs is not None:
+        raise PixseqError(
+            f"{folder} holds {theirs.relative_to(folder)}, which pixseq did not make and --overwrite would delete",
+            "move it elsewhere, or choose another --out",
+        )
 
 
 def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None:
@@ -54,41 +87,180 @@ def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None
             raise UsageError(f"{target} is named as a target twice", "give each result a path of its own")
 
 
-def _is_ours(folder: Path) -> bool:
-    """An artifact, an exported model, a folder of numbered pictures, or nothing: what --overwrite may replace."""
-    names = {path.name for path in folder.iterdir()}
-    if "zarr.json" in names or {"manifest.json", "codec.json"} <= names:
-        return True
-    if {"config.json", "model.safetensors"} <= names:
-        return '"pixseq"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-    return all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names)
+# ---- owning
 
 
-@contextlib.contextmanager
-def writing(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields the partial path to write a file or a folder at; publishes it on success, removes it on any failure."""
-    target = check_target(target, overwrite)
-    partial = partial_path(target)
-    remove(partial)
-    try:
-        with _disk_full_said(target):
-            yield partial
-            publish(partial, target)
-    except BaseException:
-        remove(partial)
-        raise
+def owns(command: str, *outputs: str) -> Callable:
+    """For a stage's run(..., overwrite): it owns the targets that these of its arguments name while it runs.
 
-
-@contextlib.contextmanager
-def resuming(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields the partial folder, locked, with whatever an interrupted run left in it; publishes it on success.
-
-    On a failure it stays, so that its stage can go on. Raises PixseqError while another process writes there.
+    So two commands with one target never both compute for hours, and the second is told at once.
     """
+
+    def owning(run: Callable) -> Callable:
+        signature = inspect.signature(run)
+
+        @functools.wraps(run)
+        def owned(*args, **kwargs):
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            overwrite = given.arguments["overwrite"]
+            targets = [given.arguments[name] for name in outputs if given.arguments[name] is not None]
+            check_targets(targets, overwrite)
+            with contextlib.ExitStack() as stack:
+                for target in targets:
+                    stack.enter_context(own(target, overwrite, command))
+                return run(*args, **kwargs)
+
+        return owned
+
+    return owning
+
+
+@contextlib.contextmanager
+def own(target: str | Path, overwrite: bool, command: str, resumable: bool = False) -> Iterator[Path]:
+    """Own `target` meanwhile: yields its partial folder, locked.
+
+    Of a `resumable` command it holds what an interrupted run of the same command left, and stays after a failure where
+    there is something to go on with. Any other command begins with a clear folder and leaves none.
+    Raises PixseqError where another process works there (it is named), where another command left something to go on
+    with, and for links and files that are not pixseq's.
+    """
+    key = Path(os.path.abspath(target))
+    if key in _owned:
+        yield _owned[key]
+        return
     target = check_target(target, overwrite)
     partial = partial_path(target)
-    partial.mkdir(exist_ok=True)
-    with lock(partial), _disk_full_said(target):
+    handle = _locked(target, partial)
+    try:
+        _take(partial, command, resumable)
+    except BaseException:
+        os.close(handle)
+        raise
+    try:
+        _owned[key] = partial
+        yield partial
+    finally:
+        del _owned[key]
+        still = partial.is_dir() and os.path.samestat(os.fstat(handle), os.lstat(partial))
+        if still and not (resumable and holds_work(partial)):
+            delete(partial)
+        os.close(handle)
+
+
+def _locked(target: Path, partial: Path) -> int:
+    """A handle of the partial folder with the lock on it; what an interrupted publication left is tidied first.
+
+    A folder that is renamed away between its opening and its locking is not ours: hence the comparison.
+    """
+    while True:
+        if _is_new(target):
+            finish_publishing(target)
+        handle = _open_locked(partial)
+        same = os.path.lexists(partial) and os.path.samestat(os.fstat(handle), os.lstat(partial))
+        if same and not _is_new(target):
+            return handle
+        os.close(handle)
+
+
+def _open_locked(partial: Path) -> int:
+    try:
+        partial.mkdir(exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return _open_locked(partial)  # published in between
+    except OSError as error:
+        if partial.is_symlink() or partial.is_file():
+            what = "a link" if partial.is_symlink() else "a file"
+            raise PixseqError(
+                f"{partial}, where the unfinished target would be made, is {what} that pixseq did not make",
+                "move it elsewhere, or choose another --out",
+            ) from None
+        raise PixseqError(f"cannot make {partial}: {error.strerror}", "choose another --out") from None
+    _lock(handle, partial)
+    return handle
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock an open folder, or close it and raise PixseqError. The lock goes when the process does."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        owner = read_owner(folder)
+        told = f": {owner['command']}, process {owner.get('process')} on {owner.get('host')}" if owner else ""
+        raise PixseqError(
+            f"another process is writing {folder}{told}", "wait for it to end, or choose another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(handle)
+            raise
+
+
+def holds_work(partial: Path) -> bool:
+    """Whether there is more in the folder than who owns it."""
+    return any(path.name not in (OWNER, RECIPE) for path in partial.iterdir())
+
+
+def _take(partial: Path, command: str, resumable: bool) -> None:
+    """Make the locked folder this command's, or refuse to."""
+    theirs = foreign(partial)
+    if theirs is not None:
+        raise PixseqError(
+            f"{partial} holds {theirs.relative_to(partial)}, which pixseq did not make",
+            "move it elsewhere, or choose another --out",
+        )
+    owner = read_owner(partial)
+    if holds_work(partial) and owner is None:
+        raise PixseqError(
+            f"{partial} does not tell which command began it", "remove or rename it, or choose another --out"
+        )
+    mine = owner is not None and owner["command"] == command
+    if holds_work(partial) and owner["resumable"] and not mine:
+        raise PixseqError(
+            f"{partial} holds an interrupted {owner['command']}, and this is {command}",
+            f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {partial}",
+        )
+    if not (resumable and mine):
+        delete(partial, keep=True)
+    _write_owner(partial, {"command": command, "resumable": resumable})
+
+
+def _write_owner(folder: Path, record: Mapping[str, Any]) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    more = {"process": os.getpid(), "host": platform.node(), "began": now}
+    write_text(folder / OWNER, json.dumps({**record, **more}, indent=1) + "\n")
+
+
+def read_owner(folder: Path) -> dict[str, Any] | None:
+    """Who is making what is in a folder; None where no such record is."""
+    try:
+        with (folder / OWNER).open("rb") as file:
+            found = json.loads(file.read(MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    fine = isinstance(found, dict) and isinstance(found.get("command"), str)
+    return found if fine and isinstance(found.get("resumable"), bool) else None
+
+
+# ---- writing
+
+
+@contextlib.contextmanager
+def writing(target: str | Path, overwrite: bool = False, command: str = "another command") -> Iterator[Path]:
+    """Yields a path to write a file or a folder at; publishes it on success, and leaves nothing on any failure."""
+    target = Path(target)
+    with own(target, overwrite, command) as partial, _disk_full_said(target):
+        yield partial / MADE
+        publish(partial / MADE, target)
+
+
+@contextlib.contextmanager
+def resuming(target: str | Path, overwrite: bool = False, command: str = "another command") -> Iterator[Path]:
+    """Yields the partial folder with whatever an interrupted run of the same command left; publishes it on success."""
+    target = Path(target)
+    with own(target, overwrite, command, resumable=True) as partial, _disk_full_said(target):
         yield partial
         publish(partial, target)
 
@@ -106,38 +278,55 @@ def _disk_full_said(target: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def lock(partial: Path) -> Iterator[None]:
-    """One writer for one partial folder; the lock goes when the process does."""
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise PixseqError(
-            f"another process is writing {partial}", "wait for it to end, or choose another --out"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def clear(folder: Path) -> None:
-    """Remove what is in a folder, and keep the folder (and a lock on it)."""
-    for child in folder.iterdir():
-        remove(child)
-
-
 def publish(partial: Path, target: Path) -> None:
-    """Flush `partial` to disk and rename it to `target`; what stood there before is swapped out in the same step."""
+    """Flush `partial` to disk and rename it to `target`; what stood there before is swapped out in the same step.
+
+    A folder takes its owner's record along, which tells what it replaces: after a kill between the swap and the end,
+    the next command knows what stands at NAME.partial, and finishes.
+    """
+    swap = os.path.lexists(target) and (target.is_dir() or partial.is_dir())
+    owner = read_owner(partial) if partial.is_dir() else None
+    if swap and owner is not None:
+        _write_owner(partial, {**owner, "replaces": _number(target)})
     flush(partial)
-    if target.exists() and (target.is_dir() or partial.is_dir()):
+    if swap:
         _exchange(partial, target)
-        remove(partial)
     else:
         os.replace(partial, target)
     _fsync(target.parent)
+    if swap:
+        delete(partial)
+    if owner is not None:
+        _forget_owner(target)
+
+
+def _number(path: Path) -> list[int]:
+    """What stays the same of a file or folder when it is renamed."""
+    found = path.lstat()
+    return [found.st_dev, found.st_ino]
+
+
+def _is_new(target: Path) -> bool:
+    """Whether the publication of `target` goes on, or was killed when that had its name and before all was tidy."""
+    return target.is_dir() and read_owner(target) is not None
+
+
+def finish_publishing(target: Path) -> None:
+    """Do what a publication that was killed after its swap had still to do. Raises PixseqError while it goes on."""
+    handle = os.open(target, os.O_RDONLY)
+    _lock(handle, target)
+    partial, owner = partial_path(target), read_owner(target)
+    if owner is not None and os.path.lexists(partial) and owner.get("replaces") == _number(partial):
+        delete(partial)
+    _forget_owner(target)
+    os.close(handle)
+
+
+def _forget_owner(target: Path) -> None:
+    """Recipe first: with the owner's record alone nothing is believed to be finished."""
+    for name in (RECIPE, OWNER):
+        (target / name).unlink(missing_ok=True)
+    _fsync(target)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -146,13 +335,6 @@ def write_text(path: Path, text: str) -> None:
     new.write_text(text)
     _fsync(new)
     os.replace(new, path)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -175,13 +357,21 @@ def _fsync(path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> None:
-    """Swap two names atomically where the system can (Linux renameat2), else by two renames."""
+    """Swap two names atomically where the system can (Linux renameat2), else by renames that `_restore` can undo."""
     at_fdcwd, rename_exchange = -100, 2
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
         return
-    aside = b.with_name(b.name + ".old.partial")
-    remove(aside)
-    os.rename(b, aside)
+    os.rename(b, _aside(b))
     os.rename(a, b)
-    os.rename(aside, a)
+    os.rename(_aside(b), a)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(target.name + ".old.partial")
+
+
+def _restore(target: Path) -> None:
+    """Give a target its name back that was moved aside by a publication that did not end."""
+    if os.path.lexists(_aside(target)) and not os.path.lexists(target):
+        os.rename(_aside(target), target)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import atomic, layout, manifest
 from pixseq.errors import PixseqError
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def drop_leftovers(partial: Path, kept: Collection[str]) -> None:
     """Remove what only an unfinished run needs."""
     for path in partial.iterdir():
         extra = path.suffix == ".safetensors" and path.stem not in kept
-        if extra or path.suffix == ".new" or path.name in ("resume", "recipe.json"):
-            atomic.remove(path)
+        if extra or path.suffix == ".new" or path.name == "resume":
+            layout.delete(path)
 
 
 def save_weights(path: Path, weights: Weights) -> None:
@@ -117,7 +117,10 @@ def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside `path`, flush, rename. torch and safetensors have errors of their own for a full disk."""
     new = path.with_name(path.name + ".new")
     try:
+        new.touch()
+        mode = new.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
         write(new)
+        new.chmod(mode)
         atomic.flush(new)
         os.replace(new, path)
     except Exception as error:
@@ -162,45 +165,91 @@ def verify_checkpoint(path: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def run_folder(
-    target: str | Path, recipe: Mapping[str, Any], resume: bool, overwrite: bool
+    target: str | Path, command: str, recipe: Mapping[str, Any], resume: bool, overwrite: bool
 ) -> Iterator[tuple[Path, dict[str, Any] | None, manifest.Manifest | None]]:
-    """The partial folder of a training run, locked: (folder, state to go on from, manifest if it only lacks its name).
+    """The partial folder of a training run, owned: (folder, state to go on from, manifest if it only lacks its name).
 
-    Raises PixseqError if an interrupted run stands there and neither `resume` nor `overwrite` is given, or if its
-    recipe is another one; with both given, another recipe begins anew.
+    What the caller makes of it is published at the end. Raises PixseqError if an interrupted run stands there and
+    neither `resume` nor `overwrite` is given, or if its recipe is another one; with both given, another recipe begins
+    anew.
     """
-    target = atomic.check_target(target, overwrite)
-    partial = atomic.partial_path(target)
+    target = Path(target)
     recipe = json.loads(manifest.canonical_json(recipe))
-    if partial.exists() and not resume and not overwrite:
-        raise PixseqError(f"{partial} holds an interrupted run", "go on with --resume, or begin anew with --overwrite")
-    partial.mkdir(exist_ok=True)
-    with atomic.lock(partial):
-        if not resume:
-            atomic.clear(partial)
-        elif (partial / "recipe.json").is_file():
-            theirs = json.loads((partial / "recipe.json").read_text())
-            if theirs != recipe and not overwrite:
-                raise PixseqError(
-                    f"{partial} was begun with another recipe; it differs in {', '.join(_differences(theirs, recipe))}",
-                    "repeat the command that began it with --resume, or begin anew with --overwrite",
-                )
-            if theirs != recipe:
-                atomic.clear(partial)
-        elif not (partial / "manifest.json").is_file():
-            atomic.clear(partial)
-        finished = None
-        if (partial / "manifest.json").is_file():  # killed between its last write and its new name
-            finished = json.loads((partial / "manifest.json").read_text())
-            drop_leftovers(partial, finished["summary"]["weights"])
-        elif not (partial / "recipe.json").is_file():
-            atomic.write_text(partial / "recipe.json", json.dumps(recipe, indent=1))
+    if resume and _recipe_of(target) == recipe:  # killed when it had its name already
+        atomic.finish_publishing(target)
+        yield target, None, manifest.read(target)
+        return
+    with atomic.own(target, overwrite, command, resumable=True) as partial:
+        _check_recipe(partial, recipe, resume, overwrite)
+        finished = _finished(partial)
+        if not finished:
+            atomic.write_text(partial / layout.RECIPE, json.dumps(recipe, indent=1))
         try:
             yield partial, None if finished else load_state(partial), finished
+            atomic.publish(partial, target)
         except BaseException:
             if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
-                atomic.remove(partial)  # it failed before its first step: nothing to go on from
+                layout.delete(partial, keep=True)  # it failed before its first step: nothing to go on from
             raise
+
+
+def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Clear what an interrupted run left where the new one begins anew. Raises PixseqError where that was not asked."""
+    if not atomic.holds_work(partial):
+        return
+    if not resume and not overwrite:
+        raise PixseqError(f"{partial} holds an interrupted run", "go on with --resume, or begin anew with --overwrite")
+    theirs = _recipe_of(partial)
+    if theirs == recipe and resume:
+        return
+    if not overwrite:
+        differing = "there is no record of it" if theirs is None else f"it differs in {_differing(theirs, recipe)}"
+        raise PixseqError(
+            f"{partial} was begun with another recipe; {differing}",
+            "repeat the command that began it with --resume, or begin anew with --overwrite",
+        )
+    layout.delete(partial, keep=True)
+
+
+def _recipe_of(folder: Path) -> Any:
+    """What the run in a folder was begun with; None where that is not told."""
+    try:
+        return json.loads((folder / layout.RECIPE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _finished(partial: Path) -> manifest.Manifest | None:
+    """The manifest of a checkpoint that only lacks its name: killed after its last write.
+
+    A manifest alone is not believed: the weights must be those it names. Raises PixseqError where they are not and
+    there is no state to make them again from.
+    """
+    path = partial / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        ids, shape = record["summary"]["weights"], record["summary"]["shape"]
+        codec = json.loads((partial / "codec.json").read_bytes())
+        weights = {name: read_weights(partial / f"{name}.safetensors") for name in ids}
+        whole = all(weights_id(weights[name], codec, shape) == ids[name] for name in ids)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, PixseqError):
+        whole = False
+    if whole:
+        drop_leftovers(partial, ids)
+        return record
+    if not has_state(partial):
+        raise PixseqError(
+            f"{partial} is damaged: its weights are not those of its manifest.json",
+            "begin anew with --overwrite and no --resume",
+        )
+    path.unlink()
+    return None
+
+
+def _differing(theirs: Any, ours: Any) -> str:
+    return ", ".join(_differences(theirs, ours))
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -21,7 +21,7 @@ def write_metrics(
 ) -> manifest.Manifest:
     """Write `numbers` (plain JSON values, units in their names) beside a manifest under the key `pixseq`."""
     record = manifest.build("metrics", manifest.content_id("metrics", {}, numbers), stage, config, inputs, summary={})
-    with atomic.writing(path, overwrite) as partial:
+    with atomic.writing(path, overwrite, stage) as partial:
         partial.write_text(json.dumps({manifest.KEY: record, **numbers}, indent=1, ensure_ascii=False) + "\n")
     return record
 

@@ -72,7 +72,7 @@ def save_palette(
         f'{{"{manifest.KEY}": {json.dumps(record, indent=1, ensure_ascii=False)},\n'
         f'"self_check": {json.dumps(checks)},\n"colors": [\n{lines}\n]}}\n'
     )
-    with atomic.writing(path, overwrite) as partial:
+    with atomic.writing(path, overwrite, stage) as partial:
         partial.write_text(text, encoding="utf-8")
     return record
 

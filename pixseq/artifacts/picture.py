@@ -43,16 +43,16 @@ def save_png(
     record = manifest.build("picture", id, stage, config, inputs, {**size, **(summary or {})})
     text = PngInfo()
     text.add_text(manifest.KEY, json.dumps(record, ensure_ascii=True))
-    with atomic.writing(path, overwrite) as partial:
+    with atomic.writing(path, overwrite, stage) as partial:
         Image.fromarray(image).save(partial, format="PNG", pnginfo=text)
     return record
 
 
-def save_pngs(folder: str | Path, images: np.ndarray, rows: Iterable[int], overwrite: bool = False) -> None:
+def save_pngs(folder: str | Path, images: np.ndarray, rows: Iterable[int], stage: str, overwrite: bool = False) -> None:
     """A folder of single pictures, uint8 [N, H, W, 3], named by their rows, for tools that want files."""
     from PIL import Image
 
-    with atomic.writing(folder, overwrite) as partial:
+    with atomic.writing(folder, overwrite, stage) as partial:
         partial.mkdir()
         for row, image in zip(rows, images):
             Image.fromarray(image).save(partial / f"{row:06}.png", format="PNG")

@@ -27,7 +27,7 @@ def write_plan(
     if (path / "manifest.json").is_file():
         atomic.write_text(path / "manifest.json", text)
         return record
-    with atomic.writing(path) as partial:
+    with atomic.writing(path, command="scaling plan") as partial:
         (partial / "cells").mkdir(parents=True)
         (partial / "manifest.json").write_text(text)
     return record

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import check_target
+from pixseq.artifacts.atomic import owns
 from pixseq.artifacts.checkpoint import Checkpoint, weights_id
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
@@ -30,6 +30,7 @@ IMAGES = 4
 FINITE = "finite weights"  # without which the other figures are of nothing
 
 
+@owns("check", "out")
 def run(
     model: str | Path,
     tokens: str | Path | None = None,
@@ -45,8 +46,6 @@ def run(
     Written as metrics too when `out` is given. Computed on the first images of `tokens` or on random ones, in float32
     unless `precision` says otherwise: bf16 certifies that path, as closely as its rounding lets it.
     """
-    if out is not None:
-        check_target(out, overwrite)
     store = None
     with machine(device, precision) as where, torch.inference_mode():
         net, checkpoint = opening.open_model(model, where, weights)

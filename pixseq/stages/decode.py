@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
 
 
+@atomic.owns("decode", "out", "images_dir")
 def run(
     tokens: str | Path,
     out: str | Path,
@@ -28,7 +30,6 @@ def run(
     """
     import numpy as np
 
-    from pixseq.artifacts.atomic import check_targets
     from pixseq.artifacts.manifest import reference
     from pixseq.artifacts.picture import check_png, save_png, save_pngs
     from pixseq.drawing import grid
@@ -36,7 +37,6 @@ def run(
     from pixseq.stages.opening import open_images, some_images
 
     check_png(out)
-    check_targets((out, images_dir), overwrite)
     store = open_images(tokens, "tokens", "pixels")
     codec, total = store.meta, len(store)
     palette = palette_of(tokens, codec)
@@ -57,7 +57,7 @@ def run(
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}
     if images_dir is not None:
-        save_pngs(images_dir, images, rows, overwrite)
+        save_pngs(images_dir, images, rows, "decode", overwrite)
     return save_png(out, grid(images, columns, scale), "decode", config, inputs, {"images": len(images)}, overwrite)
 
 

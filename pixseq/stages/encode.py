@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pixseq import progress
 from pixseq.artifacts import atomic
+from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages.palette import describe
@@ -121,13 +122,13 @@ def run(
     chunk_rows = max(min(2 * CHUNK_TOKENS // main.row_bytes, CHUNK_ROWS), 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
     _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, main.row_bytes, codec["n_vocab"])
-    with atomic.resuming(out, overwrite) as partial:
+    with atomic.resuming(out, overwrite, "encode") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
         try:
             tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
         except BaseException:
             if not writer.rows:  # nothing to go on from
-                atomic.remove(partial)
+                delete(partial, keep=True)
             raise
         if kind == "tokens" and len(tally.counts) > codec["n_vocab"]:  # ids without a palette
             codec["n_vocab"] = len(tally.counts)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import check_targets
+from pixseq.artifacts.atomic import check_targets, owns
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png, save_png
@@ -34,6 +34,7 @@ from pixseq.streams import Stream
 PICTURES = 16
 
 
+@owns("evaluate", "out", "by_position", "pictures")
 def run(
     model: str | Path,
     tokens: str | Path,

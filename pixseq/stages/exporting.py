@@ -20,6 +20,7 @@ from pixseq.stages.opening import load_weights
 HEADS = ("head", "classifier")
 
 
+@atomic.owns("export hf", "out")
 def run(
     model: str | Path,
     out: str | Path,
@@ -36,7 +37,7 @@ def run(
     """
     if drop is not None and drop not in HEADS:
         raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
-    target = atomic.check_target(out, overwrite)
+    target = Path(out)
     if target.resolve() == Path(model).resolve():
         raise UsageError(f"{out} is the model itself, which the export would replace", "choose another --out")
     checkpoint = open_checkpoint(model)
@@ -53,7 +54,7 @@ def run(
         (checkpoint.path / "config.yaml").read_text(),
         [_measured(path, checkpoint, weights) for path in metrics],
     )
-    with atomic.writing(target, overwrite) as partial:
+    with atomic.writing(target, overwrite, "export hf") as partial:
         write_hf(partial, tensors, asdict(shape), checkpoint.codec, card)
     notes = []
     if checkpoint.codec["palette"] is None:

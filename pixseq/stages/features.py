@@ -148,7 +148,7 @@ def _write(
     batch_bytes = batch * masks * len(layers) * math.prod(row) * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
     recipe = recipe_of(config, inputs, {})
-    with atomic.resuming(out, overwrite) as partial:
+    with atomic.resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         start = writer.rows // masks
         with progress.track("features", total, "images", start) as bar:

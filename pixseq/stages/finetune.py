@@ -116,7 +116,7 @@ def run(
                 partial, kept, used, store.meta, "finetune", as_dict(config), flags, inputs, summary
             )
 
-        return checkpointed(where, out, recipe, resume, overwrite, work)
+        return checkpointed(where, out, "finetune", recipe, resume, overwrite, work)
 
 
 def count_classes(store: Store, images: Images, held: Images) -> int:

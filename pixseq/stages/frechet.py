@@ -28,6 +28,7 @@ LARGEST = 1e45  # the kernel cubes squares of it
 TAKEN = "give features of `pixseq features`, or an [n, d] array as .npy or zarr"
 
 
+@atomic.owns("frechet", "out")
 def run(
     a: str | Path,
     b: str | Path,
@@ -49,8 +50,6 @@ def run(
     """
     if count is not None and count < 2:
         raise UsageError(f"--count is {count}, it must be at least 2", "a covariance needs two rows")
-    if out is not None:
-        atomic.check_target(out, overwrite)
     sides = _open(Path(a), layer, count), _open(Path(b), layer, None)
     if layer is not None and not any(side.facts for side in sides):
         raise UsageError(f"--layer {layer} was given, but {a} and {b} are arrays", "leave --layer out")

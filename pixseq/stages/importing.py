@@ -25,6 +25,7 @@ from pixseq.models.family import Shape, build, shape_from
 READERS = {"hf": read_hf, "openai": read_openai}
 
 
+@atomic.owns("import", "out")
 def run(
     form: str, path: str | Path, out: str | Path, palette: str | Path | None = None, overwrite: bool = False
 ) -> Manifest:
@@ -33,7 +34,6 @@ def run(
     `palette`: the colours of its tokens, else those found beside the weights; without any, the model goes only with
     tokens that have none either. Raises PixseqError for what is damaged, and for models that ours cannot express.
     """
-    atomic.check_target(out, overwrite)
     found = READERS[form](path)
     shape = shape_from(found.shape)
     _check(path, found, shape)
@@ -41,6 +41,7 @@ def run(
     return _write(form, found, shape, codec, inputs, out, overwrite)
 
 
+@atomic.owns("import", "out")
 def run_aim(
     backbone: str | Path,
     out: str | Path,
@@ -55,7 +56,6 @@ def run_aim(
     `probe_layers`, `n_heads` and `size` are what the files do not tell, see `interop.aim.read_aim`, which also says
     what is refused.
     """
-    atomic.check_target(out, overwrite)
     found = read_aim(backbone, head, probe_layers, n_heads, size)
     shape = shape_from(found.shape)
     _check(backbone, found, shape)
@@ -82,7 +82,7 @@ def _write(
         inputs[role] = {"path": str(file), "id": f"sha256:{_sha256(file)}"}
     flags = {"form": form, "theirs": found.config}
     summary = {"parameters": shape.parameter_count(), "notes": found.notes}
-    with atomic.writing(out, overwrite) as partial:
+    with atomic.writing(out, overwrite, "import") as partial:
         partial.mkdir()
         return finish_checkpoint(
             partial,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixseq import progress
+from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import UsageError
 
@@ -23,6 +24,7 @@ MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
 BLOCKS = 32  # a sample of a folder comes from so many places, since neighbours there are of one class
 
 
+@atomic.owns("palette fit", "out")
 def run_fit(
     source: str,
     out: str | Path,
@@ -42,7 +44,6 @@ def run_fit(
 
     Where the source has fewer distinct colours than `colors`, the palette is these colours.
     """
-    from pixseq.artifacts.atomic import check_target
     from pixseq.artifacts.palette import save_palette
     from pixseq.data.images import Preparation
     from pixseq.data.sources import open_source
@@ -57,7 +58,6 @@ def run_fit(
     ):
         if not low <= value <= high:
             raise UsageError(f"--{name} {value} is not between {low} and {high}")
-    check_target(out, overwrite)
     prep = Preparation(size=size, resize=resize, background=background, on_error=on_error)
     opened = open_source(source, split)
     for note in opened.notes:
@@ -111,16 +111,15 @@ def describe(source: Source) -> dict[str, Any]:
     return {"path": source.path, "id": f"{found}:{listing.hexdigest()[:16]}"}
 
 
+@atomic.owns("palette show", "out")
 def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite: bool = False) -> Manifest:
     """Draw the colours in order. `palette` may also be tokens or a checkpoint: the palette that travels inside."""
-    from pixseq.artifacts.atomic import check_target
     from pixseq.artifacts.palette import load_palette
     from pixseq.artifacts.picture import check_png, save_png
     from pixseq.drawing import swatch
     from pixseq.numerics.quantize import palette_bytes
 
     check_png(out)
-    check_target(out, overwrite)
     loaded = load_palette(palette, inside=True)
     inputs = {"palette": {"path": str(palette), "id": loaded.id}}
     image = swatch(palette_bytes(loaded.colors), columns)

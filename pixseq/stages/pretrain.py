@@ -83,7 +83,7 @@ def run(
             def keep_step(run: Run) -> None:
                 if run.step not in kept or not where.leads:
                     return
-                with atomic.writing(step_folder(out, run.step), overwrite) as folder:
+                with atomic.writing(step_folder(out, run.step), overwrite, "pretrain") as folder:
                     folder.mkdir()
                     shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
                     now = {**run.snapshot(), "stopped_early": False}
@@ -109,7 +109,7 @@ def run(
                 weights["best"] = read_weights(best_weights(partial, end["best"]))
             return finish(partial, weights, end)
 
-        return checkpointed(where, out, recipe, resume, overwrite, work)
+        return checkpointed(where, out, "pretrain", recipe, resume, overwrite, work)
 
 
 def losses(

@@ -32,6 +32,7 @@ MEMORY_BYTES = 2 << 30  # of the features that are probed at once
 Row = dict[str, Any]
 
 
+@atomic.owns("probe", "out", "plot")
 def run(
     features: str | Path,
     test: str | Path,
@@ -74,7 +75,6 @@ def run(
     recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
     _check_extras(method, concat, labels_per_class, trials)
     check_png(plot)
-    atomic.check_targets((out, plot), overwrite)
     pair = open_pair(features, test)
     chosen = _chosen_layers(layers, pair)
     others = {name: open_pair(*paths) for name, *paths in baselines}

@@ -27,6 +27,7 @@ from pixseq.streams import Stream
 HIDDEN = 128  # the grey that stands for what a completion did not see
 
 
+@atomic.owns("sample", "out", "tokens_out", "images_out")
 def run(
     model: str | Path,
     out: str | Path | None,
@@ -56,7 +57,6 @@ def run(
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
     check_png(out)
-    atomic.check_targets((out, tokens_out, images_out), overwrite)
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
         if not net.shape.draws:
@@ -94,7 +94,7 @@ def run(
     if tokens_out is not None:
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
     if images_out is not None:
-        save_pngs(images_out, images, range(len(images)), overwrite)
+        save_pngs(images_out, images, range(len(images)), "sample", overwrite)
     if out is None:
         return None
     if given is None:
@@ -198,7 +198,7 @@ def _save_tokens(
     inputs: dict[str, Any],
     overwrite: bool,
 ) -> None:
-    with atomic.writing(path, overwrite) as partial:
+    with atomic.writing(path, overwrite, "sample") as partial:
         writer = StoreWriter(partial, {"tokens": Spec("uint16", (None, tokens.shape[1]))}, {}, chunk_rows=1024)
         writer.append({"tokens": tokens}, {})
         writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec)

@@ -254,16 +254,18 @@ def check_fit(machine: Machine, config: TrainConfig, images: Images) -> None:
 
 
 @contextmanager
-def begin(machine: Machine, out: str | Path, recipe: dict[str, Any], resume: bool, overwrite: bool) -> Iterator[tuple]:
+def begin(
+    machine: Machine, out: str | Path, command: str, recipe: dict[str, Any], resume: bool, overwrite: bool
+) -> Iterator[tuple]:
     """`run_folder` for all ranks: the first one makes and locks it, the others read it."""
     if machine.leads:
-        with run_folder(out, recipe, resume, overwrite) as opened:
+        with run_folder(out, command, recipe, resume, overwrite) as opened:
             machine.wait()
             yield opened
         return
     machine.wait()
     partial = atomic.partial_path(out)
-    finished = (partial / "manifest.json").is_file()
+    finished = (partial / "manifest.json").is_file() or not partial.exists()
     yield partial, None if finished else load_state(partial), {} if finished else None
 
 
@@ -273,20 +275,23 @@ def recipe_of(config: Mapping[str, Any], inputs: Mapping[str, Any], flags: Mappi
 
 
 def checkpointed(
-    machine: Machine, out: str | Path, recipe: dict[str, Any], resume: bool, overwrite: bool, work: Callable
+    machine: Machine,
+    out: str | Path,
+    command: str,
+    recipe: dict[str, Any],
+    resume: bool,
+    overwrite: bool,
+    work: Callable,
 ) -> Manifest | None:
     """The manifest of the checkpoint `out`, None on ranks other than the first.
 
     `work` takes the partial folder and the state to go on from (or None), trains, and has the first rank write the
     checkpoint there, whose manifest it returns. What only lacks its name is not made again.
     """
-    with begin(machine, out, recipe, resume, overwrite) as (partial, state, record):
+    with begin(machine, out, command, recipe, resume, overwrite) as (partial, state, record):
         if record is None:
             record = work(partial, state)
-        if not machine.leads:
-            return None
-        atomic.publish(partial, Path(out))
-        return record
+        return record if machine.leads else None
 
 
 def run_summary(machine: Machine, shape: Shape, images: Images, end: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Budgets of a resolution run in ascending order, so that the sizes of each can be
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
 from pixseq.errors import PixseqError, UsageError
@@ -48,7 +48,7 @@ def run(
     check_parents(study)
     for each in study.cells if again else ():
         if study.status(each) == DIVERGED and cell in (None, each["id"]):
-            atomic.remove(study.folder(each))
+            shutil.rmtree(study.folder(each))
     if cell is not None:
         from pixseq.stages.scaling import cell as one
 
