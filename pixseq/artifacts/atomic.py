@@ -199,8 +199,8 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def holds_work(partial: Path) -> bool:
-    """Whether there is more in the folder than who owns it."""
-    return any(path.name not in (OWNER, RECIPE) for path in partial.iterdir())
+    """Whether there is more in the folder than the records of who owns it and of what is to be made."""
+    return any(path.name.removesuffix(".new") not in (OWNER, RECIPE) for path in partial.iterdir())
 
 
 def _take(partial: Path, command: str, resumable: bool) -> None:
