@@ -83,8 +83,8 @@ FLAGS = """
     --attention --augment --background --baseline --batch-size --bootstrap --budget --budget-limit --by-position
     --c --calibrate --cell --colors --column --columns --compile --completions --concat --config --count --device --drop
     --dry-run --dtype --epochs --first --gen-weight --growth --head --heads --help --images --jobs --json --keep
-    --labels-per-class --layer --layers --limit --lora-rank --lr --masks --max-images --max-iter --maximize
-    --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
+    --labels-per-class --layer --layers --limit --lora-rank --low-data-choice --lr --masks --max-images --max-iter
+    --maximize --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
     --part --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
     --recentre --refine-steps --resize --resolution --resume --save-minutes --scale --scheme --seed --set --size
     --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --tokens-per-pixel

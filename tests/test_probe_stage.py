@@ -1,6 +1,7 @@
 """`probe` on features artifacts: the JSON others rely on, the best layer chosen blind, misuse refused."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.arrays import Spec, StoreWriter
+from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
+from pixseq.cli import main
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
-from pixseq.stages import probe
+from pixseq.stages import feature_pair, probe
 
 LAYERS = [0, 1, 2]
 DIGITS, CLASSES = load_digits(return_X_y=True)
@@ -93,11 +95,90 @@ def test_equal_layers_go_to_the_lower_one(tmp_path):
     assert probe.run(*paths, **QUICK)["best_layer"] == 0
 
 
-def test_low_data_reports_mean_and_std_over_trials(pair):
-    numbers = probe.run(*pair, layers="1", labels_per_class=4, trials=3, **QUICK)["low_data"]
-    assert len(numbers["test_accuracies"]) == len(numbers["cs"]) == 3 and numbers["layer"] == 1
+@pytest.mark.parametrize("choice", ["subset", "all"])
+def test_low_data_reports_mean_and_std_over_trials(pair, choice):
+    numbers = probe.run(*pair, labels_per_class=4, trials=3, low_data_choice=choice, **QUICK)["low_data"]
+    assert len(numbers["test_accuracies"]) == len(numbers["cs"]) == len(numbers["layers"]) == 3
+    assert (numbers["choice"], numbers["layer"]) == (choice, 1 if choice == "all" else None)
+    assert numbers["layers"] == [1, 1, 1]  # of little noise
     assert numbers["test_accuracy_mean"] == pytest.approx(np.mean(numbers["test_accuracies"]))
     assert numbers["test_accuracy_std"] == pytest.approx(np.std(numbers["test_accuracies"], ddof=1))
+
+
+def test_few_labels_choose_layer_c_and_scaling_by_themselves(pair):
+    """Against the same written out with scikit-learn: folds, losses, statistics and the last fit."""
+    X, y, few, cs = layered(slice(0, 600)), CLASSES[:600], 4, [1e-3, 1e-2, 1e-1]
+    numbers = probe.run(*pair, labels_per_class=few, trials=2, c=cs, seed=3)["low_data"]
+    test_X, test_y = layered(slice(600, 1100), seed=1), CLASSES[600:1100]
+    for trial, picked in enumerate(probes.low_data_subsets(y, None, few, 2, seed=3)):
+        assert np.bincount(y[picked]).tolist() == [few] * 10
+        losses = {}
+        for layer in LAYERS:
+            rows = X[layer][picked]
+            scaled = (rows - rows.mean(0)) / np.where(rows.std(0) > 0, rows.std(0), np.inf)
+            for c in cs:
+                losses[layer, c] = 0.0
+                for left_out in range(few):
+                    held = np.arange(10 * few) % few == left_out
+                    model = LogisticRegression(C=c, max_iter=1000).fit(scaled[~held], y[picked][~held])
+                    right = model.predict_proba(scaled[held])[np.arange(10), y[picked][held]]
+                    losses[layer, c] -= np.log(right).sum()
+        layer, c = min(losses, key=losses.get)
+        assert (numbers["layers"][trial], numbers["cs"][trial]) == (layer, c)
+        rows, test = X[layer][picked], test_X[layer].copy()
+        probes.standardize(rows, test)
+        direct = LogisticRegression(C=c, max_iter=1000).fit(rows, y[picked])
+        assert numbers["test_accuracies"][trial] == pytest.approx(direct.score(test, test_y), abs=1.1 / len(test_y))
+
+
+def test_no_image_beside_the_few_has_a_say(pair, tmp_path):
+    """Outside the subsets another layer is the clear one, at another scale: the whole probe goes there, they do not."""
+    X, y = layered(slice(0, 600)), CLASSES[:600]
+    inside = np.concatenate(probes.low_data_subsets(y, None, 4, 2, seed=0))
+    outside = np.setdiff1d(np.arange(600), inside)
+    X[:, outside] = 9 * layered(slice(0, 600), noises=(4, 40, 40), seed=2)[:, outside] + 50
+    other = write(tmp_path / "o.zarr", X, y)
+    given = {"labels_per_class": 4, "trials": 2, **QUICK}
+    plain, moved = probe.run(*pair, **given), probe.run(other, pair[1], **given)
+    assert moved["low_data"] == plain["low_data"] and moved["best_layer"] == 0 != plain["best_layer"]
+    both = [probe.run(path, pair[1], low_data_choice="all", **given)["low_data"] for path in (pair[0], other)]
+    assert both[0] != both[1]
+
+
+def test_one_label_a_class_chooses_nothing(pair):
+    one = {"labels_per_class": 1, "trials": 2}
+    with pytest.raises(UsageError, match="no label to choose the layer by") as fault:
+        probe.run(*pair, c=[0.1], **one)
+    assert "--layers 1" in fault.value.hint and "--low-data-choice all" in fault.value.hint
+    alone = probe.run(*pair, c=[0.1], layers="1", **one)["low_data"]
+    assert alone["layers"] == [1, 1] and alone["test_accuracy_mean"] > 0.3
+    assert probe.run(*pair, c=[0.1], low_data_choice="all", **one)["low_data"]["layer"] == 1
+
+
+def test_of_a_large_store_the_few_views_alone_are_read(tmp_path):
+    """Unpooled, with two masks a view: the same rows as of the whole."""
+    X = np.random.default_rng(0).standard_normal((2, 40, 5, 3)).astype(np.float16)
+    specs = {"features": Spec("float16", (2, None, 5, 3))}
+    with atomic.writing(tmp_path / "f.zarr") as partial:
+        writer = StoreWriter(partial, specs, {}, 6)
+        writer.append({"features": X}, {})
+        writer.finish("features", "features", {}, {}, {}, {"layers": [3, 7], "masks": 2, "pool": "none"})
+    store, views = open_store(tmp_path / "f.zarr", "features"), np.array([0, 2, 3, 11, 19])
+    rows = X[1].astype(np.float32).mean(axis=1).reshape(20, 2, 3)[views].reshape(10, 3)
+    np.testing.assert_allclose(feature_pair.pooled_views(store, 7, views), rows, atol=1e-3)
+
+
+def test_the_table_names_what_chose(pair, monkeypatch, capsys):
+    line = ["pixseq", "probe", *map(str, pair), "--c", "0.01", "--labels-per-class", "4", "--trials", "2", "--quiet"]
+    line.insert(3, "--test")
+    for more, words in (
+        ([], "layer (1) and scaling chosen with them alone"),
+        (["all"], "layer 1 and scaling chosen with all"),
+    ):
+        monkeypatch.setattr(sys, "argv", line + (["--low-data-choice", *more] if more else []))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code and f"4 labels a class, {words}, mean of 2 (std" in capsys.readouterr().out
 
 
 def test_knn_fits_nothing_and_finds_the_middle_layer(pair):
@@ -249,6 +330,8 @@ def test_train_features_that_cannot_be_probed_are_refused(pair, tmp_path):
         ({"max_iter": 0}, "max-iter"),
         ({"labels_per_class": 0}, "labels-per-class"),
         ({"labels_per_class": 1}, "no label to choose C"),
+        ({"labels_per_class": 4, "low_data_choice": "most"}, "--low-data-choice is 'most'"),
+        ({"low_data_choice": "all"}, "without --labels-per-class"),
         ({"labels_per_class": 4, "method": "knn"}, "goes with --method logistic"),
     ],
 )

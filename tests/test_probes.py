@@ -135,9 +135,9 @@ def test_an_unfinished_fit_is_reported_not_warned_of(digits):
 def test_low_data_fits_exactly_the_labels_asked_for(digits, monkeypatch):
     train, test = digits
     seen = []
-    choose = probes._cross_validated_c
+    choose = probes.cross_validated_c
     monkeypatch.setattr(
-        probes, "_cross_validated_c", lambda subset, *rest: (seen.append(subset), choose(subset, *rest))[1]
+        probes, "cross_validated_c", lambda subset, *rest: (seen.append(subset), choose(subset, *rest))[1]
     )
     found = probes.low_data_probe(train, test, labels_per_class=4, trials=3)
     for subset, c, accuracy in zip(seen, found.cs, found.test_accuracies, strict=True):
@@ -157,7 +157,7 @@ def test_low_data_chooses_c_by_the_loss_of_left_out_labels(digits):
             held = np.arange(40) % 4 == left_out
             direct = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(subset.X[~held], subset.y[~held])
             losses[-1] -= np.log(direct.predict_proba(subset.X[held])[np.arange(10), subset.y[held]]).sum()
-    assert probes._cross_validated_c(subset, 4, cs, 1000, 1e-6) == cs[int(np.argmin(losses))]
+    assert probes.cross_validated_c(subset, 4, cs, 1000, 1e-6)[0] == cs[int(np.argmin(losses))]
 
 
 def test_low_data_mean_and_std_are_over_different_seeded_subsets(digits):

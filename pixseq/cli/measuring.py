@@ -77,6 +77,14 @@ def probe(
         int | None, typer.Option("--labels-per-class", min=1, help="Also fit on so few labels, on random subsets.")
     ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Random subsets for --labels-per-class.")] = 5,
+    low_data_choice: Annotated[
+        str | None,
+        typer.Option(
+            "--low-data-choice",
+            help="--labels-per-class: subset chooses layer and scaling by its own images, all by the whole of FEATURES "
+            "[default: subset].",
+        ),
+    ] = None,
     c: Annotated[str | None, typer.Option("--c", help="Inverse regularisations to choose from, as 0.01,1,100.")] = None,
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Part of FEATURES that chooses C.")] = 0.1,
     standardize: Annotated[
@@ -130,6 +138,7 @@ def probe(
         concat=concat,
         labels_per_class=labels_per_class,
         trials=trials,
+        low_data_choice=low_data_choice,
         c=c or DEFAULT_CS,
         val_fraction=val_fraction,
         standardize=standardize,
@@ -168,8 +177,10 @@ def _probe_table(numbers: dict[str, Any]) -> str:
     if concat := numbers.get("concat"):
         rows.append((f"layers {', '.join(map(str, concat['layers']))} concatenated", concat["test_accuracy"]))
     if few := numbers.get("low_data"):
-        spread = plain(few["test_accuracy_std"])
-        name = f"{few['labels_per_class']} labels a class, mean of {few['trials']} (std {spread})"
+        spread, choice = plain(few["test_accuracy_std"]), f"layer {few['layer']} and scaling chosen with all"
+        if few["layer"] is None:
+            choice = f"layer ({', '.join(map(str, sorted({*few['layers']})))}) and scaling chosen with them alone"
+        name = f"{few['labels_per_class']} labels a class, {choice}, mean of {few['trials']} (std {spread})"
         rows.append((name, few["test_accuracy_mean"]))
     rows.append(("majority class", numbers.get("majority")))
     return "\n".join([*lines, table(("probe", "test_accuracy"), rows)])

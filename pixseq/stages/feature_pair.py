@@ -105,6 +105,22 @@ def chunk_slices(store: Store) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
+def pooled_views(store: Store, layer: int, views: np.ndarray) -> np.ndarray:
+    """The rows of some ascending views in one layer, float32 [views * M, D]: what a few labels need of a large store.
+
+    A chunk in memory at a time, unpooled features as their mean over positions. Raises PixseqError where a value is
+    not finite.
+    """
+    rows = (views[:, None] * masks(store) + np.arange(masks(store))).ravel()
+    parts = []
+    for chunk in chunk_slices(store):
+        here = rows[slice(*np.searchsorted(rows, [chunk.start, chunk.stop]))]
+        if len(here):
+            values = layer_rows(store, layer, chunk)[here - chunk.start].astype(np.float32, copy=False)
+            parts.append(values.mean(axis=1) if values.ndim == 3 else values)
+    return np.concatenate(parts)
+
+
 def _pooled(store: Store, layer: int) -> np.ndarray:
     """One layer, float32 [N, D]: as stored, or the mean over positions, a chunk in memory at a time."""
     if _positions(store) is None:

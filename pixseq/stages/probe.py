@@ -22,6 +22,7 @@ from pixseq.artifacts.picture import check_png
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 from pixseq.stages.feature_pair import Pair, masks, open_pair
+from pixseq.stages.low_data import Few, Fits, probe_few
 
 if TYPE_CHECKING:
     from pixseq.stages import attentive
@@ -57,6 +58,7 @@ def run(
     batch_size: int | None = None,
     weight_decay: float | None = None,
     device: str | None = None,
+    low_data_choice: str | None = None,
 ) -> dict[str, Any]:
     """The metrics as a mapping, written to `out` as metrics and to `plot` as a PNG curve where these are given.
 
@@ -66,14 +68,18 @@ def run(
     main `c`, `val_accuracy` and `test_accuracy` are its. Of unpooled features, logistic and knn read the mean over
     positions.
 
-    The options after `overwrite` are of the attentive probe (see stages/attentive.py for their defaults). Its rows
-    are of windows, the means over `window` neighbouring layers; without `window`, one row: the mean over a list of
-    `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
+    `low_data_choice` is "subset" (default) or "all": whether the few labels of each subset choose its layer, and its
+    images the scaling, or all of train.
+
+    The options between `overwrite` and `low_data_choice` are of the attentive probe (see stages/attentive.py for their
+    defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row: the mean
+    over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
     options = {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size}
     options |= {"weight_decay": weight_decay, "device": device}
     recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
-    _check_extras(method, concat, labels_per_class, trials)
+    few = _few(method, labels_per_class, trials, low_data_choice)
+    _check_concat(method, concat)
     check_png(plot)
     pair = open_pair(features, test)
     chosen = _chosen_layers(layers, pair)
@@ -87,6 +93,8 @@ def run(
 
         for each in (pair, *others.values()):
             attentive.check(each, recipe.attentive)
+    if few is not None:
+        few.check(chosen, recipe.c)
     split = _split(pair, recipe, labels_per_class)
 
     every = layers == "all"
@@ -95,9 +103,7 @@ def run(
         best = _best(rows)
         numbers: dict[str, Any] = {"method": method, **_data_facts(pair), "layers": rows, **_headline(best)}
         numbers["concat"] = _concat(pair, best["layer"], concat, split, recipe) if concat else None
-        numbers["low_data"] = (
-            _low_data(pair, best["layer"], labels_per_class, trials, recipe) if labels_per_class else None
-        )
+        numbers["low_data"] = None if few is None else _low_data(pair, chosen, best["layer"], few, recipe)
         numbers["baselines"] = []
         for name, other in others.items():
             same = [layer for layer in chosen if layer in other.layers]
@@ -108,7 +114,7 @@ def run(
     _remark(numbers, recipe)
 
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
-    config |= {"trials": trials, "baselines": list(others)}
+    config |= {"trials": trials, "baselines": list(others), "low_data_choice": few and few.choice}
     inputs = pair.references("features", "test")
     for name, other in others.items():
         inputs |= other.references(f"{name}: features", f"{name}: test")
@@ -180,17 +186,24 @@ def _positive(flag: str, values: str | Sequence[float], example: str, why: str) 
     return numbers
 
 
-def _check_extras(method: str, concat: int, labels_per_class: int | None, trials: int) -> None:
+def _check_concat(method: str, concat: int) -> None:
     if concat < 0:
         raise UsageError(f"--concat is {concat}", "a number of layers, as 5, or 0 for none")
     if concat and method == "attentive":
         raise UsageError("--concat does not go with --method attentive", "--window averages neighbouring layers")
-    if labels_per_class is not None and labels_per_class < 1:
-        raise UsageError(f"--labels-per-class is {labels_per_class}, it must be at least 1")
+
+
+def _few(method: str, labels_per_class: int | None, trials: int, choice: str | None) -> Few | None:
+    """None where no low-data probe was asked for."""
     if trials < 1:
         raise UsageError(f"--trials is {trials}, it must be at least 1")
-    if labels_per_class is not None and method != "logistic":
+    if labels_per_class is None:
+        if choice is not None:
+            raise UsageError("--low-data-choice was given without --labels-per-class", "for example 4 labels a class")
+        return None
+    if method != "logistic":
         raise UsageError(f"--labels-per-class goes with --method logistic, not with {method}")
+    return Few(labels_per_class, trials) if choice is None else Few(labels_per_class, trials, choice)
 
 
 # ---- checks before any work
@@ -233,8 +246,6 @@ def _split(pair: Pair, recipe: Recipe, labels_per_class: int | None) -> tuple[np
             f"--labels-per-class is {labels_per_class}, but {pair.train.path} has {counts.min()} images of {scarce}",
             f"ask for at most {counts.min()}",
         )
-    if labels_per_class == 1 and len(recipe.c) > 1:
-        raise UsageError("--labels-per-class 1 leaves no label to choose C by", "give one value, as --c 0.1")
     return split
 
 
@@ -269,8 +280,7 @@ def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe
 
 def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(cores, len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
+    workers = max(1, min(_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
     probe = _prober(pair, split, recipe)
     rows = []
     # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
@@ -280,6 +290,10 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
             bar.note(f"layer {layer}: {found['val_accuracy']:.4f} held out, {found['test_accuracy']:.4f} test")
             bar.advance(1)
     return rows
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prober(pair: Pair, split, recipe: Recipe) -> Callable[[Sequence[int]], Row]:
@@ -320,19 +334,9 @@ def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
     return {"layers": layers, **_prober(pair, split, recipe)(layers)}
 
 
-def _low_data(pair: Pair, layer: int, labels_per_class: int, trials: int, recipe: Recipe) -> Row:
-    progress.say(f"probe: layer {layer} on {labels_per_class} labels a class, {trials} trials")
-    train, test = pair.read([layer], recipe.standardize)
-    found = probes.low_data_probe(train, test, labels_per_class, trials, recipe.c, recipe.max_iter, seed=recipe.seed)
-    return {
-        "layer": layer,  # chosen with all labels, as the best of the whole probe
-        "labels_per_class": labels_per_class,
-        "trials": trials,
-        "test_accuracy_mean": found.mean,
-        "test_accuracy_std": found.std,
-        "test_accuracies": found.test_accuracies,
-        "cs": found.cs,
-    }
+def _low_data(pair: Pair, layers: Sequence[int], best: int, few: Few, recipe: Recipe) -> Row:
+    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, min(_cores(), len(layers)))
+    return probe_few(pair, layers, best, few, how)
 
 
 def _data_facts(pair: Pair) -> Row:
