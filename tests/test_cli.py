@@ -116,7 +116,7 @@ def test_dry_run_shows_the_recipe_and_makes_nothing(work, monkeypatch, capsys):
         code, out, err = inside(args, work, monkeypatch, capsys)
         assert code == 0, err
         plan = json.loads(out)
-        assert plan["parameters"] > 0 and plan["training_flops"] > 0
+        assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["flops_counted"] == "exact"
         assert plan["model"].items() >= ({"family": "aim"} if aim else {"objective": "ar"}).items()
         assert plan["preset.expect"]
     assert not list(work.glob("*.partial"))

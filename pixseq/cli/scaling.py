@@ -47,7 +47,8 @@ def plan(
     lines = [table(head, [[cell[key] for key in head] for cell in planned["cells"]])]
     known = [cell["seconds"] for cell in planned["cells"] if cell["seconds"] is not None]
     total = sum(cell["flops"] for cell in planned["cells"])
-    lines.append(f"{len(planned['cells'])} cells, {total:.3g} FLOPs, {sum(known) / 3600:.2f} hours of training here")
+    cost = f"{total:.3g} FLOPs ({planned['counting']}), {sum(known) / 3600:.2f} hours of training here"
+    lines.append(f"{len(planned['cells'])} cells, {cost}")
     emit("\n\n".join([*lines, *planned["remarks"]]))
 
 
@@ -78,7 +79,8 @@ def run(
         emit(to_json(done))
         return
     head = ("id", "status", "params", "tokens", "flops", "loss", "accuracy", "frechet_distance", "reason")
-    emit(table(head, [[row[key] for key in head] for row in done["cells"]]))
+    rows = [[row[key] for key in head] for row in done["cells"]]
+    emit(f"{table(head, rows)}\n\nflops are counted as {done['counting']}")
 
 
 def fit(
@@ -115,7 +117,7 @@ def _fit_tables(numbers: dict[str, Any]) -> str:
         name = f"{fit['metric']} ({fit['direction']})"
         rows.append((name, fit["resolution"], fit["method"], *exponents, fit["E"], fit["alpha"], fit["beta"]))
     lines = [table(head, rows)]
-    remarks = list(numbers.get("notes", []))
+    remarks = [f"flops are counted as {numbers['counting'] or 'the runs state them'}", *numbers.get("notes", [])]
     remarks += [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
     remarks += [f"{_name(f)}: {flag}" for f in numbers["fits"] for flag in f["flags"]]
     remarks += [each["text"] for each in numbers["disagreements"]]
@@ -139,6 +141,12 @@ def compare(
         float | None, typer.Option("--budget", help="FLOPs at which to tell tokens per parameter.")
     ] = None,
     method: Method = "varpro",
+    images: Annotated[
+        float | None, typer.Option("--images", help="Images that there are to train on, to test whether data suffice.")
+    ] = None,
+    start_flops: Annotated[
+        float | None, typer.Option("--start-flops", help="Compute that one run can have today [default: the paper's].")
+    ] = None,
     out: o.OptionalOut = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -148,13 +156,24 @@ def compare(
     talk(quiet)
     from pixseq.stages.scaling import compare as stage
 
-    numbers = stage.run(fit, budget, method, out, overwrite)
+    numbers = stage.run(fit, budget, method, out, overwrite, images, start_flops)
     if json:
         emit(to_json(numbers))
         return
     head = ("what", "metric", "resolution", "value", "95 %", "paper")
     rows = [(r["what"], r["metric"], r["resolution"], r["value"], _span(r["ci"]), r["paper"]) for r in numbers["rows"]]
-    emit("\n".join([table(head, rows), "", *map(plain, numbers["remarks"])]).rstrip())
+    lines = [table(head, rows), ""]
+    for paper in dict.fromkeys(each["statement"] for each in numbers["statements"]):
+        lines.append(f"The paper: {paper}")
+        lines += [_judged(each) for each in numbers["statements"] if each["statement"] == paper]
+    emit("\n".join([*lines, "", *map(plain, numbers["remarks"])]).rstrip())
+
+
+def _judged(each: dict[str, Any]) -> str:
+    at = "" if each["resolution"] is None else f" at {each['resolution']}"
+    where = f"{each['metric']}{at}: " if each["metric"] else ""
+    here = f"{each['here']}: " if each["here"] != "-" else ""
+    return f"  {each['verdict']}: {plain(where)}{here}{plain(each['why'])}"
 
 
 def _span(ends: list[float | None] | None) -> str | None:

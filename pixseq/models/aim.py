@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pixseq.errors import UsageError
 from pixseq.models.attentive import AttentiveProbe
-from pixseq.models.flops import training_flops
+from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 from pixseq.models.patches import normalised, patchify, sincos_2d, unpatchify
@@ -160,7 +160,7 @@ class AimShape:
         classifier = self.n_classes * d + (2 * d * d + d if self.n_classes and self.probe_layers else 0)
         return self.trunk_count() + self.head_count() + classifier
 
-    def flops_per_token(self, counting: str = "exact-causal") -> int:
+    def flops_per_token(self, counting: str = COUNTING) -> int:
         """Training floating point operations a patch, the head's included, see flops.py."""
         d, w = self.d_model, self.head_width
         multiplied = self.patch_values * d + self.block_count()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixseq.models.flops import training_flops
+from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
@@ -115,7 +115,7 @@ class Shape:
         """The weights of the blocks' matrices: N without embeddings, as Kaplan counts."""
         return 12 * self.n_layer * self.d_model**2
 
-    def flops_per_token(self, counting: str = "exact-causal") -> int:
+    def flops_per_token(self, counting: str = COUNTING) -> int:
         """Training floating point operations a token, see flops.py."""
         multiplied = self.block_count() + self.n_vocab * self.d_model
         sizes = (self.n_layer, self.d_model, self.n_ctx)

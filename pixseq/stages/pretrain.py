@@ -19,6 +19,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.config import PretrainFile, as_dict
 from pixseq.errors import UsageError
 from pixseq.models.family import SHAPES, Model, Shape, build
+from pixseq.models.flops import COUNTING
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
 from pixseq.runtime import Machine, generator, machine, matrix_rate
@@ -241,6 +242,7 @@ def plan(
             "tokens_seen": seen,
             "epochs": round(config.train.steps * config.train.batch_size / train_images, 3),
             "training_flops": flops,
+            "flops_counted": COUNTING,
             "estimated_seconds": round(flops / (0.4 * matrix_rate(where)), 1),
             "state_gigabytes": round(16 * shape.parameter_count() / 1e9, 3),
             "micro_batch_images": (limits or Limits()).micro_batch or micro_batch_images(model, where),

@@ -8,36 +8,28 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.metrics import read_metrics, write_metrics
-from pixseq.errors import PixseqError, UsageError
+from pixseq.artifacts import atomic
+from pixseq.artifacts.metrics import write_metrics
+from pixseq.errors import UsageError
 from pixseq.numerics import forecast as arithmetic
-
-METHODS = ("isoflop", "direct", "varpro")
-# In the words of a metric's name. Generation first: a name may speak of both ("frechet_loss").
-ROLES = {
-    "generation": r"frechet|\b(fid|fd|kid)",
-    "classification": r"accuracy|\b(acc|top) ?\d*\b",
-    "loss": r"loss|nats|\bmse\b|bits",
-}
-BEYOND = 1.01  # budgets of a study agree to a percent: a run has whole steps
+from pixseq.stages.scaling import statements
+from pixseq.stages.scaling.opened import BEYOND, Fit, Opened, finite, open_fit, paired, paired_draws, place, role
 
 PAPER_EXPONENT = "a power law for each metric (secondary); its exponents are not known here"
-PAPER_RATIO = "3-5 (abstract)"
-PAPER_RATIO_ELSEWHERE = "3-5, stated at 32x32 only (abstract)"
+READING = "as a ratio of exponents: an interpretation"
+PAPER_RATIO = f"3-5 times faster (abstract); {READING}"
+PAPER_RATIO_ELSEWHERE = f"3-5 times faster, stated at 32x32 only (abstract); {READING}"
+PAPER_MORE = "generation needs more data than loss or accuracy (Fig. 1)"
 PAPER_PER_PARAM = "10-20 times that of language (Fig. 1); about 200-400 (secondary)"
 PAPER_PER_PARAM_GENERATION = PAPER_PER_PARAM + "; more data than accuracy or loss need (Fig. 1)"
 PAPER_RESOLUTION = "as resolution rises, model size must grow much faster than data (abstract)"
 
-Fit = dict[str, Any]
 Row = dict[str, Any]
 
 
@@ -47,12 +39,19 @@ def run(
     method: str = "varpro",
     out: str | Path | None = None,
     overwrite: bool = False,
+    images: float | None = None,
+    start_flops: float | None = None,
 ) -> dict[str, Any]:
     """The table as a mapping, written to `out` as metrics where given. `budget` in FLOPs; None: the largest studied.
 
     "rows" have "what", "metric", "resolution", "value", "ci", "paper". A value is None where its fit was refused or
-    says nothing, and "remarks" say why. An end of an interval is None where it has no bound.
+    says nothing, and "remarks" say why. An end of an interval is None where it has no bound. "statements" are the
+    paper's, each with what is found here, "verdict" ("agrees", "disagrees" or "cannot tell") and "why". `images` are
+    those that there are to train on, `start_flops` what one run may cost today; None: the paper's largest budget.
     """
+    for name, value in (("images", images), ("start-flops", start_flops)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name} is {value}", "a positive number, as 1.3e6")
     if budget is not None and not 0 < budget < math.inf:
         raise UsageError(f"--budget is {budget}", "it is a positive number of FLOPs, as 7e19")
     if out is not None:
@@ -65,78 +64,24 @@ def run(
         ours = [one for one in opened.fits if one["resolution"] == resolution]
         rows += [row for what in ("tokens", "params") for one in ours for row in _exponent(one, what)]
         rows += _ratios(ours, resolution, opened.level, remarks)
-        rows += [_per_param(one, budget, opened.level) for one in ours]
+        rows += [_per_param(one, budget, opened) for one in ours]
+        rows += _more(ours, budget, opened)
     for metric in opened.metrics:
         rows += _by_resolution([one for one in opened.fits if one["metric"] == metric], opened.level)
     remarks = _remarks(opened, budget) + remarks
-    numbers = {"method": method, "budget": budget, "rows": rows, "remarks": remarks}
+    supply = statements.Supply(images, start_flops or statements.LARGEST, start_flops is not None)
+    numbers = {
+        "method": method,
+        "budget": budget,
+        "counting": opened.numbers["counting"],
+        "rows": rows,
+        "statements": statements.judged(opened, rows, supply),
+        "remarks": remarks,
+    }
     if out is not None:
-        config = {"method": method, "budget": budget}
+        config = {"method": method, "budget": budget, "images": images, "start_flops": start_flops}
         write_metrics(out, "scaling compare", config, {"fit": opened.reference}, numbers, overwrite)
     return numbers
-
-
-# ---- reading a fit
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A fit.json: all its numbers, and of its fits those of one method."""
-
-    path: Path
-    numbers: dict[str, Any]
-    fits: list[Fit]
-    reference: dict[str, str]
-
-    @property
-    def level(self) -> float:
-        return self.numbers["bootstrap"]["level"]
-
-    @property
-    def resampled(self) -> bool:
-        return any(values for one in self.fits for values in one["draws"].values())
-
-    @property
-    def metrics(self) -> list[str]:
-        return list(dict.fromkeys(one["metric"] for one in self.fits))
-
-    @property
-    def resolutions(self) -> list[int | None]:
-        return list(dict.fromkeys(one["resolution"] for one in self.fits))
-
-    def studied(self, resolution: int | None = None) -> tuple[float, float]:
-        """The smallest and the largest budget run, of one resolution or of all."""
-        runs = self.numbers["runs"]
-        budgets = [one["budget"] for one in runs if resolution is None or one["resolution"] == resolution]
-        return min(budgets), max(budgets)
-
-
-def open_fit(fit: str | Path, method: str) -> Opened:
-    """Raises UsageError for an unknown method, PixseqError where `fit` holds no scaling fit or none of that method."""
-    if method not in METHODS:
-        raise UsageError(f"--method is {method!r}", f"one of: {', '.join(METHODS)}")
-    record, numbers = read_metrics(fit)
-    if not numbers.keys() >= {"fits", "runs", "bootstrap"} or not numbers["runs"]:
-        raise PixseqError(
-            f"{fit} holds the numbers of {record['stage']}, not of a scaling fit",
-            "make one with: pixseq scaling fit PLAN-or-CSV -o fit.json",
-        )
-    fits = [one for one in numbers["fits"] if one["method"] == method]
-    if not fits:
-        found = ", ".join(dict.fromkeys(one["method"] for one in numbers["fits"])) or "none"
-        raise PixseqError(f"{fit} holds no fits by {method}", f"it has: {found}")
-    return Opened(Path(fit), numbers, fits, manifest.reference(fit, record))
-
-
-def place(metric: str, resolution: int | None) -> str:
-    """What people call a fit."""
-    return metric if resolution is None else f"{metric} at {resolution}x{resolution}"
-
-
-def role(metric: str) -> str | None:
-    """Which of the paper's three measures a metric is, by its name."""
-    words = re.sub(r"[^a-z0-9]+", " ", metric.lower())
-    return next((name for name, pattern in ROLES.items() if re.search(pattern, words)), None)
 
 
 # ---- rows
@@ -153,40 +98,56 @@ def _row(what: str, metric: str, resolution: int | None, value: float | None, ci
     }
 
 
-def finite(value: float | None) -> float | None:
-    """For JSON, which knows no infinity."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
 def _exponent(fit: Fit, what: str) -> list[Row]:
     value, ci = fit[f"{what}_exponent"], fit.get(f"{what}_exponent_ci")
     return [_row(f"{what} exponent", fit["metric"], fit["resolution"], value, ci, PAPER_EXPONENT)]
 
 
-def _per_param(fit: Fit, budget: float, level: float) -> Row:
+def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
     """Tokens for each parameter of the best model at `budget` FLOPs."""
     paper = PAPER_PER_PARAM_GENERATION if role(fit["metric"]) == "generation" else PAPER_PER_PARAM
-    what = f"tokens per parameter at {budget:.3g} FLOPs"
+    what = f"tokens per parameter at {opened.flops(budget)}"
     if fit["refused"]:
         return _row(what, fit["metric"], fit["resolution"], None, None, paper)
+    log_c = math.log(budget)
 
     def at(numbers: Fit) -> np.ndarray:
-        size, data = (
-            np.log(numbers[f"{name}_coefficient"]) + np.multiply(numbers[f"{name}_exponent"], math.log(budget))
-            for name in ("params", "tokens")
-        )
+        data, size = (statements.log_optimum(numbers, name, log_c) for name in ("tokens", "params"))
         return np.exp(data - size)
 
-    ci = arithmetic.interval(at(fit["draws"]), level) if fit["draws"] else None
+    ci = arithmetic.interval(at(fit["draws"]), opened.level) if fit["draws"] else None
     return _row(what, fit["metric"], fit["resolution"], at(fit), ci, paper)
+
+
+def _more(fits: Sequence[Fit], budget: float, opened: Opened) -> list[Row]:
+    """How many times the data of loss and of classification generation wants at `budget` FLOPs."""
+    rows = []
+    overs = [one for one in fits if role(one["metric"]) == "generation"]
+    unders = [one for one in fits if role(one["metric"]) in ("loss", "classification")]
+    for over, under in itertools.product(overs, unders):
+        value, ci = None, None
+        if not (over["refused"] or under["refused"]):
+            log_c = math.log(budget)
+            upper, lower = (statements.log_optimum(one, "tokens", log_c) for one in (over, under))
+            value = float(np.exp(upper - lower))
+            pairs = [statements.log_optimum(one, "tokens", log_c) for one in paired_draws([over, under])]
+            ci = arithmetic.interval(np.exp(pairs[0] - pairs[1]), opened.level) if len(pairs[0]) else None
+        name = f"{over['metric']} / {under['metric']}"
+        what = f"ratio of optimal tokens at {opened.flops(budget)}"
+        rows.append(_row(what, name, over["resolution"], value, ci, PAPER_MORE))
+    return rows
 
 
 def _ratios(fits: Sequence[Fit], resolution: int | None, level: float, remarks: list[str]) -> list[Row]:
     """How much faster the data grow that generation needs than the data that classification needs."""
-    by_role = {name: [one for one in fits if role(one["metric"]) == name] for name in ("generation", "classification")}
-    paper = PAPER_RATIO if resolution == 32 else PAPER_RATIO_ELSEWHERE
+    by_role = {
+        name: [one for one in fits if role(one["metric"]) == name] for name in ("generation", "classification", "loss")
+    }
     rows = []
-    for over, under in itertools.product(by_role["generation"], by_role["classification"]):
+    for over, under in itertools.product(by_role["generation"], by_role["classification"] + by_role["loss"]):
+        paper = PAPER_RATIO if resolution == 32 else PAPER_RATIO_ELSEWHERE
+        if role(under["metric"]) == "loss":
+            paper = PAPER_MORE
         name = f"{over['metric']} / {under['metric']}"
         value, ci = None, None
         if over["refused"] or under["refused"]:
@@ -201,7 +162,7 @@ def _ratio(over: Fit, under: Fit, level: float, name: str, remarks: list[str]) -
     if under["tokens_exponent"] <= 0:
         remarks.append(f"{name}: {under['metric']} wants no more data as compute grows, so there is no ratio")
         return None, None
-    upper, lower = _paired([over, under], "tokens_exponent")
+    upper, lower = paired([over, under], "tokens_exponent")
     if len(over["draws"].get("tokens_exponent", [])) != len(under["draws"].get("tokens_exponent", [])):
         remarks.append(f"{name}: some resamples failed, so the interval takes the two fits as of separate runs")
     with np.errstate(divide="ignore"):
@@ -212,16 +173,6 @@ def _ratio(over: Fit, under: Fit, level: float, name: str, remarks: list[str]) -
     return over["tokens_exponent"] / under["tokens_exponent"], ci
 
 
-def _paired(fits: Sequence[Fit], key: str) -> np.ndarray:
-    """Draws of several fits side by side, [fits, S]: a resample is of the same runs for all metrics of a resolution.
-
-    Where resamples failed for one fit, or resolutions differ, draws pair by chance, as of separate runs.
-    """
-    draws = [one["draws"].get(key, []) for one in fits]
-    fewest = min(len(each) for each in draws)
-    return np.array([each[:fewest] for each in draws])
-
-
 def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
     """How a metric's exponents move as resolution doubles; only of fits that know their resolution."""
     fits = [one for one in fits if one["resolution"] is not None and not one["refused"]]
@@ -230,7 +181,7 @@ def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
     doublings = np.log2([one["resolution"] for one in fits])
     rows = []
     for what in ("params", "tokens"):
-        draws = _paired(fits, f"{what}_exponent")
+        draws = paired(fits, f"{what}_exponent")
         slopes = [
             arithmetic.through(doublings, values, doublings.mean() + 1) - values.mean(axis=-1)
             for values in (np.array([one[f"{what}_exponent"] for one in fits]), draws.T)

@@ -122,11 +122,18 @@ def _save(target: str | Path, image: np.ndarray, stage: str, config, inputs, ove
     save_png(target, image, stage, config, inputs, {"dpi": DPI}, overwrite)
 
 
+def _flops(numbers: Mapping[str, Any]) -> str:
+    """An axis' label: how they are counted, where that is known."""
+    counting = numbers.get("counting")
+    return f"training FLOPs ({counting})" if counting else "training FLOPs"
+
+
 class Study:
     """The numbers of a fit, found by metric and resolution."""
 
     def __init__(self, numbers: Mapping[str, Any]):
         self.level = numbers["bootstrap"]["level"]
+        self.flops = _flops(numbers)
         self.fits: list[Fit] = numbers["fits"]
         self.metrics = list(dict.fromkeys(fit["metric"] for fit in self.fits))
         self.resolutions = list(dict.fromkeys(fit["resolution"] for fit in self.fits))
@@ -200,7 +207,7 @@ def _isoflop(page: Page, study: Study) -> None:
     few = len(budgets) <= 6
     ticks = list(budgets) if few else log_ticks(budgets[0], budgets[-1], 6)
     bar.set_ticks(ticks, labels=[power(tick) for tick in ticks])
-    bar.set_label("training FLOPs", labelpad=3)
+    bar.set_label(study.flops, labelpad=3)
     keys = [key("run", "o", INK, size=2.6), *([key("optimum", "D", INK)] if "ok" in seen else [])]
     hollow = {status: marker for status, marker in HOLLOW.items() if status in seen}
     keys += [key(f"best run ({status})", marker, INK, hollow=True) for status, marker in hollow.items()]
@@ -325,7 +332,7 @@ def _finish_lines(panels, study: Study, page: Page, quantity: str) -> None:
     for axes, _, _ in panels:
         log_axis(axes, "y", 5) if standing else axes.set_yticks([])
     for axes, _, _ in panels[-len(study.resolutions) :]:
-        axes.set_xlabel("training FLOPs")
+        axes.set_xlabel(study.flops)
     page.supylabel(quantity, fontsize=7.5)
 
 
@@ -396,7 +403,7 @@ def _forecast(page: Page, numbers: Mapping[str, Any]) -> None:
     axes.set_ylim(bottom, top)
     log_axis(axes, "y", 7, power)
     axes.set_xlabel("resolution (pixels a side)")
-    axes.set_ylabel("training FLOPs needed")
+    axes.set_ylabel(_flops(numbers))
     _years_axis(axes, start, growth, bottom, top)
     legend(page, keys, 1 if max(len(key.get_label()) for key in keys) > 28 else 2)
 

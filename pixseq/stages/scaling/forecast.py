@@ -18,8 +18,8 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
-from pixseq.stages.scaling.compare import BEYOND, Fit, Opened, finite, open_fit, place
 from pixseq.stages.scaling.needs import SHARE_OF_E, Disputes, Needed, ceiling, found_at, needed
+from pixseq.stages.scaling.opened import BEYOND, Fit, Opened, finite, open_fit, place
 from pixseq.stages.scaling.pictures import Pictures
 
 FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
@@ -89,6 +89,7 @@ def run(
         "growth_per_year": growth,
         "start_flops": start_flops,
         "studied_flops": [low, high],
+        "counting": opened.numbers["counting"],
         "level": opened.level,
         "rows": rows,
         "assumptions": _assumptions(opened, rows, named, pace, pictures),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixseq.numerics import forecast as arithmetic
-from pixseq.stages.scaling.compare import Fit, Opened
+from pixseq.stages.scaling.opened import Fit, Opened
 
 CONSTANTS = ("E", "A", "alpha", "B", "beta")
 LINES = ("params_coefficient", "params_exponent", "tokens_coefficient", "tokens_exponent")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixseq.stages.scaling.compare import Opened
+from pixseq.stages.scaling.opened import Opened
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def run(
     precision: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the plan of a grid file; returns its `cells` and `remarks`.
+    """Write the plan of a grid file; returns its `cells`, how their FLOPs are counted, and `remarks`.
 
     `recentre`: instead, move the sizes of budgets not yet begun in the plan `out` to the optimum that the budgets
     below suggest. A plan whose cells have begun is never overwritten.
@@ -51,7 +51,8 @@ def run(
         study = open_study(out)
         _check_same(study, config, grid)
         changed = [b for r, b in groups(study.cells) if move(study, r, b)]
-        return {"cells": study.cells, "remarks": [f"{len(changed)} budgets were centred anew"]}
+        remarks = [f"{len(changed)} budgets were centred anew"]
+        return {"counting": study.counting, "cells": study.cells, "remarks": remarks}
     if Path(out).exists():
         _check_replaceable(out, overwrite)
     else:
@@ -73,7 +74,7 @@ def run(
     write_plan(out, as_dict(config), inputs, cells, summary)
     for remark in remarks:
         progress.say(f"note: {remark}")
-    return {"cells": cells, "remarks": remarks}
+    return {"counting": config.flops, "cells": cells, "remarks": remarks}
 
 
 # ---- the grid

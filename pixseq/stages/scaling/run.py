@@ -53,7 +53,7 @@ def run(
         from pixseq.stages.scaling import cell as one
 
         one.run(study, study.cell(cell), device, precision)
-        return {"cells": study.results()}
+        return {"counting": study.counting, "cells": study.results()}
     failed: dict[str, str] = {}
     queue = _in_order(study, budget_limit, failed)
     running: list[Job] = []
@@ -79,7 +79,7 @@ def run(
     if failed:
         id, why = next(iter(failed.items()))
         raise PixseqError(f"{len(failed)} cells failed; {id}: {why}", "mend it and run again: what is done is kept")
-    return {"cells": study.results()}
+    return {"counting": study.counting, "cells": study.results()}
 
 
 WAIT: Cell = {}  # no cell is ready before one that runs has ended
