@@ -6,18 +6,18 @@ Precedence: dataclass default < --preset < --config < --set < flag.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pixseq.errors import UsageError
+from pixseq.presets import guess, read_preset, read_yaml
+from pixseq.presets import preset_names as preset_names
 
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
 Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"]
@@ -159,14 +159,21 @@ class StudyBatch:
 
 @dataclass(frozen=True)
 class StudyCompletions:
-    """Top halves of the first `count` held-out images, completed; 0: none. Image GPT alone draws."""
+    """Top halves of `count` held-out images, completed; 0: none. Image GPT alone draws.
 
-    count: int = 500
+    Their Fréchet distance from the real pictures is in features of `extractor`: "reference", a model that the study
+    trains once for each resolution; a checkpoint, the same for every cell; or "pixels", the colours themselves, which
+    cannot tell a picture from Gaussian noise of the same covariance (see stages/scaling/judge.py).
+    """
+
+    count: int | None = None  # null: 500, or as many as there are
     keep: float = 0.5
     temperature: float = 1.0
     seed: int = 0
-    extractor: str = "pixels"  # or a checkpoint, whose features the Fréchet distance is measured in
-    layer: int | None = None  # of the extractor; null: its middle
+    extractor: str = "reference"
+    layer: int | None = None  # of the extractor; null: the last of the reference, the middle of a checkpoint
+    reference_budget: float | None = None  # FLOPs that the reference model is trained with; null: the largest budget
+    images: Literal["spread", "first"] = "spread"  # which: a random choice, each class with its share, or the first
 
 
 @dataclass(frozen=True)
@@ -218,8 +225,8 @@ def effective(
         _merge(values, read_preset(preset))
     if file is not None:
         _merge(values, read_yaml(file))
-    for section in SECTIONS - {f.name for f in dataclasses.fields(kind)}:
-        values.pop(section, None)  # one file may serve several stages
+    for section in SECTIONS - {f.name for f in dataclasses.fields(kind)} if kind is not GridFile else ():
+        values.pop(section, None)  # one file may serve several stages; a grid serves one
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -235,27 +242,6 @@ def effective(
 
 def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
-
-
-def preset_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
-
-
-def read_preset(name: str) -> dict[str, Any]:
-    """The YAML of a preset, with its `about`. Raises UsageError for a name that is none."""
-    if name not in preset_names():
-        raise UsageError(
-            f"there is no preset {name!r}", f"{_guess(name, preset_names())}presets: {', '.join(preset_names())}"
-        )
-    return _parse_yaml(_presets().joinpath(f"{name}.yaml").read_text(), f"preset {name}")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}", "pass a YAML file") from None
-    return _parse_yaml(text, str(path))
 
 
 def check(config: Any) -> None:
@@ -320,26 +306,6 @@ class _Shell(str):
     """A value typed on the command line: the field's type reads it, so that 3e-4 is a number there."""
 
 
-def _presets():
-    return resources.files("pixseq").joinpath("presets")
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend the file") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UsageError(
-            f"{where} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
-        )
-    return found
-
-
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -366,7 +332,7 @@ def _fill(kind: type, values: Any, where: str) -> Any:
     for key, value in values.items():
         if key not in known:
             raise UsageError(
-                f"unknown key {where}{key}", f"{_guess(str(key), known)}keys here: {', '.join(sorted(known))}"
+                f"unknown key {where}{key}", f"{guess(str(key), known)}keys here: {', '.join(sorted(known))}"
             )
         section = _section(hints[key], value)
         if typing.get_origin(hints[key]) is tuple:
@@ -401,7 +367,7 @@ def _section(hint: Any, value: Any) -> type | None:
     family = str(value.pop("family", ModelConfig.family)) if isinstance(value, dict) else ModelConfig.family
     if family not in FAMILIES:
         raise UsageError(
-            f"model.family is {family!r}", f"{_guess(family, FAMILIES)}one of: {', '.join(sorted(FAMILIES))}"
+            f"model.family is {family!r}", f"{guess(family, FAMILIES)}one of: {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[family]
 
@@ -411,7 +377,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         choices = typing.get_args(hint)
         if value in choices:
             return str(value)
-        raise UsageError(f"{key} is {value!r}", f"{_guess(str(value), choices)}one of: {', '.join(choices)}")
+        raise UsageError(f"{key} is {value!r}", f"{guess(str(value), choices)}one of: {', '.join(choices)}")
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         if value is None or value == "null":
             return None
@@ -435,11 +401,6 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         return value
     wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
     raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}")
-
-
-def _guess(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def restored(kind: type, values: Mapping[str, Any]) -> Any:

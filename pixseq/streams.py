@@ -54,3 +54,4 @@ class Stream(IntEnum):
     BOOTSTRAP = 33
     FRECHET_FLOOR = 41
     FRECHET_KID = 42
+    STUDY_PICTURES = 51  # that are completed, and compared with

@@ -80,9 +80,9 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 
 FLAGS = """
-    --attention --augment --background --baseline --batch-size --bootstrap --budget --budget-limit --by-position
+    --attention --augment --background --baseline --batch-size --below --bootstrap --budget --budget-limit --by-position
     --c --calibrate --cell --colors --column --columns --compile --completions --concat --config --count --device --drop
-    --dry-run --dtype --epochs --first --gen-weight --growth --head --heads --help --images --jobs --json --keep
+    --dry-run --dtype --epochs --first --floor --gen-weight --growth --head --heads --help --images --jobs --json --keep
     --labels-per-class --layer --layers --limit --lora-rank --low-data-choice --lr --masks --max-images --max-iter
     --maximize --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
     --part --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init

@@ -278,6 +278,17 @@ def _disk_full_said(target: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder that is there; others wait. The lock goes when the process does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def publish(partial: Path, target: Path) -> None:
     """Flush `partial` to disk and rename it to `target`; what stood there before is swapped out in the same step.
 

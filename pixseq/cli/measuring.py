@@ -18,6 +18,9 @@ def features(
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
     pool: Annotated[str, typer.Option("--pool", help="mean over positions, or none.")] = "mean",
+    below: Annotated[
+        float | None, typer.Option("--below", help="Average below this part of the rows: what sample --keep draws.")
+    ] = None,
     attention: o.Attention = None,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
     masks: o.Masks = None,
@@ -48,6 +51,7 @@ def features(
         out,
         layers=layers,
         pool=pool,
+        below=below,
         attention=attention,
         dtype=dtype,
         masks=masks,

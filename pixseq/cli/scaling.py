@@ -44,12 +44,20 @@ def plan(
         return
     head = ("id", "n_layer", "d_model", "n_head", "params", "tokens", "steps", "batch_size", "lr", "flops")
     head += ("epochs", "seconds", "memory_gigabytes")
-    lines = [table(head, [[cell[key] for key in head] for cell in planned["cells"]])]
-    known = [cell["seconds"] for cell in planned["cells"] if cell["seconds"] is not None]
-    total = sum(cell["flops"] for cell in planned["cells"])
-    cost = f"{total:.3g} FLOPs ({planned['counting']}), {sum(known) / 3600:.2f} hours of training here"
-    lines.append(f"{len(planned['cells'])} cells, {cost}")
+    every = planned["references"] + planned["cells"]
+    lines = [table(head, [[cell[key] for key in head] for cell in every])]
+    counting = planned["counting"]
+    lines += [_cost(f"{len(planned['cells'])} cells", planned["cells"], counting)]
+    if planned["references"]:
+        name = f"{len(planned['references'])} reference models for completions"
+        lines += [_cost(name, planned["references"], counting)]
     emit("\n\n".join([*lines, *planned["remarks"]]))
+
+
+def _cost(name: str, cells: list[dict[str, Any]], counting: str) -> str:
+    known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
+    total = sum(cell["flops"] for cell in cells)
+    return f"{name}, {total:.3g} FLOPs ({counting}), {sum(known) / 3600:.2f} hours of training here"
 
 
 def run(
@@ -238,6 +246,9 @@ def frechet(
     out: o.OptionalOut = None,
     layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
     count: Annotated[int | None, typer.Option("--count", min=2, help="Only the first rows of each.")] = None,
+    floor: Annotated[
+        Path | None, typer.Option("--floor", help="Other real pictures' features: the floor is theirs from B.")
+    ] = None,
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
@@ -247,12 +258,12 @@ def frechet(
     talk(quiet)
     from pixseq.stages import frechet as stage
 
-    numbers = stage.run(a, b, out, layer, count, seed, overwrite)
+    numbers = stage.run(a, b, out, layer, count, seed, overwrite, floor)
     if json:
         emit(to_json(numbers))
         return
     rows = [(key, value) for key, value in numbers.items() if not isinstance(value, dict | list)]
-    floor = numbers["floor"]
-    if floor is not None:
-        rows.append((f"floor: real against real, n {floor['n']}", floor["frechet_distance"]))
+    least = numbers["floor"]
+    if least is not None:
+        rows.append((f"floor: real against real, n {least['n']}", least["frechet_distance"]))
     emit(table(("measure", "value"), rows))

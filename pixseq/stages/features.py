@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,26 @@ def run(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    below: float | None = None,
 ) -> Manifest:
     """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
     `model` is a checkpoint, or "pixels" for the decoded colours. `random_init`: the checkpoint's architecture with
     fresh weights of that seed, the other baseline. BERT models see inputs masked as in training, `masks` (default 5)
     independent masks an image as consecutive rows (§4.6). `attention`: another pattern than the model's usual one.
+    `below`: the mean is over the positions below this part of the rows, those that `sample --keep` draws.
     """
     if pool not in ("mean", "none"):
         raise UsageError(f"--pool is {pool!r}", "one of: mean, none")
+    if below is not None and pool != "mean":
+        raise UsageError(f"--below goes with --pool mean, not with {pool}", "leave one of them out")
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype is {dtype!r}", "one of: float32, float16")
     atomic.check_target(out, overwrite)
     with machine(device, precision) as where, torch.inference_mode():
         if str(model) == PIXELS:
-            if layers != "all" or masks is not None or random_init is not None or pool != "mean" or attention:
+            options = (masks, random_init, attention, below)
+            if layers != "all" or pool != "mean" or any(option is not None for option in options):
                 raise UsageError("raw pixels have no layers, masks, weights or attention", "leave those options out")
             store = open_images(tokens, "tokens", "pixels")
             inputs = {"tokens": reference(tokens, store.manifest)}
@@ -94,7 +100,8 @@ def run(
             chosen = chosen_layers(layers, shape)
             masks = mask_count(shape, masks)
             batch = batch_size or micro_batch_images(net, where)
-            compute = _activations(where, net, chosen, masks, seed, pool)
+            pooling = Pooling(pool, first_below(below, shape, store))
+            compute = _activations(where, net, chosen, masks, seed, pooling)
             tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
             n_head = shape.n_head
         sample = compute(some_images(store, slice(0, 1)), 0)
@@ -108,6 +115,7 @@ def run(
             "weights": weights,
             "precision": None if str(model) == PIXELS else where.precision,  # colours are looked up
             "seed": seed if random else None,
+            **({} if below is None else {"below": below}),
         }
         meta = {
             "layers": chosen,
@@ -117,6 +125,7 @@ def run(
             "width": store.meta["width"],
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
+            **({} if below is None else {"below": below}),
         }
         told = {"device": str(where.device), **({} if n_head is None else {"n_head": n_head})}
         return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, told, resume, overwrite)
@@ -165,7 +174,30 @@ def _write(
         return writer.finish("features", "features", config, parents, summary, meta)
 
 
-def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed: int, pool: str):
+@dataclass(frozen=True)
+class Pooling:
+    """How the positions of an image become a row: "none" keeps all; "mean" is of those from `first` on, or of all."""
+
+    pool: str
+    first: int | None
+
+    def rows(self, values: Tensor) -> Tensor:
+        """[B, D] as it is, or [B, T, D] to what is stored of it."""
+        return values if self.first is None else values[:, self.first :].mean(1, dtype=torch.float32)
+
+
+def first_below(below: float | None, shape: Shape, store: Store) -> int | None:
+    """The first position below a part of the rows. Raises UsageError where that leaves none."""
+    if below is None:
+        return None
+    rows, columns, numbers = shape.cells(store.meta)
+    first = round(below * rows) if 0 <= below < 1 else rows
+    if first >= rows:
+        raise UsageError(f"--below is {below}, which leaves none of {rows} rows", "0.5 takes the bottom half")
+    return first * columns * numbers
+
+
+def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed: int, pooling: Pooling):
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
@@ -175,8 +207,9 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
             x = x.repeat_interleave(masks, dim=0)
         with where.autocast():
             x = net.prepare(x.to(where.device))
-            output = net(x, masked, logits=False, pooled=pool == "mean", unpooled=pool == "none")
-        return torch.stack([output.features[layer] for layer in layers]).float().cpu().numpy()
+            pooled = pooling.pool == "mean" and pooling.first is None
+            output = net(x, masked, logits=False, pooled=pooled, unpooled=not pooled)
+        return torch.stack([pooling.rows(output.features[layer]) for layer in layers]).float().cpu().numpy()
 
     return compute
 

@@ -37,6 +37,7 @@ def run(
     count: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    floor: str | Path | None = None,
 ) -> dict[str, Any]:
     """The numbers as a mapping, written to `out` as metrics where that is given. `b` is the real side.
 
@@ -44,9 +45,11 @@ def run(
     an [n, d] array as .npy or zarr. `count`: only the first rows of each, or fewer where there are fewer. An image is
     one row: features of every position are averaged over positions, of several masks over masks.
 
-    `floor` is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in common, of n_a
-    rows each, or of half of `b` where it is too small for that; None under four rows. `kid` is of at most KID_ROWS
-    random rows a side. `seed` draws both. `remarks` are sentences. Raises PixseqError where the two cannot be compared.
+    `floor` in the numbers is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in
+    common, of n_a rows each, or of half of `b` where it is too small for that; None under four rows. Where the option
+    `floor` names features of other real pictures, it is their distance from `b`, of as many rows of each. `kid` is of
+    at most KID_ROWS random rows a side. `seed` draws both. `remarks` are sentences. Raises PixseqError where the sides
+    cannot be compared.
     """
     if count is not None and count < 2:
         raise UsageError(f"--count is {count}, it must be at least 2", "a covariance needs two rows")
@@ -54,6 +57,9 @@ def run(
     if layer is not None and not any(side.facts for side in sides):
         raise UsageError(f"--layer {layer} was given, but {a} and {b} are arrays", "leave --layer out")
     _check_belong(*sides)
+    others = None if floor is None else _open(Path(floor), layer, None)
+    if others is not None:
+        _check_belong(others, sides[1])
     drawn, real = sides[0].rows, sides[1].rows[:count]
     (n_a, dim), n_b = drawn.shape, len(real)
 
@@ -61,7 +67,7 @@ def run(
         distance = frechet_distance(drawn, real)
         bar.note(f"distance {distance:.6g}")
         bar.advance()
-        floor = _floor(sides[1].rows, n_a, seed)
+        least = _floor(sides[1].rows, n_a, seed) if others is None else _floor_of(others.rows, sides[1].rows, n_a)
         bar.advance()
         parts = [_some(rows, KID_ROWS, seed, i) for i, rows in enumerate((drawn, real))]
         companion = kid(*parts)
@@ -76,18 +82,20 @@ def run(
         "extractor": _both(*(side.extractor for side in sides)),
         "resize": _both(*(side.resize for side in sides)),
         "precision": _both(*(side.precision for side in sides)),
-        "floor": floor,
+        "floor": least,
         "kid": companion.value,
         "kid_se": companion.se,
         "kid_n_a": len(parts[0]),
         "kid_n_b": len(parts[1]),
-        "remarks": _remarks(sides, n_b, floor),
+        "remarks": _remarks(sides, n_b, least),
     }
     for remark in numbers["remarks"]:
         progress.say(f"note: {remark}")
     if out is not None:
         config = {"layer": layer, "count": count, "seed": seed}
         inputs = {"a": sides[0].reference, "b": sides[1].reference}
+        if others is not None:
+            inputs["floor"] = others.reference
         write_metrics(out, "frechet", config, inputs, numbers, overwrite)
     return numbers
 
@@ -220,9 +228,13 @@ def _facts(store: Store, layer: int) -> dict[str, str]:
         "attentions": f"attention {attention or 'unknown'}",
         "taps": f"tap {tap or 'unknown'}",
         "layers": f"layer {layer}",
-        "pools": "mean over positions" if averaged else f"pool {pool or 'unknown'}",
+        "pools": _positions_meant(meta.get("below")) if averaged else f"pool {pool or 'unknown'}",
         "masks": f"mean over {masks(store)} masks" if masks(store) > 1 else "",
     }
+
+
+def _positions_meant(below: float | None) -> str:
+    return "mean over positions" if below is None else f"mean over positions below {below:g} of the rows"
 
 
 def _check_belong(a: Side, b: Side) -> None:
@@ -265,6 +277,11 @@ def _floor(real: np.ndarray, n_a: int, seed: int) -> dict[str, Any] | None:
         return None
     order = np.random.default_rng([seed, Stream.FRECHET_FLOOR]).permutation(len(real))
     return {"frechet_distance": frechet_distance(real[order[:n]], real[order[n : 2 * n]]), "n": n}
+
+
+def _floor_of(others: np.ndarray, real: np.ndarray, n_a: int) -> dict[str, Any]:
+    n = min(n_a, len(others), len(real))
+    return {"frechet_distance": frechet_distance(others[:n], real[:n]), "n": n}
 
 
 def _remarks(sides: tuple[Side, Side], n_b: int, floor: dict[str, Any] | None) -> list[str]:

@@ -168,9 +168,9 @@ def _test_or_all(prompt: str):
 
 
 def pictures_at_once(where: Machine, net: Model) -> int:
-    """As many as fit their keys and values into a quarter of the memory, up to 64."""
+    """As many as fit their keys and values into a quarter of the memory, up to 512: a step of few is all overhead."""
     cache = Cache.bytes(net.shape, 2 if where.precision == "bf16" else 4)
-    return max(min(where.memory_bytes() // 4 // cache, 64), 1)
+    return max(min(where.memory_bytes() // 4 // cache, 512), 1)
 
 
 def _draw(

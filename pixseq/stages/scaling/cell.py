@@ -15,13 +15,24 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
-from pixseq.errors import Diverged, PixseqError
+from pixseq.errors import Diverged
 from pixseq.models.family import shape_from
 from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
+from pixseq.stages.scaling import judge as judging
 from pixseq.stages.scaling import ladder
-from pixseq.stages.scaling.study import DIVERGED, DONE, Study, check_parents
+from pixseq.stages.scaling.judge import once
+from pixseq.stages.scaling.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
 
 SHOWN = 32  # completions in the picture
+
+
+def run_named(study: Study, id: str, device: str = "auto", precision: str = "auto") -> None:
+    """Run a cell, or make a reference, by its id. Raises PixseqError where the study has none of that id."""
+    for each in judging.references(study):
+        if each["id"] == id:
+            judging.ready(study, each, {"device": device, "precision": precision})
+            return
+    run(study, study.cell(id), device, precision)
 
 
 def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto") -> Mapping[str, Any]:
@@ -37,10 +48,10 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     where = {"device": device, "precision": precision}
     numbers: dict[str, Any] = {"status": DONE, "reason": None}
     try:
-        _once(folder / "model", lambda out: _train(study, cell, out, where))
+        once(folder / "model", lambda out: _train(study, cell, out, where))
         numbers |= _loss(folder, data.val, where)
         numbers |= _accuracy(study, folder, cell, where)
-        numbers |= _completions(study, folder, data.val, where)
+        numbers |= _completions(study, folder, cell, where)
     except Diverged as fault:
         numbers = {"status": DIVERGED, "reason": fault.message}
     inputs = {"plan": study.reference}
@@ -48,26 +59,27 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
         made = open_checkpoint(folder / "model").manifest
         inputs["model"] = reference(folder / "model", made)
         numbers |= {"precision": made["config"]["precision"], "device": made["summary"]["device"]}
+        inputs |= _extractor(folder)
     write_metrics(folder / "result.json", "scaling run", cell, inputs, numbers, overwrite=True)
     return numbers
 
 
-def _once(path: Path, make: Callable[[Path], Any]) -> Path:
-    """`path`, made if it is not there."""
-    if not path.exists():
-        make(path)
-    return path
+def _extractor(folder: Path) -> dict[str, Any]:
+    """The parent of the cell's features of completions, by its role here; none where colours were compared."""
+    store = folder / "completions.features.zarr"
+    model = open_store(store, "features").manifest["inputs"].get("model") if store.exists() else None
+    return {} if model is None else {EXTRACTOR: model}
 
 
 def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
-    config = ladder.recipe(study.grid, cell["d_model"], cell["steps"], cell["batch_size"], cell["lr"])
+    config = ladder.recipe_of(study.grid, cell)
     pretrain.run(study.data(cell).train, out, config, resume=True, overwrite=True, **where)
 
 
 def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
     """The held-out loss in the first unit that its family reports, in float32 unless bf16 was asked for."""
     exact = {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
-    _once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
+    once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
     numbers = read_metrics(folder / "loss.json")[1]
     shape = shape_from(open_checkpoint(folder / "model").shape)
     unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec)))
@@ -85,47 +97,41 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) 
         return lambda out: features.run(folder / "model", store, out, resume=True, overwrite=True, **where)
 
     def probed(out: Path) -> None:
-        fit = _once(folder / "train.features.zarr", swept(train))
-        held = _once(folder / "test.features.zarr", swept(test))
+        fit = once(folder / "train.features.zarr", swept(train))
+        held = once(folder / "test.features.zarr", swept(test))
         probe.run(fit, held, out, layers=study.grid.probe.layers, c=study.grid.probe.c)
 
-    _once(folder / "probe.json", probed)
+    once(folder / "probe.json", probed)
     numbers = read_metrics(folder / "probe.json")[1]
     return {"accuracy": numbers["test_accuracy"], "best_layer": numbers["best_layer"]}
 
 
-def _completions(study: Study, folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
-    """Fréchet distance of completed pictures from the real ones of the same prompts; None where none are drawn."""
+def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
+    """Fréchet distance of completed pictures from other real ones, and its floor; None where none are drawn."""
     how = study.grid.completions
-    if not how.count or not shape_from(open_checkpoint(folder / "model").shape).draws:
+    if how.count == 0 or not shape_from(open_checkpoint(folder / "model").shape).draws:
         return {"frechet_distance": None}
+    judge = judging.ready(study, cell, where)
 
     def drawn(out: Path) -> None:
-        options = {"count": how.count, "prompt": val, "keep": how.keep, "temperature": how.temperature}
+        options = {"prompt": judge.prompts, "keep": how.keep, "temperature": how.temperature}
+        options["count"] = len(open_store(judge.prompts, "tokens"))
         sample.run(folder / "model", None, tokens_out=out, seed=how.seed, overwrite=True, **options, **where)
 
     def measured(out: Path) -> None:
-        sides = {"completions": folder / "completions.zarr", "real": Path(val)}
-        layer = None if how.extractor == features.PIXELS else how.layer or _middle(how.extractor)
-        for name, store in sides.items():
-            layers = "all" if layer is None else str(layer)
-            _once(
-                folder / f"{name}.features.zarr",
-                lambda out, store=store, layers=layers: features.run(
-                    how.extractor, store, out, layers=layers, resume=True, overwrite=True, **where
-                ),
-            )
-        frechet.run(*(folder / f"{name}.features.zarr" for name in sides), out, layer=layer, count=how.count)
+        ours = folder / "completions.features.zarr"
+        once(ours, lambda out: judge.features(folder / "completions.zarr", out, where))
+        frechet.run(ours, judge.real, out, layer=judge.layer, floor=judge.floor)
 
-    _once(folder / "completions.zarr", drawn)
-    _once(folder / "completions.png", lambda out: decode.run(folder / "completions.zarr", out, count=SHOWN))
-    _once(folder / "frechet.json", measured)
+    once(folder / "completions.zarr", drawn)
+    once(folder / "completions.png", lambda out: decode.run(folder / "completions.zarr", out, count=SHOWN))
+    once(folder / "frechet.json", measured)
     numbers = read_metrics(folder / "frechet.json")[1]
-    return {"frechet_distance": numbers["frechet_distance"], "frechet_n": numbers["n_a"]}
-
-
-def _middle(extractor: str) -> int:
-    checkpoint = open_checkpoint(extractor)
-    if checkpoint.shape["n_layer"] < 2:
-        raise PixseqError(f"{extractor} has one layer", "name one: completions.layer")
-    return checkpoint.shape["n_layer"] // 2
+    floor = numbers["floor"] or {"frechet_distance": None, "n": None}
+    return {
+        "frechet_distance": numbers["frechet_distance"],
+        "frechet_n": numbers["n_a"],
+        "frechet_floor": floor["frechet_distance"],
+        "frechet_floor_n": floor["n"],
+        "frechet_extractor": numbers["extractor"],
+    }

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pixseq.artifacts.plan import Cell
 from pixseq.config import AimConfig, GridFile, ModelConfig, PretrainFile, as_dict
 from pixseq.errors import PixseqError
 from pixseq.models.family import SHAPES, Shape
@@ -87,10 +88,15 @@ def around(grid: GridFile, rungs: list[Shape], middle: float) -> list[Shape]:
     return [rungs[i] for i in chosen]
 
 
-def recipe(grid: GridFile, d_model: int, steps: int, batch_size: int, lr: float) -> PretrainFile:
-    """What `pretrain` gets for a cell."""
-    train = replace(grid.train, steps=steps, batch_size=batch_size, lr=lr)
+def recipe(grid: GridFile, d_model: int, steps: int, batch_size: int, lr: float, seed: int = 0) -> PretrainFile:
+    """What `pretrain` gets for a cell; `seed` is above that of the grid."""
+    train = replace(grid.train, steps=steps, batch_size=batch_size, lr=lr, seed=grid.train.seed + seed)
     return PretrainFile(model=model_config(grid, d_model), train=train)
+
+
+def recipe_of(grid: GridFile, cell: Cell) -> PretrainFile:
+    keys = ("d_model", "steps", "batch_size", "lr")
+    return recipe(grid, *(cell[key] for key in keys), cell.get("seed", 0))
 
 
 def batch_of(grid: GridFile, images: float) -> int:
@@ -101,3 +107,26 @@ def batch_of(grid: GridFile, images: float) -> int:
 
 def rate_of(grid: GridFile, shape: Shape) -> float:
     return grid.train.lr * (shape.d_model / grid.rates.width) ** -grid.rates.exponent
+
+
+def figures(grid: GridFile, shape: Shape, budget: float, images: int) -> dict[str, Any]:
+    """What a cell of one shape and budget is: its recipe, its cost and how often it sees each of `images` images."""
+    flops = shape.flops_per_token(grid.flops)
+    seen = budget / flops / shape.n_ctx  # images
+    batch = batch_of(grid, seen)
+    steps = max(round(seen / batch), 1)
+    tokens = steps * batch * shape.n_ctx
+    return {
+        "n_layer": shape.n_layer,
+        "d_model": shape.d_model,
+        "n_head": shape.n_head,
+        "params": size(grid, shape),
+        "tokens": tokens,
+        "steps": steps,
+        "batch_size": batch,
+        "lr": float(f"{rate_of(grid, shape):.4g}"),
+        "flops": tokens * flops,
+        "epochs": round(steps * batch / images, 3),
+        "seconds": None,
+        "memory_gigabytes": round((16 * shape.parameter_count() + shape.activation_bytes(4)) / 1e9, 3),
+    }

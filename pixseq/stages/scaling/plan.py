@@ -6,7 +6,6 @@ N parameters, D tokens, C training FLOPs, T positions.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,11 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell, write_plan
 from pixseq.config import GridFile, StudyData, as_dict, effective
 from pixseq.errors import PixseqError, UsageError
-from pixseq.models.family import SHAPES, Shape
+from pixseq.models.family import SHAPES
 from pixseq.numerics.isoflop import parabola, power_law
 from pixseq.runtime import machine
-from pixseq.stages.opening import check_pairing, open_images
-from pixseq.stages.scaling import calibrate, ladder
+from pixseq.stages.opening import open_images
+from pixseq.stages.scaling import calibrate, checks, judge, ladder
 from pixseq.stages.scaling.study import BEGUN, DONE, WAITING, Study, open_study, stores_of
 
 SPACING = 10**0.5  # of budgets between two ends
@@ -41,7 +40,8 @@ def run(
     precision: str = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write the plan of a grid file; returns its `cells`, how their FLOPs are counted, and `remarks`.
+    """Write the plan of a grid file; returns its `cells`, how their FLOPs are counted, the `references` that judge
+    completions, and `remarks`.
 
     `recentre`: instead, move the sizes of budgets not yet begun in the plan `out` to the optimum that the budgets
     below suggest. A plan whose cells have begun is never overwritten.
@@ -52,29 +52,38 @@ def run(
         _check_same(study, config, grid)
         changed = [b for r, b in groups(study.cells) if move(study, r, b)]
         remarks = [f"{len(changed)} budgets were centred anew"]
-        return {"counting": study.counting, "cells": study.cells, "remarks": remarks}
+        same = {"counting": study.counting, "references": judge.references(study)}
+        return {**same, "cells": study.cells, "remarks": remarks}
     if Path(out).exists():
         _check_replaceable(out, overwrite)
     else:
         atomic.check_target(out, overwrite)
-    config = replace(config, data=tuple(_absolute(data) for data in config.data))
-    inputs: dict[str, Any] = {}
+    config = checks.absolute(config)
+    inputs = checks.extractor_inputs(config)
     cells: list[Cell] = []
+    references: list[Cell] = []
     remarks: list[str] = []
     with machine(device, precision) as where:
         for i, data in enumerate(config.data):
             stores = _stores(config, data)
             inputs |= {f"{role} {i}": reference(store.path, store.manifest) for role, store in stores.items()}
+            checks.check_stores(where, config, stores, remarks)
             planned = _plan_data(config, i, stores["train"], remarks)
+            judged = judge.reference_cell(config, i, stores["train"].meta, len(stores["train"]))
+            both = planned + [judged] * (judged is not None)
+            checks.check_cells(where, config, both, remarks)
             if timed:
-                calibrate.add_seconds(where, config, stores["train"], planned)
+                calibrate.add_seconds(where, config, stores["train"], both)
             cells += planned
+            references += both[len(planned) :]
     _check_distinct([cell["id"] for cell in cells])
     summary = {"cells": len(cells), "flops": sum(cell["flops"] for cell in cells)}
+    if references:
+        summary["references"] = references
     write_plan(out, as_dict(config), inputs, cells, summary)
     for remark in remarks:
         progress.say(f"note: {remark}")
-    return {"counting": config.flops, "cells": cells, "remarks": remarks}
+    return {"counting": config.flops, "cells": cells, "references": references, "remarks": remarks}
 
 
 # ---- the grid
@@ -88,35 +97,13 @@ def checked(grid: GridFile) -> GridFile:
     if len(budgets) == 2:
         steps = round(math.log(budgets[1] / budgets[0]) / math.log(SPACING))
         budgets = np.geomspace(*budgets, max(steps, 1) + 1).tolist()
-    bounds = {
-        "sizes_per_budget": (grid.sizes_per_budget, 2, 99),
-        "size_range": (grid.size_range, 1.05, 1e6),
-        "tokens_per_param": (grid.tokens_per_param, 1e-6, 1e9),
-        "shapes.aspect_ratio": (grid.shapes.aspect_ratio, 1, 1e4),
-        "shapes.min_layers": (grid.shapes.min_layers, 1, 1000),
-        "shapes.patch_size": (grid.shapes.patch_size, 1, 1024),
-        "rates.width": (grid.rates.width, 1, 1e6),
-        "batch.steps": (grid.batch.steps, 1, 1e9),
-        "batch.smallest": (grid.batch.smallest, 1, grid.batch.largest),
-        "completions.count": (grid.completions.count, 0, 1e9),
-    }
-    for key, (value, low, high) in bounds.items():
-        if not low <= value <= high:
-            raise UsageError(f"{key} is {value}, it must lie between {low:g} and {high:g}")
+    checks.check_ranges(grid)
     return replace(grid, budgets=tuple(budgets))
-
-
-def _absolute(data: StudyData) -> StudyData:
-    """Cells may be run from any folder."""
-    return replace(data, **{role: os.path.abspath(path) for role, path in stores_of(data).items()})
 
 
 def _stores(grid: GridFile, data: StudyData) -> dict[str, Store]:
     kind = SHAPES[grid.shapes.family].reads
-    stores = {role: open_images(path, kind) for role, path in stores_of(data).items()}
-    for store in stores.values():
-        check_pairing(stores["train"].path, stores["train"].meta, store)
-    return stores
+    return {role: open_images(path, kind) for role, path in stores_of(data).items()}
 
 
 def _check_replaceable(out: str | Path, overwrite: bool) -> None:
@@ -132,8 +119,7 @@ def _check_replaceable(out: str | Path, overwrite: bool) -> None:
 
 
 def _check_same(study: Study, grid: GridFile, path: str | Path) -> None:
-    grid = replace(grid, data=tuple(_absolute(data) for data in grid.data))
-    theirs, ours = as_dict(study.grid), as_dict(grid)
+    theirs, ours = as_dict(study.grid), as_dict(checks.absolute(grid))
     differing = sorted(key for key in ours if ours[key] != theirs[key])
     if differing:
         raise PixseqError(
@@ -184,31 +170,9 @@ def cells_of(grid: GridFile, index: int, codec: dict[str, Any], images: int, b: 
     resolution = codec["height"]
     return [
         {"id": f"r{resolution}-b{b}-s{s}", "resolution": resolution, "budget": budget, "data": index}
-        | _figures(grid, shape, budget, images)
+        | ladder.figures(grid, shape, budget, images)
         for s, shape in enumerate(shapes)
     ]
-
-
-def _figures(grid: GridFile, shape: Shape, budget: float, images: int) -> dict[str, Any]:
-    flops = shape.flops_per_token(grid.flops)
-    seen = budget / flops / shape.n_ctx  # images
-    batch = ladder.batch_of(grid, seen)
-    steps = max(round(seen / batch), 1)
-    tokens = steps * batch * shape.n_ctx
-    return {
-        "n_layer": shape.n_layer,
-        "d_model": shape.d_model,
-        "n_head": shape.n_head,
-        "params": ladder.size(grid, shape),
-        "tokens": tokens,
-        "steps": steps,
-        "batch_size": batch,
-        "lr": float(f"{ladder.rate_of(grid, shape):.4g}"),
-        "flops": tokens * flops,
-        "epochs": round(steps * batch / images, 3),
-        "seconds": None,
-        "memory_gigabytes": round((16 * shape.parameter_count() + shape.activation_bytes(4)) / 1e9, 3),
-    }
 
 
 # ---- sizes around what the budgets below have found
@@ -231,6 +195,8 @@ def move(study: Study, resolution: int, budget: float) -> bool:
     store = open_images(grid.data[data].train, SHAPES[grid.shapes.family].reads)
     index = list(grid.budgets).index(budget)
     new = {c["id"]: c for c in cells_of(grid, data, store.meta, len(store), index, middle)}
+    if max(checks.probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
+        return False  # smaller models would lack a layer that is probed
     if all(new[cell["id"]]["d_model"] == cell["d_model"] for cell in here):
         return False
     rates = [cell["flops"] / cell["seconds"] for cell in here if cell["seconds"]]

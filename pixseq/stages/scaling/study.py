@@ -14,6 +14,8 @@ from pixseq.config import GridFile, StudyData, restored
 from pixseq.errors import PixseqError
 
 METRICS = ("loss", "accuracy", "frechet_distance")
+# what a Fréchet distance is read with
+BESIDE = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")
 WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 
 
@@ -61,11 +63,11 @@ class Study:
         """A row a cell: its plan, its status and reason, and its metrics, None where it has none."""
         rows = []
         for cell in self.cells:
-            found = {"status": self.status(cell), "reason": None, **dict.fromkeys(METRICS)}
+            found = {"status": self.status(cell), "reason": None, **dict.fromkeys((*METRICS, *BESIDE))}
             if found["status"] in (DONE, DIVERGED):
                 numbers = read_metrics(self.folder(cell) / "result.json")[1]
-                found |= {key: numbers.get(key) for key in ("reason", *METRICS)}
-            rows.append({**{key: cell[key] for key in ROW}, **found})
+                found |= {key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}
+            rows.append({**{key: cell[key] for key in ROW}, "seed": cell.get("seed", 0), **found})
         return rows
 
     def rewrite(self, cells: list[Cell]) -> None:
@@ -76,12 +78,14 @@ class Study:
         self.cells = cells
 
 
-ROW = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "flops")
+EXTRACTOR = "extractor"  # its role among the inputs of a plan
+ROW = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "lr", "flops")
 
 
 def open_study(path: str | Path) -> Study:
     """Raises PixseqError where `path` holds no plan."""
     record, cells = read_plan(path)
+    record["config"]["completions"].setdefault("images", "first")  # of plans from before there was a choice
     return Study(Path(path), record, cells, restored(GridFile, record["config"]))
 
 
@@ -92,12 +96,14 @@ def stores_of(data: StudyData) -> dict[str, str]:
 
 
 def check_parents(study: Study) -> None:
-    """Raises PixseqError where a store is not the one that the study was planned with."""
-    for index, data in enumerate(study.grid.data):
-        for role, path in stores_of(data).items():
-            planned, now = study.manifest["inputs"][f"{role} {index}"], manifest.read(path)
-            if planned["id"] != now["id"]:
-                raise PixseqError(
-                    f"{study.path} was planned on {path} of id {planned['id'][:19]}, which now has id {now['id'][:19]}",
-                    "cells on other data could not be compared: plan again, into another folder",
-                )
+    """Raises PixseqError where a store or the extractor is not the one that the study was planned with."""
+    paths = {f"{role} {i}": path for i, data in enumerate(study.grid.data) for role, path in stores_of(data).items()}
+    if EXTRACTOR in study.manifest["inputs"]:  # plans from before it was recorded have none
+        paths[EXTRACTOR] = study.grid.completions.extractor
+    for role, path in paths.items():
+        planned, now = study.manifest["inputs"][role], manifest.read(path)
+        if planned["id"] != now["id"]:
+            raise PixseqError(
+                f"{study.path} was planned on {path} of id {planned['id'][:19]}, which now has id {now['id'][:19]}",
+                "cells on other data could not be compared: plan again, into another folder",
+            )

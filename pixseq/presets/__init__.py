@@ -1,0 +1,57 @@
+"""The presets that ship with pixseq, and YAML files read as mappings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pixseq.errors import UsageError
+
+
+def preset_names() -> list[str]:
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The YAML of a preset, with its `about`. Raises UsageError for a name that is none."""
+    if name not in preset_names():
+        raise UsageError(
+            f"there is no preset {name!r}", f"{guess(name, preset_names())}presets: {', '.join(preset_names())}"
+        )
+    return _parse_yaml(_presets().joinpath(f"{name}.yaml").read_text(), f"preset {name}")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", "pass a YAML file") from None
+    return _parse_yaml(text, str(path))
+
+
+def _presets():
+    return resources.files("pixseq").joinpath("presets")
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend the file") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"{where} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
+        )
+    return found
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""

@@ -1,0 +1,179 @@
+"""What completions are judged by: the reference model, the pictures compared, and that Gaussian noise does not pass."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import write_tokens
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.errors import PixseqError, UsageError
+from pixseq.stages import features, frechet
+from pixseq.stages.scaling import cell as one
+from pixseq.stages.scaling import judge, plan, run
+from pixseq.stages.scaling.study import open_study
+
+SMALL = "probe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
+HERE = {"device": "cpu", "precision": "fp32"}
+
+
+def planned(folder, text, data="t.zarr", **options):
+    (folder / "grid.yaml").write_text(f"data: {{train: {folder}/{data}, val: {folder}/v.zarr}}\n{text}")
+    made = plan.run(folder / "grid.yaml", folder / "plan", timed=False, **options)
+    return open_study(folder / "plan"), made
+
+
+@pytest.fixture
+def stores(tmp_path):
+    write_tokens(tmp_path / "t.zarr", count=96)
+    write_tokens(tmp_path / "v.zarr", count=48, seed=1)
+    return tmp_path
+
+
+# ---- what it is for
+
+
+def digits(folder):
+    """The embedded digits in 17 greys, 8x8."""
+    from sklearn.datasets import load_digits
+
+    tokens = load_digits().data.astype(np.uint16)[np.random.default_rng(0).permutation(1797)]
+    grey = [[level / 8 - 1] * 3 for level in range(17)]
+    for name, rows in (("t", tokens[:1100]), ("v", tokens[1100:])):
+        write_tokens(folder / f"{name}.zarr", tokens=rows, count=len(rows), side=8, n_vocab=17, palette=grey)
+    return tokens[:1100]
+
+
+def gaussian_completions(train, prompts):
+    """Lower halves drawn from the Gaussian of the colours given the upper halves, in the nearest greys."""
+    half = train.shape[1] // 2
+    mean, covariance = train.mean(0), np.cov(train.T.astype(float)) + 1e-3 * np.eye(train.shape[1])
+    slope = covariance[half:, :half] @ np.linalg.inv(covariance[:half, :half])
+    rest = np.linalg.cholesky(covariance[half:, half:] - slope @ covariance[:half, half:])
+    noise = np.random.default_rng(0).standard_normal((len(prompts), half)) @ rest.T
+    drawn = mean[half:] + (prompts[:, :half] - mean[:half]) @ slope.T + noise
+    return np.concatenate([prompts[:, :half], drawn.round().clip(0, 16).astype(np.uint16)], axis=1)
+
+
+def test_gaussian_noise_of_the_right_covariance_is_worse_than_a_trained_model(tmp_path):
+    train = digits(tmp_path)
+    study, _ = planned(
+        tmp_path,
+        "budgets: [1.0e+10]\nsizes_per_budget: 2\nbatch: {steps: 150, smallest: 8}\nprobe: {layers: '1', c: '0.1'}\n"
+        "train: {optimizer: muon, lr: 0.012, warmup_epochs: null}\ncompletions: {count: 340}\n",
+    )
+    numbers = one.run(study, study.cells[0], **HERE)
+    shared = judge.ready(study, study.cells[0], HERE)
+    drawn = gaussian_completions(train, open_store(shared.prompts, "tokens").read("tokens"))
+    meta = open_store(shared.prompts, "tokens").meta
+    write_tokens(tmp_path / "g.zarr", tokens=drawn, count=len(drawn), labels=False, **{"side": 8, **meta})
+    shared.features(tmp_path / "g.zarr", tmp_path / "g.features.zarr", HERE)
+    noise = frechet.run(tmp_path / "g.features.zarr", shared.real, layer=shared.layer)["frechet_distance"]
+    assert noise > 2 * numbers["frechet_distance"] and noise > 3 * numbers["frechet_floor"]
+
+    def in_colours(store):
+        features.run("pixels", store, tmp_path / "p.zarr", overwrite=True)
+        features.run("pixels", shared.prompts, tmp_path / "q.zarr", overwrite=True)
+        return frechet.run(tmp_path / "p.zarr", tmp_path / "q.zarr")["frechet_distance"]
+
+    assert in_colours(tmp_path / "g.zarr") < in_colours(study.folder(study.cells[0]) / "completions.zarr")
+
+
+def test_colours_are_an_option_that_is_named_for_what_it_is(stores):
+    study, made = planned(stores, SMALL + "budgets: [1.0e+9]\ncompletions: {count: 20, extractor: pixels}\n")
+    numbers = one.run(study, study.cells[0], **HERE)
+    assert made["references"] == [] and numbers["frechet_extractor"].startswith("pixels")
+    assert not (study.path / "reference" / "r6" / "model").exists()
+
+
+# ---- the reference model
+
+
+def test_a_reference_is_trained_once_at_a_stated_cost_and_named_in_every_result(stores):
+    study, made = planned(stores, SMALL + "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\ncompletions: {count: 20}\n")
+    (planned_reference,) = made["references"]
+    assert planned_reference["flops"] == pytest.approx(4e9, rel=0.1)  # the largest budget
+    assert study.manifest["summary"]["references"] == made["references"]
+    run.run(study.path, cell="reference-r6", **HERE)
+    model = open_checkpoint(study.path / "reference" / "r6" / "model")
+    assert model.shape["d_model"] == planned_reference["d_model"]
+    trained = model.manifest["config"]["train"]
+    assert trained["steps"] == planned_reference["steps"] and trained["seed"] == judge.OTHER_SEED
+    stamp = (study.path / "reference" / "r6" / "model" / "manifest.json").stat().st_mtime_ns
+    for cell in study.cells[:2]:
+        numbers = one.run(study, cell, **HERE)
+        assert model.manifest["id"] in numbers["frechet_extractor"] and "below 0.5" in numbers["frechet_extractor"]
+        assert numbers["frechet_n"] == numbers["frechet_floor_n"] == 20 and numbers["frechet_floor"] > 0
+        result = manifest.read(study.folder(cell) / "result.json")
+        assert result["inputs"]["extractor"]["id"] == model.manifest["id"]
+    assert stamp == (study.path / "reference" / "r6" / "model" / "manifest.json").stat().st_mtime_ns
+    row = study.results()[0]
+    keys = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor", "seed", "lr")
+    assert all(row[key] is not None for key in keys)
+
+
+def test_a_reference_that_diverges_is_no_cell_that_did(stores):
+    text = "budgets: [1.0e+9]\ncompletions: {count: 20}\ntrain: {lr: 1.0e+30, warmup_epochs: null}\n"
+    study, _ = planned(stores, SMALL + text)
+    with pytest.raises(PixseqError, match="reference model of completions"):
+        run.run(study.path, cell="reference-r6", **HERE)
+
+
+# ---- the pictures
+
+
+def test_completed_pictures_are_spread_over_the_classes_and_their_originals_are_the_real_side(tmp_path):
+    write_tokens(tmp_path / "t.zarr", count=96)
+    held = write_tokens(tmp_path / "h.zarr", count=80, seed=1)
+    tokens, labels = open_store(held, "tokens").read("tokens"), open_store(held, "tokens").labels()
+    order = np.argsort(labels, kind="stable")  # as class folders are read
+    write_sorted(tmp_path / "v.zarr", tokens[order], labels[order])
+    study, _ = planned(tmp_path, SMALL + "budgets: [1.0e+9]\ncompletions: {count: 30}\n")
+    shared = judge.ready(study, study.cells[0], HERE)
+    prompts, others = (open_store(shared.prompts.with_name(f"{name}.zarr"), "tokens") for name in ("prompts", "others"))
+    wanted = np.bincount(labels) * 30 / 80
+    assert abs(np.bincount(prompts.labels(), minlength=4) - wanted).max() <= 1
+    assert abs(np.bincount(others.labels(), minlength=4) - wanted).max() <= 1
+    rows = [store.manifest["config"]["rows"] for store in (prompts, others)]
+    assert not set(rows[0]) & set(rows[1]) and (prompts.read("tokens") == tokens[order][rows[0]]).all()
+    assert manifest.read(shared.real)["inputs"]["tokens"]["id"] == prompts.manifest["id"]
+
+
+def write_sorted(path, tokens, labels):
+    from pixseq.artifacts import atomic
+    from pixseq.artifacts.arrays import Spec, StoreWriter
+
+    meta = open_store(path.parent / "h.zarr", "tokens").meta
+    with atomic.writing(path) as partial:
+        specs = {"tokens": Spec("uint16", (None, tokens.shape[1])), "labels": Spec("int32", (None,))}
+        writer = StoreWriter(partial, specs, {}, 32)
+        writer.append({"tokens": tokens, "labels": labels}, {})
+        writer.finish("tokens", "encode", {}, {}, {}, meta)
+
+
+def test_a_plan_from_before_there_was_a_choice_goes_on_as_it_began(stores):
+    study, _ = planned(stores, SMALL + "budgets: [1.0e+9]\ncompletions: {count: 20, extractor: pixels}\n")
+    path = study.path / "manifest.json"
+    record = json.loads(path.read_text())
+    for key in ("images", "reference_budget"):
+        del record["config"]["completions"][key]
+    path.write_text(json.dumps(record))
+    old = open_study(study.path)
+    assert old.manifest["id"] == study.manifest["id"] and old.grid.completions.extractor == "pixels"
+    val = open_store(stores / "v.zarr", "tokens")
+    assert judge.rows_of_sides(old.grid.completions, val)["prompts"].tolist() == list(range(20))
+
+
+def test_features_below_a_row_are_the_mean_of_those_positions(stores, checkpoints):
+    options = {"layers": "1", **HERE}
+    features.run(checkpoints["ar"], stores / "v.zarr", stores / "all.zarr", pool="none", **options)
+    features.run(checkpoints["ar"], stores / "v.zarr", stores / "low.zarr", below=0.5, **options)
+    every, low = (open_store(stores / name, "features") for name in ("all.zarr", "low.zarr"))
+    assert np.allclose(every.read("features")[:, :, 18:].mean(2), low.read("features"), atol=1e-6)
+    with pytest.raises(UsageError, match="leaves none of 6 rows"):
+        features.run(checkpoints["ar"], stores / "v.zarr", stores / "none.zarr", below=0.99, **options)
+    features.run(checkpoints["ar"], stores / "v.zarr", stores / "mean.zarr", **options)
+    with pytest.raises(PixseqError, match="the pools differ"):
+        frechet.run(stores / "low.zarr", stores / "mean.zarr")
