@@ -289,3 +289,12 @@ def test_the_forecast_is_written_as_metrics(path, tmp_path):
 def test_options_that_cannot_be_used_are_refused(path, options):
     with pytest.raises(UsageError):
         forecast.run(path, **{"growth": 4.5, "start_flops": 1e20, "resolutions": [32], **options})
+
+
+def test_a_target_below_what_real_pictures_score_is_said(tmp_path):
+    law = (1.0, 3000, 0.42, 9e4, 0.30)
+    fits = [one_fit("frechet_distance", 32, law) | {"floor": {"floor": 2.8}}]
+    path = write(tmp_path / "fit.json", {("frechet_distance", 32): law}, fits)
+    for target, said in ((2.0, True), (3.0, False)):
+        lines = forecast.run(path, 4.5, 1e20, [32], targets={"frechet_distance": target})["assumptions"]
+        assert any("below what real pictures score, 2.8" in line for line in lines) == said

@@ -112,3 +112,28 @@ def test_ticks_are_round_and_few():
 def test_numbers_are_spelt_as_people_read_them():
     assert [panels.count(value) for value in (20, 1500, 2e7, 3e9, 1e13)] == ["20", "1.5k", "20M", "3B", "10T"]
     assert [panels.power(value) for value in (1e18, 3e18, 9.99e17, 1e-4)] == ["10¹⁸", "3·10¹⁸", "10¹⁸", "10⁻⁴"]
+
+
+def test_seeds_have_error_bars_and_a_distance_its_floor(tmp_path):
+    pytest.importorskip("matplotlib")
+    where = ("frechet_distance", 32)
+    fits = [one_fit(*where, CHINCHILLA, method) for method in figures.METHODS]
+    numbers = numbers_of({where: CHINCHILLA}, fits)
+    plain = figures.Study(numbers)
+    assert plain.runs(*where)[:, 3].max() == 0 and not plain.replicated()
+    runs = [
+        {**run, "frechet_distance": run["frechet_distance"] + 0.1 * k, "seed": k}
+        for run in numbers["runs"]
+        for k in (0, 1, 2)
+    ]
+    several = figures.Study(numbers | {"runs": runs})
+    cells = several.runs(*where)
+    assert len(cells) == len(numbers["runs"]) and several.replicated()
+    assert cells[:, 3] == pytest.approx(0.1) and cells[:, 2] == pytest.approx(plain.runs(*where)[:, 2] + 0.1)
+
+    figures.save_fit(tmp_path / "plain.png", numbers, {}, {})
+    for fit in fits:
+        fit["floor"] = {"floor": 2.5}
+    figures.save_fit(tmp_path / "fit.png", numbers | {"runs": runs}, {}, {})
+    before, after = (pixels(tmp_path / name) for name in ("plain.isoflop.png", "fit.isoflop.png"))
+    assert before.shape != after.shape or (before != after).any()

@@ -364,3 +364,93 @@ def test_a_budget_column_and_a_byte_order_mark_are_read(tmp_path):
     table = runs.read(path)
     assert table.metrics == ["loss"] and len({run["budget"] for run in table.runs}) == 4
     assert table.runs[0]["budget"] == 1e18 and table.runs[0]["id"] == "x"
+
+
+# ---- seeds
+
+
+def with_seeds(rows, seeds, noise, seed=0):
+    """Each run `seeds` times; `noise` is a deviation, or one for each run."""
+    rng = np.random.default_rng(seed)
+    noise = np.broadcast_to(noise, len(rows))
+    return [
+        {**row, "loss": row["loss"] * np.exp(dev * rng.normal()), "seed": k}
+        for row, dev in zip(rows, noise)
+        for k in range(seeds)
+    ]
+
+
+def test_seeds_of_one_size_are_one_point_their_mean(fitted):
+    rows = with_seeds(rows_of(), 3, 0.01)
+    numbers = fitted(rows, resamples=40)
+    means = [{**rows[i], "loss": np.mean([row["loss"] for row in rows[i : i + 3]])} for i in range(0, len(rows), 3)]
+    found, plain = by_method(numbers), by_method(fitted(means, resamples=40))
+    assert len(numbers["runs"]) == 84 and {run["seed"] for run in numbers["runs"]} == {0, 1, 2}
+    for name in METHODS:
+        assert found[name]["budgets"][0]["runs"] == 7
+        assert found[name]["seed_spread"] == pytest.approx(0.01, rel=0.3) and plain[name]["seed_spread"] is None
+        assert found[name]["tokens_exponent"] == pytest.approx(plain[name]["tokens_exponent"], abs=0.02)
+        (low, high), (plain_low, plain_high) = (each[name]["tokens_exponent_ci"] for each in (found, plain))
+        assert (high - low) / (plain_high - plain_low) == pytest.approx(1, abs=0.5)
+
+
+def test_a_size_whose_seeds_scatter_counts_for_less():
+    values = [np.array([2.0, 2.01, 1.99])] * 6 + [np.array([2.0, 2.4, 1.6])]
+    weight, spread = points.seed_weights(values)
+    assert weight[0] == pytest.approx(1) and weight[-1] < 0.01 and 0.005 < spread < 0.01
+    weight, _ = points.seed_weights([*values[:6], np.array([2.0])])
+    assert weight[-1] == pytest.approx(1 / 3, rel=0.15)  # one seed where the others have three
+    assert points.seed_weights([np.array([2.0]), np.array([3.0])])[0].tolist() == [1, 1]
+
+
+def test_weights_of_seeds_bring_the_fit_nearer_to_the_truth(fitted):
+    """Half of the sizes ten times as noisy: over ten tables, the error is well below that of unweighted means."""
+    errors = {"weighed": [], "plain": []}
+    for seed in range(10):
+        base = rows_of(budgets=(1e18, 1e21, 4))
+        rows = with_seeds(base, 4, np.where(np.arange(len(base)) % 2, 0.02, 0.002), seed)
+        means = [{**rows[i], "loss": np.mean([r["loss"] for r in rows[i : i + 4]])} for i in range(0, len(rows), 4)]
+        for name, table in (("weighed", rows), ("plain", means)):
+            errors[name].append(by_method(fitted(table))["isoflop"]["tokens_exponent"] - TRUE)
+    assert np.sqrt(np.mean(np.square(errors["weighed"]))) < 0.6 * np.sqrt(np.mean(np.square(errors["plain"])))
+
+
+def test_runs_of_one_size_without_seeds_stay_runs(fitted):
+    rows = [{**row, "loss": row["loss"] + 0.01 * k} for row in rows_of() for k in range(2)]
+    found = by_method(fitted(rows))
+    assert found["isoflop"]["budgets"][0]["runs"] == 14 and found["varpro"]["seed_spread"] is None
+
+
+# ---- the floor of a distance
+
+
+def distances(floor=2.0, n=500, extractor="pixels", level=1.0):
+    made = {"frechet_n": n, "frechet_floor": floor, "frechet_floor_n": n, "frechet_extractor": extractor}
+    return [{**row, "frechet_distance": level * row["loss"], **made} for row in rows_of()]
+
+
+def test_a_distance_within_its_floor_is_said_with_floor_n_and_extractor(fitted):
+    rows = distances(floor=3.0)
+    found = by_method(fitted(rows), "frechet_distance")
+    values = np.array([row["frechet_distance"] for row in rows])
+    floor = found["varpro"]["floor"]
+    assert floor["floor"] == 3.0 and floor["n"] == [500] and floor["extractors"] == ["pixels"]
+    assert (floor["within"], floor["near"], floor["runs"]) == ((values <= 3).sum(), (values < 4.5).sum(), 28)
+    for name in METHODS:
+        (flag,) = (flag for flag in found[name]["flags"] if "floor" in flag)
+        assert f"{floor['within']} of 28 runs lie within the floor" in flag and "n 500, pixels" in flag
+    far = by_method(fitted(distances(floor=0.1)), "frechet_distance")
+    assert far["varpro"]["floor"]["near"] == 0 and not any("floor" in flag for flag in far["varpro"]["flags"])
+    assert by_method(fitted(rows))["varpro"]["floor"] is None  # the loss has none
+    assert by_method(fitted(rows_of()))["varpro"]["floor"] is None
+
+
+def test_distances_of_several_extractors_are_not_fitted_together(fitted):
+    rows = distances(floor=0.1)
+    rows[3]["frechet_extractor"] = "model sha256:ab12"
+    rows[4]["frechet_n"] = 400
+    found = by_method(fitted(rows), "frechet_distance")
+    assert all("several extractors" in found[name]["refused"] for name in METHODS)
+    rows[3]["frechet_extractor"] = "pixels"
+    found = by_method(fitted(rows), "frechet_distance")
+    assert any("n from 400 to 500" in flag for flag in found["varpro"]["flags"])

@@ -128,6 +128,11 @@ def _fit_tables(numbers: dict[str, Any]) -> str:
     remarks = [f"flops are counted as {numbers['counting'] or 'the runs state them'}", *numbers.get("notes", [])]
     remarks += [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
     remarks += [f"{_name(f)}: {flag}" for f in numbers["fits"] for flag in f["flags"]]
+    remarks += [
+        f"{f['metric']}: seeds of one size differ by {f['seed_spread']:.2%}"
+        for f in numbers["fits"]
+        if f["seed_spread"]
+    ]
     remarks += [each["text"] for each in numbers["disagreements"]]
     remarks += [f"{row['id']} is left out: {row['reason']}" for row in numbers["excluded"]]
     return "\n".join([*lines, "", *dict.fromkeys(map(plain, remarks))]).rstrip()

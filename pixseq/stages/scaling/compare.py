@@ -206,6 +206,7 @@ def _remarks(opened: Opened, budget: float) -> list[str]:
         if one["refused"]:
             remarks.append(f"{name}: no fit: {one['refused']}")
         remarks += [f"{name}: {flag}" for flag in one["flags"]]
+        remarks += _measured_with(name, one.get("floor"))
         if role(one["metric"]) is None:
             remarks.append(f"{name}: neither loss, classification nor generation by its name, so in no ratio")
     for resolution in opened.resolutions:
@@ -223,3 +224,13 @@ def _remarks(opened: Opened, budget: float) -> list[str]:
     if not opened.resampled:
         remarks.append("the fit holds no resamples, so there are no intervals")
     return list(dict.fromkeys(remarks + [one["text"] for one in numbers["disagreements"]]))
+
+
+def _measured_with(name: str, floor: dict[str, Any] | None) -> list[str]:
+    """How a distance was measured, and what real pictures score by it."""
+    if not floor:
+        return []
+    n = ", ".join(f"{count:g}" for count in floor["n"]) or "unknown"
+    by = ", ".join(floor["extractors"]) or "an extractor that is not named"
+    real = "not known" if floor["floor"] is None else f"{floor['floor']:.3g}"
+    return [f"{name}: measured by {by}, n {n}; real against real: {real}"]

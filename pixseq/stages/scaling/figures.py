@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +16,27 @@ import numpy as np
 
 from pixseq import drawing
 from pixseq.artifacts import atomic
-from pixseq.errors import PixseqError
 from pixseq.stages.scaling.panels import (
+    BLUE,
     COLUMN,
-    DPI,
     FAINT,
+    GREEN,
     INK,
+    ORANGE,
     few_ticks,
+    flops_label,
     key,
     legend,
     log_axis,
     log_ticks,
     picture,
     power,
+    require,
+    save,
     say,
     short,
 )
+from pixseq.stages.scaling.points import cells_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,23 +45,12 @@ if TYPE_CHECKING:
     Page = Figure | SubFigure
 
 ROW, LONE_ROW = 1.45, 1.9  # inches, of one row of panels; of the only one
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in drawing.COLORS)
 METHODS = {"isoflop": (":", GREEN), "direct": ("--", ORANGE), "varpro": ("-", BLUE)}
 HOLLOW = {"edge": "s", "not convex": "^", "too few runs": "v", "outside": "o"}  # markers of optima that do not count
-MARKERS = ("o", "s", "^", "D", "v", "P")
 BAND = 0.13  # opacity
 LANGUAGE, PIXELS = 20, (200, 400)  # tokens per parameter: of language, and of pixels by later (secondary) sources
-WIDEST_INTERVAL = 1e3  # times the greatest forecast; an interval that reaches farther is cut off with an arrow
 
 Fit = dict[str, Any]
-
-
-def require() -> None:
-    """Raises PixseqError where matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PixseqError("figures need matplotlib, which is not installed", "pip install 'pixseq[plot]'") from None
 
 
 def fit_targets(plot: str | Path) -> list[Path]:
@@ -98,34 +92,7 @@ def save_fit(
     images = [picture(size, sheet)]
     images += [picture((width, height), lambda page, draw=draw: draw(page, study)) for draw in draws.values()]
     for target, image in zip(fit_targets(plot), images):
-        _save(target, image, "scaling fit", config, inputs, overwrite)
-
-
-def save_forecast(
-    plot: str | Path,
-    numbers: Mapping[str, Any],
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Mapping[str, Any]],
-    overwrite: bool = False,
-) -> None:
-    """The figure of the numbers of a forecast, a PNG with its manifest."""
-    require()
-    atomic.check_target(plot, overwrite)
-    lines = len({row["metric"] for row in numbers["rows"]})
-    image = picture((COLUMN, 3.0 + 0.16 * lines), lambda page: _forecast(page, numbers))
-    _save(plot, image, "scaling forecast", config, inputs, overwrite)
-
-
-def _save(target: str | Path, image: np.ndarray, stage: str, config, inputs, overwrite: bool) -> None:
-    from pixseq.artifacts.picture import save_png
-
-    save_png(target, image, stage, config, inputs, {"dpi": DPI}, overwrite)
-
-
-def _flops(numbers: Mapping[str, Any]) -> str:
-    """An axis' label: how they are counted, where that is known."""
-    counting = numbers.get("counting")
-    return f"training FLOPs ({counting})" if counting else "training FLOPs"
+        save(target, image, "scaling fit", config, inputs, overwrite)
 
 
 class Study:
@@ -133,7 +100,7 @@ class Study:
 
     def __init__(self, numbers: Mapping[str, Any]):
         self.level = numbers["bootstrap"]["level"]
-        self.flops = _flops(numbers)
+        self.flops = flops_label(numbers)
         self.fits: list[Fit] = numbers["fits"]
         self.metrics = list(dict.fromkeys(fit["metric"] for fit in self.fits))
         self.resolutions = list(dict.fromkeys(fit["resolution"] for fit in self.fits))
@@ -145,9 +112,19 @@ class Study:
         return {method: fit for method in METHODS for fit in ours if fit["method"] == method}
 
     def runs(self, metric: str, resolution: int | None) -> np.ndarray:
-        """Budget, params and value of the runs that have the metric, [n, 3]."""
-        ours = [run for run in self.all_runs if run["resolution"] == resolution and run.get(metric) is not None]
-        return np.array([[run["budget"], run["params"], run[metric]] for run in ours]).reshape(-1, 3)
+        """Budget, params, mean and deviation (0: of one seed) of the cells that have the metric, [n, 4]."""
+        rows = []
+        for cell in cells_of([run for run in self._at(resolution) if run.get(metric) is not None]):
+            values = [run[metric] for run in cell]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            rows.append([cell[0]["budget"], cell[0]["params"], np.mean(values), spread])
+        return np.array(rows).reshape(-1, 4)
+
+    def replicated(self) -> bool:
+        return any(len(cell) > 1 for side in self.resolutions for cell in cells_of(self._at(side)))
+
+    def _at(self, resolution: int | None) -> list[dict[str, Any]]:
+        return [run for run in self.all_runs if run["resolution"] == resolution]
 
     def budgets(self) -> np.ndarray:
         return np.unique([run["budget"] for run in self.all_runs])
@@ -181,6 +158,7 @@ def _isoflop(page: Page, study: Study) -> None:
     colors = ScalarMappable(norm, LinearSegmentedColormap.from_list("budgets", _viridis()))
     panels = study.panels(page, sharex=True)
     seen: set[str] = set()
+    floored = False
     for axes, metric, resolution in panels:
         runs = study.runs(metric, resolution)
         if not len(runs):
@@ -188,7 +166,12 @@ def _isoflop(page: Page, study: Study) -> None:
             axes.set_yticks([])
             continue
         axes.scatter(runs[:, 1], runs[:, 2], s=7, c=colors.to_rgba(runs[:, 0]), linewidths=0)
+        several = runs[runs[:, 3] > 0]
+        if len(several):
+            bars = several[:, 2] + several[:, 3] * np.array([[-1], [1]])
+            axes.vlines(several[:, 1], *bars, colors=colors.to_rgba(several[:, 0]), linewidth=0.8)
         fit = study.of(metric, resolution).get("isoflop")
+        floored |= _floor_line(axes, fit)
         if fit is not None:
             for row in fit["budgets"]:
                 seen.add(_profile(axes, fit, row, runs[np.isclose(runs[:, 0], row["flops"])], colors))
@@ -211,7 +194,18 @@ def _isoflop(page: Page, study: Study) -> None:
     keys = [key("run", "o", INK, size=2.6), *([key("optimum", "D", INK)] if "ok" in seen else [])]
     hollow = {status: marker for status, marker in HOLLOW.items() if status in seen}
     keys += [key(f"best run ({status})", marker, INK, hollow=True) for status, marker in hollow.items()]
+    keys += [key("deviation of seeds", "|", INK)] if study.replicated() else []
+    keys += [key("real against real", None, FAINT, (0, (1, 1)), width=0.8)] if floored else []
     legend(page, keys, 2 if len(keys) == 4 else 3)
+
+
+def _floor_line(axes: Axes, fit: Fit | None) -> bool:
+    """What real pictures score against real ones; whether that is known."""
+    floor = (fit or {}).get("floor") or {}
+    if floor.get("floor") is None:
+        return False
+    axes.axhline(floor["floor"], color=FAINT, linewidth=0.8, linestyle=(0, (1, 1)))
+    return True
 
 
 def _profile(axes: Axes, fit: Fit, row: Fit, runs: np.ndarray, colors) -> str:
@@ -353,95 +347,3 @@ def _title_refusal(axes: Axes, fit: Fit, study: Study) -> None:
             f"no {fit['method']} fit: {drawing.plain(fit['refused'])}", 2 * study.letters(), placeholder=" …"
         )
         axes.set_title(f"{axes.get_title()}\n{textwrap.fill(text, study.letters())}", fontsize=7)
-
-
-# ---- forecast
-
-
-def _forecast(page: Page, numbers: Mapping[str, Any]) -> None:
-    """Compute needed against resolution, beside what was studied and what growth pays for in how many years."""
-    rows, growth, start = numbers["rows"], numbers["growth_per_year"], numbers["start_flops"]
-    low, high = numbers["studied_flops"]
-    axes = page.subplots()
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    needed = [row["flops"] for row in rows if row["flops"]]
-    floor, ceiling = min([low, start, *needed]), max([high, start, *needed])
-    reach = [end for row in rows for end in row["flops_ci"] or [] if end]
-    bottom = min([floor, *(end for end in reach if end > floor / WIDEST_INTERVAL)]) / 10
-    top = max([ceiling, *(end for end in reach if end < ceiling * WIDEST_INTERVAL)]) * 20
-    axes.axhspan(low, high, color="#dddddd", linewidth=0, zorder=0)
-    axes.axhline(start, color=INK, linewidth=0.8, linestyle="--")
-    keys = []
-    for place, metric in enumerate(metrics):
-        ours = [row for row in rows if row["metric"] == metric]
-        color = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)[place % 6]
-        marker = MARKERS[place % 6]
-        shift = 1.05 ** (place - (len(metrics) - 1) / 2)  # so that intervals do not hide one another
-        known = [row for row in ours if row["flops"]]
-        axes.plot(
-            [row["resolution"] * shift for row in known], [row["flops"] for row in known], color=color, linewidth=0.8
-        )
-        for row in known:
-            x = row["resolution"] * shift
-            if row["flops_ci"]:
-                ends = [math.inf if end is None else end for end in row["flops_ci"]]
-                _whisker(axes, x, ends, (bottom, top), color)
-            face = "white" if "extrapolated" in row["status"] else color
-            axes.plot(x, row["flops"], marker, color=color, markerfacecolor=face, markersize=4.5, zorder=3)
-        keys.append(key(_forecast_label(metric, ours), marker, color, "-", width=0.8))
-    if any("extrapolated" in row["status"] for row in rows):
-        keys.append(key("no runs at that resolution", "o", INK, hollow=True))
-    from matplotlib.patches import Patch
-
-    keys.append(key("one training run today", None, INK, "--", width=0.8))
-    keys.append(Patch(color="#dddddd", linewidth=0, label="budgets studied"))
-    sides = sorted({row["resolution"] for row in rows})
-    axes.set_xscale("log")
-    axes.set_xlim(sides[0] / 1.35, sides[-1] * 1.35)
-    axes.set_xticks(sides, [f"{side}" for side in sides])
-    axes.minorticks_off()
-    axes.set_ylim(bottom, top)
-    log_axis(axes, "y", 7, power)
-    axes.set_xlabel("resolution (pixels a side)")
-    axes.set_ylabel(_flops(numbers))
-    _years_axis(axes, start, growth, bottom, top)
-    legend(page, keys, 1 if max(len(key.get_label()) for key in keys) > 28 else 2)
-
-
-def _whisker(axes: Axes, x: float, ends: Sequence[float], limits: Sequence[float], color: str) -> None:
-    """An interval; an end beyond the limits becomes an arrow at the limit."""
-    from matplotlib.transforms import ScaledTranslation
-
-    shown = np.clip(ends, *limits)
-    axes.plot([x, x], shown, color=color, linewidth=0.9, alpha=0.75)
-    for end, at, marker, points in zip(ends, shown, ("v", "^"), (2, -2)):
-        cut, inward = end != at, ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
-        style = {"markersize": 4.5 if cut else 5, "transform": axes.transData + inward if cut else axes.transData}
-        axes.plot(x, at, marker if cut else "_", color=color, **style)
-
-
-def _forecast_label(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    targets = {row["target"] for row in rows}
-    only = targets.pop() if len(targets) == 1 else None
-    label = short(metric, 24) + (" (default target)" if only is None else f" = {only:.3g}")
-    lost = []
-    for status, word in (("unreachable", "unreachable"), ("none", "no forecast")):
-        sides = [str(row["resolution"]) for row in rows if row["status"].startswith(status)]
-        lost += [f"{word} at {', '.join(sides)}"] if sides else []
-    return f"{label}: {'; '.join(lost)}" if lost else label
-
-
-def _years_axis(axes: Axes, start: float, growth: float, bottom: float, top: float) -> None:
-    """Ticks on the right where compute arrives after whole years."""
-    right = axes.twinx()
-    right.set_yscale("log")
-    right.set_ylim(bottom, top)
-    right.grid(False)
-    most = math.log(top / start) / math.log(growth)
-    step = next((step for step in (1, 2, 5, 10, 20, 50, 100) if most / step <= 7), 200)
-    ticks = [years for years in range(0, max(int(most), 0) + 1, step) if start * growth**years >= bottom]
-    right.set_yticks(
-        [start * growth**years for years in ticks], ["today" if not years else f"{years}" for years in ticks]
-    )
-    right.minorticks_off()
-    right.set_ylabel(f"years, at {growth:g} times a year")

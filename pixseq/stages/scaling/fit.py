@@ -19,7 +19,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import isoflop, laws
 from pixseq.stages.scaling import runs as reading
 from pixseq.stages.scaling.agreement import disagreements
-from pixseq.stages.scaling.points import Fit, Points, Study, Turn, exp, number, rms
+from pixseq.stages.scaling.points import NEAR, Fit, Points, Study, Turn, exp, number, rms
 
 LEVEL = 0.95
 FEWEST_DRAWS = 20  # resamples that an interval needs
@@ -244,7 +244,32 @@ def _refused(points: Points, fit: Fit) -> bool:
         fit["refused"] = f"runs at {len(points.budgets)} budgets, three are needed"
     elif np.ptp(points.y) == 0:
         fit["refused"] = f"{points.turn.metric} is {points.turn.turn(points.y[0]):.6g} in every run"
+    elif fit["floor"] and len(fit["floor"]["extractors"]) > 1:
+        shown = "; ".join(fit["floor"]["extractors"])
+        fit["refused"] = (
+            f"{points.turn.metric} is measured by several extractors, and none compares to another: {shown}"
+        )
+    if fit["refused"] is None and fit["floor"]:
+        fit["flags"] += _floor_flags(points.turn.metric, fit["floor"])
     return fit["refused"] is not None
+
+
+def _floor_flags(metric: str, floor: dict[str, Any]) -> list[str]:
+    """Where values lie within what real pictures against real ones give, and where n differs."""
+    flags = []
+    if floor["near"]:
+        n = ", ".join(f"{count:g}" for count in floor["floor_n"] or floor["n"]) or "unknown"
+        by = f", {', '.join(floor['extractors'])}" if floor["extractors"] else ""
+        flags.append(
+            f"{floor['within']} of {floor['runs']} runs lie within the floor of {metric}, about {floor['floor']:.3g} "
+            f"(real against real, n {n}{by}), and {floor['near']} below {NEAR:g} times it: differences there are those "
+            "of measuring, not of models"
+        )
+    if len(floor["n"]) > 1:
+        flags.append(
+            f"{metric} is measured with n from {floor['n'][0]:g} to {floor['n'][-1]:g}: it is the greater the fewer"
+        )
+    return flags
 
 
 def _why_unused(points: Points, k: int, parabola: isoflop.Parabola | None, status: str) -> str:

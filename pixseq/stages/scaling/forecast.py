@@ -64,9 +64,9 @@ def run(
     for target in filter(None, (out, plot)):
         atomic.check_target(target, overwrite)
     if plot is not None:
-        from pixseq.stages.scaling import figures
+        from pixseq.stages.scaling import forecast_figure as figure
 
-        figures.require()
+        figure.require()
     opened = open_fit(fit, method)
     named = _targets(opened, targets or {}, metrics)
     pace = Pace(growth, start_flops, opened.level, opened.studied()[1])
@@ -107,7 +107,7 @@ def run(
     if out is not None:
         write_metrics(out, "scaling forecast", config, inputs, numbers, overwrite)
     if plot is not None:
-        figures.save_forecast(plot, numbers, config, inputs, overwrite)
+        figure.save_forecast(plot, numbers, config, inputs, overwrite)
     return numbers
 
 
@@ -262,6 +262,7 @@ def _assumptions(
         "ones are worth less)"
     )
     lines += _about_disputes(opened, rows)
+    lines += _about_floors(opened, rows)
     if opened.resampled:
         lines.append(
             f"intervals ({pace.level:.0%}) are of resampled runs: they hold the noise of the fit, not a wrong form of "
@@ -289,6 +290,18 @@ def _about_disputes(opened: Opened, rows: Sequence[Row]) -> list[str]:
             ours = f"{row['flops']:.3g} FLOPs" if row["flops"] else "out of reach"
             where = place(row["metric"], row["resolution"])
             lines.append(f"disputed: {where} is {ours} by {opened.fits[0]['method']}, {says} by {other['method']}")
+    return lines
+
+
+def _about_floors(opened: Opened, rows: Sequence[Row]) -> list[str]:
+    """Targets that real pictures against real ones do not reach."""
+    lines = []
+    for fit in opened.fits:
+        floor = (fit.get("floor") or {}).get("floor")
+        targets = [row["target"] for row in rows if row["metric"] == fit["metric"] and row["target"] is not None]
+        if floor and targets and min(targets) < floor:
+            where = place(fit["metric"], fit["resolution"])
+            lines.append(f"{where}: a target of {min(targets):.3g} lies below what real pictures score, {floor:.3g}")
     return lines
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pixseq import drawing
+from pixseq.errors import PixseqError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +49,28 @@ STYLE = {
     "legend.columnspacing": 1.2,
     "text.parse_math": False,  # a metric's name may hold a dollar sign
 }
+BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in drawing.COLORS)
 INK, FAINT = "#262626", "#6e6e6e"
+
+
+def require() -> None:
+    """Raises PixseqError where matplotlib is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise PixseqError("figures need matplotlib, which is not installed", "pip install 'pixseq[plot]'") from None
+
+
+def save(target: str | Path, image: np.ndarray, stage: str, config, inputs, overwrite: bool) -> None:
+    from pixseq.artifacts.picture import save_png
+
+    save_png(target, image, stage, config, inputs, {"dpi": DPI}, overwrite)
+
+
+def flops_label(numbers: Mapping[str, Any]) -> str:
+    """An axis' label: how they are counted, where that is known."""
+    counting = numbers.get("counting")
+    return f"training FLOPs ({counting})" if counting else "training FLOPs"
 
 
 def picture(size: tuple[float, float], draw: Callable[[Page], None]) -> np.ndarray:

@@ -15,6 +15,8 @@ from pixseq.stages.scaling import runs as reading
 from pixseq.streams import Stream
 
 PRIOR = 4.0  # degrees of freedom
+NEAR = 1.5  # times the floor of a metric, below which the noise of measuring it is much of what is seen
+FLOOR_KEYS = {"n": "frechet_n", "floor_n": "frechet_floor_n", "extractors": "frechet_extractor"}
 GROWING = ("params", "tokens", "tokens_per_param")
 
 Fit = dict[str, Any]
@@ -155,6 +157,24 @@ class Points:
         id = self.cells[i][0]["id"]
         return "a run" if id is None else str(id)
 
+    def floor(self) -> Fit | None:
+        """What the metric is where nothing is left to gain: of real pictures against real ones. None: not known.
+
+        "floor" is its median over the cells, "within" how many cells lie at or below their own, "near" how many below
+        NEAR times it; "n" and "extractors" are all that were used.
+        """
+        if self.turn.metric not in reading.MEASURED_WITH:
+            return None
+        rows = [run for cell in self.cells for run in cell]
+        floors = np.array([run["frechet_floor"] for run in rows if run.get("frechet_floor") is not None], float)
+        used = {key: sorted({run[key] for run in rows if run.get(key) is not None}) for key in FLOOR_KEYS.values()}
+        if not len(floors) and not any(used.values()):
+            return None
+        values = np.array([run[self.turn.metric] for run in rows if run.get("frechet_floor") is not None], float)
+        found = {name: used[key] for name, key in FLOOR_KEYS.items()}
+        counts = {"within": int((values <= floors).sum()), "near": int((values < NEAR * floors).sum())}
+        return {"floor": float(np.median(floors)) if len(floors) else None, **counts, "runs": len(rows), **found}
+
     def blank(self, method: str) -> Fit:
         """A fit without numbers."""
         growth = [f"{what}_{part}" for what in GROWING for part in ("exponent", "exponent_ci", "coefficient")]
@@ -167,7 +187,7 @@ class Points:
             "method": method,
             **dict.fromkeys(names),
             "seed_spread": self.spread,
-            "floor": None,
+            "floor": self.floor(),
             "outliers": [],
             "budgets": [],
             "draws": {},

@@ -24,6 +24,8 @@ from pixseq.stages.scaling.tables import TEXT
 
 # What else a row may say of its run: neither measured nor fitted.
 SHAPE = ("resolution", "budget", "seed")
+# How a metric was measured, kept beside it.
+MEASURED_WITH = {"frechet_distance": ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")}
 # flops / (6 params tokens): from a forward pass alone (1/3) to narrow models with attention at 64x64 RGB (17), and room
 RATIO = (0.2, 40.0)
 SHARE_NAMES = ("accuracy", "top1", "top-1", "top_1", "acc1")  # in the name of a metric that is to be large
@@ -114,6 +116,8 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
         _check_counts(row, name)
         run = {"id": row.get("id"), "resolution": row.get("resolution"), "budget": row.get("budget")}
         run |= {key: float(row[key]) for key in REQUIRED}
+        if row.get("seed") is not None:
+            run["seed"] = int(row["seed"])
         for metric in chosen:
             value = row.get(metric)
             if value is not None and not math.isfinite(value):
@@ -121,6 +125,7 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
             run[metric] = None if value is None else float(value)
             if value is None:
                 table.excluded.append({"id": row.get("id"), "reason": f"has no {metric}"})
+            run |= {key: row[key] for key in MEASURED_WITH.get(metric, ()) if row.get(key) is not None}
         table.runs.append(run)
     if not table.runs:
         raise PixseqError(f"{name}: none of {len(rows)} runs is done", "train them with: pixseq scaling run PLAN")
