@@ -89,6 +89,7 @@ FLAGS = """
     --recentre --refine-steps --resize --resolution --resume --save-minutes --scale --scheme --seed --set --size
     --split --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --tokens-per-pixel
     --top-k --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers
+    --bit-depth --label-column --max-pixels
 """
 
 

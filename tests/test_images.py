@@ -253,7 +253,8 @@ def test_views_are_the_papers_crops():
         {"resize": "fit"},
         {"background": "no colour"},
         {"on_error": "ignore"},
-        {"max_pixels": 10**9},
+        {"max_pixels": 10**10},
+        {"bit_depth": 17},
     ],
 )
 def test_preparations_that_make_no_sense_are_usage_errors(values):

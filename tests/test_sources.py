@@ -138,12 +138,14 @@ def test_cifar_archive_is_read_in_place_and_in_the_folders_order(cifar, tmp_path
 
 
 def test_cifar_binary_versions(tmp_path):
-    images, labels = noise(9, 32, 32, 3), np.arange(9)
-    rows = images.transpose(0, 3, 1, 2).reshape(9, -1)
+    images, labels = noise(10, 32, 32, 3), np.arange(10)
+    rows = images.transpose(0, 3, 1, 2).reshape(10, -1)
     ten, hundred = tmp_path / "ten", tmp_path / "hundred"
     ten.mkdir()
     hundred.mkdir()
-    np.c_[labels.astype(np.uint8), rows].tofile(ten / "data_batch_1.bin")
+    for i in range(5):
+        part = slice(2 * i, 2 * i + 2)
+        np.c_[labels.astype(np.uint8), rows][part].tofile(ten / f"data_batch_{i + 1}.bin")
     (ten / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n\n")
     check(open_source(str(ten)), images, labels, "train", list("abcdefghij"))
     np.c_[labels.astype(np.uint8), (labels + 90).astype(np.uint8), rows].tofile(hundred / "test.bin")
@@ -187,7 +189,7 @@ def test_broken_cifar_is_named(tmp_path):
     batch.write_bytes(b"text")
     refuses(tmp_path, "data_batch_1")
     batch.rename(tmp_path / "data_batch_2").write_bytes(pickle.dumps(good, 2))
-    refuses(tmp_path, r"\(2,\): one is missing")
+    refuses(tmp_path, "it lacks data_batch_1, data_batch_3, data_batch_4, data_batch_5", hint="--on-error skip")
     refuses(tmp_path / "data_batch_2", "is one file of a set", hint="name the folder")
 
 
@@ -321,7 +323,7 @@ def test_uint16_is_scaled(tmp_path):
         ({"images": np.array([{"a": 1}], dtype=object)}, r"\[images\] holds object"),
         ({"images": np.full((3, 8, 8), np.nan, np.float32)}, r"\[images\] holds float32"),
         ({"images": noise(3, 8, 8), "labels": np.arange(4)}, r"has 3 images, but .*\[labels\] is int64 \[4\]"),
-        ({"images": noise(3, 8, 8), "labels": np.array(list("abc"))}, r"\[labels\] is <U1 \[3\]"),
+        ({"images": noise(3, 8, 8), "labels": np.array([0.5, 1, 2])}, r"\[labels\]: 0.5 is no class"),
         ({"images": noise(3, 8, 8), "x": noise(3, 8, 8)}, "could both be meant"),
         ({"weights": noise(3, 8, 8)}, "does not say which array holds the images: it has weights"),
         ({"images": noise(8, 8, 3)}, "is no stack of pictures"),
@@ -594,10 +596,11 @@ def test_a_tar_never_touches_the_disk(tmp_path):
 def test_broken_tars_are_named(tmp_path):
     file = tmp_path / "x.tar"
     images = noise(4, 8, 8, 3)
+    of_two_kinds = [("a.png", png(images[0])), ("a.cls", b"1"), ("b.png", png(images[1])), ("b.cls", b"dog")]
     for members, match in (
         ([("a.png", png(images[0])), ("a.jpg", b"x")], "a.jpg is a second picture of sample a"),
-        ([("a.png", png(images[0])), ("a.cls", b"dog")], "a.cls holds no label"),
-        ([("a.png", png(images[0])), ("a.json", b'{"label": 1e99}')], "a.json holds no label"),
+        (of_two_kinds, "b.png holds no label"),
+        ([("a.png", png(images[0])), ("a.json", b'{"label": 1e99}')], "a.png holds no label"),
         ([("a.png", png(images[0])), ("a.cls", b"1"), ("b.png", png(images[1]))], "b.png has no label, unlike"),
         ([("a.txt", b"x")], "holds no pictures"),
         ([("a.png", b"not a picture")], r"x\.tar: a\.png: it is no JPEG"),

@@ -16,6 +16,16 @@ Resize = Annotated[
 ]
 Background = Annotated[str, typer.Option("--background", help="Colour under transparent pixels.")]
 OnError = Annotated[str, typer.Option("--on-error", help="fail or skip, at pictures that cannot be read.")]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option("--label-column", help="Column or array that holds the labels; none: read none [default: by name]."),
+]
+BitDepth = Annotated[
+    int | None, typer.Option("--bit-depth", help="Bits that 16-bit pictures use, such as 12 [default: 16].")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Pixels that a picture may have [default: 64000000].")
+]
 Columns = Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the grid.")]
 
 
@@ -31,6 +41,9 @@ def palette_fit(
         int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: enough].")
     ] = None,
     background: Background = "white",
+    label_column: LabelColumn = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     on_error: OnError = "fail",
     workers: o.Workers = 0,
     seed: o.Seed = 0,
@@ -56,6 +69,9 @@ def palette_fit(
         on_error,
         workers,
         overwrite,
+        label_column,
+        bit_depth,
+        max_pixels,
     )
     made(out, record, json)
 
@@ -112,6 +128,9 @@ def encode(
     ] = None,
     part: Annotated[str | None, typer.Option("--part", help="train or val: what --val-fraction leaves, or it.")] = None,
     background: Background = "white",
+    label_column: LabelColumn = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
     on_error: OnError = "fail",
     workers: o.Workers = 0,
     seed: o.Seed = 0,
@@ -142,6 +161,9 @@ def encode(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+        label_column=label_column,
+        bit_depth=bit_depth,
+        max_pixels=max_pixels,
     )
     made(out, record, json)
 

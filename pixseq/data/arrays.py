@@ -1,7 +1,8 @@
 """Pictures in .npy and .npz files: uint8 (uint16 is scaled), [N, H, W], [N, H, W, 1 or 3], [N, 1 or 3, H, W] or rows.
 
 Files are streamed, never loaded whole or mapped: a header says shape and type, blocks of rows follow.
-Keys in an .npz are told by their words: images, x, data ... and labels, y ...; x_train and test_images carry a split.
+Keys in an .npz, and the names of .npy files in a folder, are told by their words: images, x, data ... and labels, y
+...; x_train and test_images carry a split.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pixseq.data import labels
 from pixseq.data.binary import labelled, stream_rows
-from pixseq.data.records import SPLITS, Pixels, Source, parts, pick_split, reading, shards_of_split, shown
+from pixseq.data.decode import NARROW, to_bytes
+from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading, shown
+from pixseq.data.shards import few, incomplete, shards_of_split
 from pixseq.errors import PixseqError
 
 IMAGE_KEYS = {"images", "image", "imgs", "x", "data", "arr_0"}
-LABEL_KEYS = {"labels", "label", "y", "targets", "target", "arr_1"}
+LABEL_KEYS = {*labels.NAMES, "arr_1"} - {"classes", "categories"}  # here these are names of classes
 CLASS_NAME_KEYS = {"class_names", "label_names"}
+DOWNSAMPLED = re.compile(r"(train_data_batch_\d+|val_data)\.npz")  # Downsampled ImageNet's, with classes from 1
+Notes = list[str]
 
 
 @dataclass(frozen=True)
@@ -70,70 +76,157 @@ class Part:
     arrange: Callable[[np.ndarray], np.ndarray]
     labels: np.ndarray | None
     class_names: list[str] | None
+    labels_from: str
 
 
-def open_arrays(path: Path, wanted: str, files: list[Path]) -> Source:
-    """One .npy, one .npz, or the .npz shards of a folder (as Downsampled ImageNet comes)."""
-    if path.is_dir():
-        split, files = shards_of_split(path, files, wanted)
-        found = [_parts(file) for file in files]
+def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
+    """One .npy with the labels beside it, one .npz, the .npz shards of a folder (as Downsampled ImageNet comes), or its
+    .npy files, one an array.
+    """
+    notes: Notes = []
+    if path.is_dir() and files[0].suffix != ".npy":
+        split, files, notes = shards_of_split(path, files, wanted)
+        found = [_parts(file, _members(file), wanted) for file in files]
         if any(list(each) != [None] for each in found):
             raise PixseqError(f"{shown(path)}: its .npz files hold splits of their own", "name one of the files")
         chosen = [each[None] for each in found]
+        notes += _check_batches(path, files, wanted.skip)
     else:
-        each = _parts(path)
-        split = pick_split(path, [name for name in each if name], wanted)
+        members = {file.stem: npy_member(file) for file in files} if path.is_dir() else _members(path)
+        each = _parts(path, members, wanted)
+        split = pick_split(path, [name for name in each if name], wanted.split)
         chosen = [each[split if split in each else None]]
 
     counts = [part.images.shape[0] for part in chosen]
     if len({part.labels is None for part in chosen}) > 1:
         raise PixseqError(f"{shown(path)}: some of its files have labels, others have none", "name files of one kind")
-    labels = None if chosen[0].labels is None else np.concatenate([part.labels for part in chosen])
-    if labels is not None and len(chosen[0].images.shape) == 2 and (labels.min(), labels.max()) == (1, 1000):
-        labels = labels - 1  # Downsampled ImageNet counts its 1,000 classes from 1
+    if any(part.class_names != chosen[0].class_names for part in chosen):
+        raise PixseqError(f"{shown(path)}: its files have other classes each", "name one of the files")
+    targets = None if chosen[0].labels is None else np.concatenate([part.labels for part in chosen])
+    if targets is not None and len(chosen[0].images.shape) == 2:
+        named = all(DOWNSAMPLED.fullmatch(part.images.file.name) for part in chosen)
+        if (targets.min(), targets.max()) == (1, 1000) or (named and targets.min() > 0):
+            targets = targets - 1  # Downsampled ImageNet counts its 1,000 classes from 1
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
         for which, low, high in parts(counts, start, stop):
             part, first = chosen[which], sum(counts[:which]) + low
-            yield from labelled((part.arrange(rows) for rows in part.images.rows(low, high)), labels, first)
+            yield from labelled((part.arrange(rows) for rows in part.images.rows(low, high)), targets, first)
 
     name = "npy" if chosen[0].images.key is None else "npz"
-    wide = chosen[0].images.dtype.itemsize == 2
-    notes = [f"{shown(path)}: its 16-bit pixels are scaled to 8 bits (x / 257)"] if wide else []
+    if chosen[0].images.dtype.itemsize == 2:
+        notes.append(_sixteen_bits(path, chosen[0].images, wanted.bit_depth))
     seeks = all(part.images.key is None and not part.images.fortran for part in chosen)
-    known = None if labels is None else lambda: labels
-    class_names = chosen[0].class_names
-    return Source(name, str(path), split, sum(counts), class_names, labels is not None, read, notes, known, seeks)
+    known = None if targets is None else lambda: targets
+    names, why, has_labels = chosen[0].class_names, chosen[0].labels_from, targets is not None
+    return Source(name, str(path), split, sum(counts), names, has_labels, read, notes, known, seeks, why)
 
 
-def _parts(file: Path) -> dict[str | None, Part]:
-    """The images of a file by the split their keys carry, None where they carry none."""
-    members = _members(file)
+def _check_batches(path: Path, files: list[Path], skip: bool) -> Notes:
+    """Downsampled ImageNet's training set has ten batches. Raises PixseqError."""
+    there = {file.name for file in files}
+    if not all(DOWNSAMPLED.fullmatch(name) for name in there) or "val_data.npz" in there:
+        return []
+    lacking = [name for i in range(1, 11) if (name := f"train_data_batch_{i}.npz") not in there]
+    return incomplete(f"{shown(path)} is incomplete: it lacks {few(lacking)}", skip) if lacking else []
+
+
+def _sixteen_bits(path: Path, member: Member, bit_depth: int | None) -> str:
+    """What is said of 16-bit pixels: how they are scaled, and whether that looks wrong."""
+    if bit_depth is not None:
+        return f"{shown(path)}: its 16-bit pixels are scaled to 8 bits, {(1 << bit_depth) - 1} to 255"
+    said = f"{shown(path)}: its 16-bit pixels are scaled to 8 bits (x / 257)"
+    most = _first_most(member)
+    bits = next((bits for bits in NARROW if most < 1 << bits), None)
+    return f"{said}, but the first reach only {most}: if they have {bits} bits, --bit-depth {bits}" if bits else said
+
+
+def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dict[str | None, Part]:
+    """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none."""
     if None in members:
-        return {None: Part(members[None], _arrangement(members[None]), None, None)}
+        targets = _labels_beside(path, wanted)
+        texts = [] if targets is None else _texts(targets)
+        return {None: _part(path, members[None], targets, labels.names_of(texts) if texts else None, wanted)}
     images: dict[str | None, Member] = {}
-    labels: dict[str | None, Member] = {}
+    answers: dict[str | None, Member] = {}
     class_names = None
     for key, member in members.items():
-        words = [word for word in re.split(r"[^a-z0-9]+", key.lower()) if word]
-        split = next((SPLITS[word] for word in words if word in SPLITS), None)
-        role = "_".join(word for word in words if word not in SPLITS)
+        split, role = _role(key)
         if role in CLASS_NAME_KEYS and member.dtype.kind == "U" and len(member.shape) == 1:
             class_names = [shown(name) for name in member.load()]
-        for keys, found in ((IMAGE_KEYS, images), (LABEL_KEYS, labels)):
-            if role in keys and split in found:
+        is_target = role in LABEL_KEYS if wanted.label_column is None else wanted.label_column in (key, role)
+        for found, is_one in ((images, role in IMAGE_KEYS and not is_target), (answers, is_target)):
+            if is_one and split in found and found is answers and wanted.label_column is None:
+                found[split] = min(found[split], member, key=_likeliness)
+            elif is_one and split in found:
                 raise PixseqError(f"{found[split]} and {member} could both be meant", "leave one of them in the file")
-            if role in keys:
+            elif is_one:
                 found[split] = member
     if not images or (None in images and len(images) > 1):
         raise PixseqError(
-            f"{shown(file)} does not say which array holds the images: it has {shown(', '.join(members)) or 'none'}",
+            f"{shown(path)} does not say which array holds the images: it has {shown(', '.join(members)) or 'none'}",
             "name it images, x or data (and its labels: labels or y); add _train and _test if it has splits",
         )
-    return {
-        split: Part(member, _arrangement(member), _labels(member, labels.get(split)), class_names)
-        for split, member in images.items()
-    }
+    if wanted.label_column not in (None, NO_LABELS) and not answers:
+        raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
+    texts = [text for member in answers.values() for text in _texts(member)] if wanted.labels else []
+    class_names = (labels.names_of(texts) if texts else None) or class_names
+    return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+
+
+def _role(key: str) -> tuple[str | None, str]:
+    """The split and the rest of a key's words: x_train -> train, x."""
+    words = [word for word in re.split(r"[^a-z0-9]+", key.lower()) if word]
+    split = next((SPLITS[word] for word in words if word in SPLITS), None)
+    return split, "_".join(word for word in words if word not in SPLITS)
+
+
+def _likeliness(member: Member) -> int:
+    _, role = _role(member.key or member.file.stem)
+    return labels.NAMES.index(role) if role in labels.NAMES else len(labels.NAMES)
+
+
+def _part(path: Path, images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted) -> Part:
+    arrange = _arrangement(images, wanted.bit_depth)
+    if not wanted.labels:
+        return Part(images, arrange, None, None, "none were asked for")
+    if targets is None:
+        where = "no .npy beside it holds labels" if images.key is None else "no array is called labels or y"
+        return Part(images, arrange, None, None, where)
+    numbers, names = _labels(images, targets, class_names)
+    return Part(images, arrange, numbers, names, shown(targets.file.name if targets.key is None else targets.key))
+
+
+def _labels_beside(file: Path, wanted: Wanted) -> Member | None:
+    """The .npy beside an .npy of images that holds its labels: y_train for x_train, cats_labels for cats, labels."""
+    if not wanted.labels:
+        return None
+    split, role = _role(file.stem)
+    rest = _without(role, IMAGE_KEYS)
+    found: dict[str, list[Path]] = {}
+    for other in sorted(file.parent.glob("*.npy")):
+        its_split, its_role = _role(other.stem)
+        its_rest = _without(its_role, LABEL_KEYS)
+        asked = wanted.label_column == other.stem
+        if other == file or not (asked or (its_rest != its_role and its_split == split and its_rest in (rest, ""))):
+            continue
+        found.setdefault("asked" if asked else its_rest, []).append(other)
+    if wanted.label_column is not None:
+        if "asked" not in found:
+            raise PixseqError(f"there is no {shown(wanted.label_column)}.npy beside {shown(file)}")
+        return npy_member(found["asked"][0])
+    files = found.get(rest) or found.get("") or []
+    return min(map(npy_member, files), key=_likeliness, default=None)
+
+
+def _without(role: str, words: set[str]) -> str:
+    """A role less the first part that is one of `words`: cats_labels -> cats."""
+    parts = role.split("_")
+    for width in (2, 1):
+        for i in range(len(parts) - width + 1):
+            if "_".join(parts[i : i + width]) in words:
+                return "_".join(parts[:i] + parts[i + width :])
+    return role
 
 
 def npy_member(file: Path) -> Member:
@@ -169,20 +262,37 @@ def _header(handle: BinaryIO, file: Path, key: str | None, size: int) -> Member:
     return Member(file, key, shape, dtype, fortran, handle.tell())
 
 
-def _labels(images: Member, labels: Member | None) -> np.ndarray | None:
-    """Labels [N]; [N, 1] is accepted, as MedMNIST and Keras write it."""
-    if labels is None:
-        return None
+def _labels(images: Member, targets: Member, class_names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
+    """Labels int64 [N], and the class names; [N, 1] is accepted, as MedMNIST and Keras write it."""
     count = images.shape[0]
-    if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
+    if targets.dtype.kind not in "iubfUS" or targets.shape not in ((count,), (count, 1)):
         raise PixseqError(
-            f"{images} has {count} images, but {labels} is {labels.dtype} {list(labels.shape)}",
-            f"labels are whole numbers, one an image: [{count}]",
+            f"{images} has {count} images, but {targets} is {targets.dtype} {list(targets.shape)}",
+            f"labels are whole numbers or texts, one an image: [{count}]; --label-column none reads none",
         )
-    return labels.load().reshape(-1)
+    values = _texts(targets) or targets.load().reshape(-1)
+    if targets.dtype.kind == "f" and not np.isfinite(values).all():
+        raise PixseqError(f"{targets} holds values that are not finite", "--label-column none reads no labels")
+    names = [shown(name) for name in class_names] if class_names else None
+    if targets.dtype.kind in "iu":
+        return values, names
+    classes = {name: i for i, name in enumerate(class_names)} if class_names and isinstance(values, list) else None
+    try:
+        numbers = np.array([labels.number(value, classes) for value in np.asarray(values).tolist()], dtype=np.int64)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise PixseqError(f"{targets}: {error}", "--label-column none reads no labels") from None
+    return numbers, names
 
 
-def _arrangement(member: Member) -> Callable[[np.ndarray], np.ndarray]:
+def _texts(member: Member) -> list[str]:
+    """The labels of an array of texts; none of another."""
+    if member.dtype.kind not in "US":
+        return []
+    values = member.load().reshape(-1).tolist()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+
+
+def _arrangement(member: Member, bit_depth: int | None) -> Callable[[np.ndarray], np.ndarray]:
     """How rows of this array become uint8 [n, H, W] or [n, H, W, 3]. Raises PixseqError where that is not clear."""
     if member.dtype not in (np.dtype("u1"), np.dtype("<u2"), np.dtype(">u2")):
         raise PixseqError(
@@ -201,9 +311,23 @@ def _arrangement(member: Member) -> Callable[[np.ndarray], np.ndarray]:
         )
     if member.dtype.itemsize == 1:
         return to_pixels
-    if next(member.rows(0, min(member.shape[0], 16))).max() < 256:
-        raise PixseqError(f"{member} is uint16, but its first pictures stay below 256", "save it as uint8")
-    return lambda rows: to_pixels(((rows.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if bit_depth is None and _first_most(member) < 256:
+        raise PixseqError(
+            f"{member} is uint16, but its first pictures stay below 256",
+            "save it as uint8, or read it with --bit-depth 8",
+        )
+
+    def scaled(rows: np.ndarray) -> np.ndarray:
+        if bit_depth is not None and rows.max() >= 1 << bit_depth:
+            raise PixseqError(f"{member} holds the value {rows.max()}, beyond --bit-depth {bit_depth}")
+        return to_pixels(to_bytes(rows, bit_depth or 16))
+
+    return scaled
+
+
+def _first_most(member: Member) -> int:
+    """The largest value of the first pictures."""
+    return int(next(member.rows(0, min(member.shape[0], 16))).max())
 
 
 def _reorder(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pixseq.data.records import Pixels, Source, pick_split, reading, shown, split_of
+from pixseq.data.records import Pixels, Source, pick_split, reading, shown
+from pixseq.data.split_names import split_of
 from pixseq.errors import PixseqError
 
 BLOCK_BYTES = 8 << 20
@@ -86,7 +87,10 @@ def open_idx(path: Path, files: dict[str, list[Path]], wanted: str) -> Source:
             yield from labelled((b.transpose(0, 2, 1) if transposed else b for b in blocks), targets, start)
 
     known = None if targets is None else lambda: targets
-    return Source("mnist-idx", str(path), split, count, None, targets is not None, read, labels=known)
+    beside = f"there is no labels file beside {shown(file.name)}"
+    why = beside if label_file is None else shown(label_file.name)
+    has_labels = targets is not None
+    return Source("mnist-idx", str(path), split, count, None, has_labels, read, labels=known, labels_from=why)
 
 
 def idx_siblings(file: Path) -> dict[str, list[Path]]:
@@ -172,4 +176,6 @@ def open_stl10(path: Path, wanted: str) -> Source:
             yield from labelled((block.transpose(0, 3, 2, 1) for block in blocks), targets, start)
 
     known = None if targets is None else lambda: targets
-    return Source("stl10", str(path), split, count, names, targets is not None, read, labels=known, seeks=True)
+    why = label_file.name if targets is not None else f"there is no {label_file.name}"
+    has_labels = targets is not None
+    return Source("stl10", str(path), split, count, names, has_labels, read, [], known, seeks=True, labels_from=why)

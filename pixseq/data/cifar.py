@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.data import unpickle
-from pixseq.data.records import Pixels, Source, parts, pick_split, reading, shown
+from pixseq.data.records import Pixels, Source, Wanted, parts, pick_split, reading, shown
+from pixseq.data.shards import few, incomplete
 from pixseq.data.tree import debris_in
 from pixseq.errors import PixseqError
 
 BATCH = re.compile(r"(?P<kind>data_batch_(?P<number>\d+)|test_batch|train|test)(?P<binary>\.bin)?")
 NAMES = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 PLANES = 3 * 32 * 32  # bytes an image: red, green, blue, each 32 rows of 32
+BATCHES = 5  # of CIFAR-10's training set
 MAX_MEMBER_BYTES = 1 << 29  # the largest official file has 155 MB
 
 
@@ -33,7 +35,7 @@ class Batch:
     classes: int  # 10 or 100
 
 
-def open_cifar(path: Path, wanted: str) -> Source:
+def open_cifar(path: Path, wanted: Wanted) -> Source:
     """A folder or tar that holds CIFAR's batches. Raises PixseqError for gaps, mixtures and damaged batches."""
     found: dict[str, list[tuple[int, str, np.ndarray]]] = {}  # split -> (batch number, file, labels)
     class_names, classes, binary = None, set(), set()
@@ -52,29 +54,45 @@ def open_cifar(path: Path, wanted: str) -> Source:
             f"{shown(path)} mixes CIFAR-10 and CIFAR-100, or their python and binary versions",
             "give a folder that holds one of them",
         )
-    split = pick_split(path, found, wanted)
+    split = pick_split(path, found, wanted.split)
     numbers, names, targets = zip(*sorted(found[split], key=lambda batch: batch[:2]))
     counts = [len(each) for each in targets]
-    if numbers != tuple(range(1, len(numbers) + 1)):
-        raise PixseqError(f"{shown(path)} has the batches {numbers}: one is missing", "copy or download it again")
+    notes = _check_complete(path, dict(zip(numbers, names)), counts, wanted.skip)
     (total,) = classes
     if class_names and len(class_names) != total:
         raise PixseqError(f"{shown(path)} names {len(class_names)} classes, but its labels have {total}")
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
-        wanted = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
-        order, early = list(wanted), {}
-        for name, data in _files(path, wanted):  # in one pass: an archive has its own order, so some batches wait
+        rows = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
+        order, early = list(rows), {}
+        for name, data in _files(path, rows):  # in one pass: an archive has its own order, so some batches wait
             early[name] = data
             while order and order[0] in early:
                 name = order.pop(0)
                 batch = _parse(f"{shown(path)}/{name}", name, early.pop(name))
-                yield Pixels(batch.images[wanted[name]], batch.labels[wanted[name]])
+                yield Pixels(batch.images[rows[name]], batch.labels[rows[name]])
         if order:
             raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
 
     labels = np.concatenate(targets)
-    return Source(f"cifar{total}", str(path), split, sum(counts), class_names, True, read, labels=lambda: labels)
+    count, name = sum(counts), f"cifar{total}"
+    return Source(
+        name, str(path), split, count, class_names, True, read, notes, lambda: labels, labels_from="the batches"
+    )
+
+
+def _check_complete(path: Path, batches: dict[int, str], counts: Collection[int], skip: bool) -> list[str]:
+    """CIFAR-10's training set has five batches of one size: data_batch_1 to data_batch_5. Raises PixseqError."""
+    name = next(iter(batches.values()))
+    if not name.startswith("data_batch"):
+        return []
+    ending = ".bin" if name.endswith(".bin") else ""
+    lacking = [f"data_batch_{n}{ending}" for n in range(1, max(BATCHES, *batches) + 1) if n not in batches]
+    if lacking:
+        return incomplete(f"{shown(path)} is incomplete: it lacks {few(lacking)}", skip)
+    most = max(counts)
+    short = [f"{name} ({count} images)" for name, count in zip(batches.values(), counts) if count < most]
+    return incomplete(f"{shown(path)}: {few(short)} is cut short: the others have {most}", skip) if short else []
 
 
 def is_archive(path: Path) -> bool:

@@ -7,47 +7,64 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+
+from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that foreign bytes may reach
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bomb, and here the warning is an error
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
+NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
 
 
 class BadPicture(Exception):
     """A picture that cannot be used, with the reason for the user."""
 
 
-def prepare_process() -> None:
-    """Make Pillow's bomb warning an error and hush its remarks on metadata. Process-wide: threads share the filters."""
+def prepare_process(max_pixels: int) -> None:
+    """Make Pillow's bomb warning an error, above `max_pixels` where that is more than Pillow's limit, and hush its
+    remarks on metadata. Process-wide: threads share the filters.
+    """
+    Image.MAX_IMAGE_PIXELS = max(PILLOW_LIMIT, max_pixels)
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.init()  # loads the decoders before there are threads
 
 
-def decode(data: bytes | str, background: tuple[int, int, int], max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """An upright picture of mode L or RGB, and what was done to it (names of counts). Raises BadPicture."""
+def decode(
+    data: bytes | str, background: tuple[int, int, int], max_pixels: int, bit_depth: int | None = None
+) -> tuple[Image.Image, list[str]]:
+    """An upright picture of mode L or RGB, and what was done to it (names of counts). Raises BadPicture.
+
+    Of 16-bit values the lowest `bit_depth` bits are the picture's; None: all 16.
+    """
     try:
+        if isinstance(data, str) and not stat.S_ISREG(os.stat(data).st_mode):
+            raise BadPicture("it is no file")
         with open(data, "rb") if isinstance(data, str) else io.BytesIO(data) as file:
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 raise BadPicture("it is empty")
             file.seek(0)
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=_formats(file))
             width, height = image.size
             if width * height > max_pixels:
-                raise BadPicture(f"{width} x {height} pixels are more than the {max_pixels:,} allowed")
+                raise BadPicture(f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)")
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"{width} x {height} pixels are too few")
-            return _upright(image, background)
+            return _upright(image, background, bit_depth)
     except BadPicture:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise BadPicture(f"it has more than {PILLOW_LIMIT:,} pixels: a decompression bomb?") from None
+        raise BadPicture(
+            f"it has more than {max(PILLOW_LIMIT, max_pixels):,} pixels: a decompression bomb, or --max-pixels N?"
+        ) from None
     except Image.UnidentifiedImageError:
         raise BadPicture(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture, or cut off early") from None
     except OSError as error:
@@ -56,8 +73,31 @@ def decode(data: bytes | str, background: tuple[int, int, int], max_pixels: int)
         raise BadPicture(f"it is damaged: {error or type(error).__name__}") from error
 
 
-def _upright(image: Image.Image, background: tuple[int, int, int]) -> tuple[Image.Image, list[str]]:
+def _formats(file: BinaryIO) -> tuple[str, ...]:
+    """The decoders that may read a file, with that of HEIC or AVIF where it is one. Raises BadPicture without it."""
+    kind = special(file.read(HEAD_BYTES))
+    file.seek(0)
+    if kind is None:
+        return FORMATS
+    if kind in NOT_READ:
+        raise BadPicture(NOT_READ[kind])
+    if kind == "HEIC":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise BadPicture("it is HEIC, which needs pillow-heif: pip install 'pixseq[heic]'") from None
+        register_heif_opener()
+        return ("HEIF",)
+    if not features.check("avif"):
+        raise BadPicture("it is AVIF, which this Pillow cannot read: pip install --upgrade pillow")
+    return ("AVIF",)
+
+
+def _upright(
+    image: Image.Image, background: tuple[int, int, int], bit_depth: int | None
+) -> tuple[Image.Image, list[str]]:
     done = []
+    wide = ";16" in str(image.tile[0].args) if image.tile and image.mode in ("RGB", "RGBA", "LA") else False
     # A JPEG with a second picture in it (MPO, as phones write) is a still, not an animation.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         done.append("animated_first_frame")
@@ -66,8 +106,13 @@ def _upright(image: Image.Image, background: tuple[int, int, int]) -> tuple[Imag
         image = ImageOps.exif_transpose(image)
         done.append("exif_rotated")
     if image.mode.startswith("I"):
-        image = _from_16_bit(image)
-        done.append("sixteen_bit")
+        image, bits = _from_16_bit(image, bit_depth)
+        done += ["sixteen_bit", *bits]
+    elif wide:  # Pillow keeps the upper byte of each value only
+        if bit_depth is not None:
+            raise BadPicture("of 16-bit colours only the upper 8 bits are read, so that --bit-depth cannot apply")
+        most = max(high for _, high in image.getextrema()[: 1 if image.mode == "LA" else 3])
+        done += ["sixteen_bit", *_within((most << 8) + 255)]
     if image.mode == "CMYK":
         done.append("cmyk")
     if image.has_transparency_data:
@@ -85,9 +130,31 @@ def _upright(image: Image.Image, background: tuple[int, int, int]) -> tuple[Imag
     return image.convert("RGB"), done
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Scale by 1/257. (Pillow's own conversion clips: all but the darkest 256 levels become white.)"""
+def _from_16_bit(image: Image.Image, bit_depth: int | None) -> tuple[Image.Image, list[str]]:
+    """Scale by 1/257, or to what `bit_depth` says. (Pillow's own conversion clips: nearly all levels become white.)"""
     values = np.asarray(image)
     if image.mode == "I" and (image.format == "TIFF" or values.min() < 0 or values.max() > 65535):
         raise BadPicture("32-bit whole numbers have no fixed scale")
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if bit_depth is None:
+        return Image.fromarray(to_bytes(values, 16)), _within(int(values.max()))
+    if values.max() >= 1 << bit_depth:
+        raise BadPicture(f"it holds the value {values.max()}, beyond --bit-depth {bit_depth}")
+    return Image.fromarray(to_bytes(values, bit_depth)), []
+
+
+def _within(most: int) -> list[str]:
+    """A count of pictures that leave upper bits unused: detectors write 10, 12 or 14 of 16."""
+    return [f"within_{bits}_bits" for bits in NARROW if most < 1 << bits][:1]
+
+
+def narrow_bits(counts: dict[str, int]) -> int | None:
+    """How many bits suffice for all 16-bit pictures counted so far, where that is less than 16."""
+    bits = [bits for bits in NARROW if counts.get(f"within_{bits}_bits")]
+    all_narrow = bits and sum(counts[f"within_{b}_bits"] for b in bits) == counts["sixteen_bit"]
+    return max(bits) if all_narrow else None
+
+
+def to_bytes(values: np.ndarray, bit_depth: int) -> np.ndarray:
+    """Whole numbers below 2^bit_depth to uint8, rounded: 255 is the largest; of 16 bits x / 257."""
+    most = (1 << bit_depth) - 1
+    return ((values.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)

@@ -29,4 +29,5 @@ def open_digits(split: str) -> Source:
         return load_digits().target[rows]
 
     names = [str(digit) for digit in range(10)]
-    return Source("digits", "digits", split, TRAIN if split == "train" else 360, names, True, read, labels=labels)
+    count = TRAIN if split == "train" else 360
+    return Source("digits", "digits", split, count, names, True, read, labels=labels, labels_from="scikit-learn")

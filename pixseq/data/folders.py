@@ -9,16 +9,18 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pixseq.data import layout
 from pixseq.data.records import Encoded, Source, parts, pick_split, shown
-from pixseq.data.tree import DiskTree
+from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
 
-FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF or PPM"
+FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, HEIC or AVIF"
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def open_folder(path: Path, wanted: str) -> Source:
@@ -52,7 +54,9 @@ def as_source(
     count = sum(len(names) for _, names, _ in chosen.pictures)
     classes, sizes = [label for *_, label in chosen.pictures], [len(pictures) for _, pictures, _ in chosen.pictures]
     labels = None if names is None else lambda: np.repeat(classes, sizes)
-    return Source(form, str(path), chosen.split, count, names, names is not None, read, notes, labels)
+    why = "the class folders" if names is not None else "there are no class folders"
+    has_labels = names is not None
+    return Source(form, str(path), chosen.split, count, names, has_labels, read, notes, labels, labels_from=why)
 
 
 def _instead(others: list[str]) -> str:
@@ -68,7 +72,9 @@ def open_paths(spec: str, files: list[str], wanted: str) -> Source:
     def read(start: int, stop: int | None) -> Iterator[Encoded]:
         return (Encoded(file, file) for file in files[start:stop])
 
-    return Source("paths", spec, pick_split(spec, (), wanted), len(files), None, False, read)
+    return Source(
+        "paths", spec, pick_split(spec, (), wanted), len(files), None, False, read, labels_from="paths have none"
+    )
 
 
 def open_stdin(wanted: str) -> Source:
@@ -76,9 +82,29 @@ def open_stdin(wanted: str) -> Source:
     if sys.stdin.isatty():
         raise UsageError("SOURCE is -, but nothing is piped in", "e.g. find pictures -name '*.jpg' | pixseq ... -")
     pick_split("-", (), wanted)  # before the paths are taken: stdin cannot be read again for another split
-    data = sys.stdin.buffer.read()
+    data = _bytes_of_paths(sys.stdin.buffer.read())
     lines = data.split(b"\0") if b"\0" in data else data.splitlines()
     files = [os.fsdecode(line) for line in lines if line]
     if not files:
         raise PixseqError("no paths came on stdin", "e.g. find pictures -name '*.jpg' | pixseq ... -")
-    return open_paths("-", files, wanted)
+    # Hidden folders may lead to the pictures, and thumbnails may be what is wanted: only what no user lays there goes.
+    left = [file for file in files if any(is_left_by_system(part) for part in file.split("/"))]
+    kept = [file for file in files if file not in set(left)] if left else files
+    source = open_paths("-", kept or files, wanted)
+    return replace(source, notes=debris_note("-", left)) if kept else source
+
+
+def _bytes_of_paths(data: bytes) -> bytes:
+    """A list without the marks of Windows: UTF-16, as PowerShell's Out-File writes it, or UTF-8 with a mark before it.
+
+    UTF-16 without a mark is told by its line ends.
+    """
+    form = next((form for mark, form in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
+    if form is None and len(data) % 2 == 0:
+        form = next((form for end, form in ((b"\n\0", "utf-16-le"), (b"\0\n", "utf-16-be")) if end in data), None)
+    if form is None:
+        return data
+    try:
+        return data.decode(form).lstrip("\ufeff").encode()
+    except UnicodeError as error:
+        raise PixseqError(f"the paths on stdin are damaged {form}: {error}", "write the list as UTF-8") from None

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageColor
 
-from pixseq.data.decode import MIN_SIDE, PILLOW_LIMIT, BadPicture, decode, prepare_process
+from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.records import Encoded, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
@@ -25,6 +25,8 @@ DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
+MAX_PIXELS = 64_000_000  # of a picture, unless more are allowed
+MOST_PIXELS = 2**31 - 1  # Pillow counts no further
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -40,6 +42,7 @@ class Preparation:
     resize   crop: shorter side to S, centre crop S, in one resize of the centre square (the paper's evaluation passes
              through a 224 crop, which is the same square); squash: both sides straight to S, as Hugging Face does.
     filter   The paper names none. Pillow's antialiased bilinear is Hugging Face's, so that squash gives its tokens.
+    bit_depth   Of 16-bit pictures: how many bits hold values; None: all 16.
     views    N > 0: N rows an image, each a random crop as in the paper's training (3.1): shorter side drawn from
              256..384, a 224 crop anywhere, then to S. A view is a function of (seed, image number, view number).
     """
@@ -51,7 +54,8 @@ class Preparation:
     views: int = 0
     seed: int = 0
     on_error: str = "fail"
-    max_pixels: int = 64_000_000
+    max_pixels: int = MAX_PIXELS
+    bit_depth: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -65,7 +69,8 @@ class Preparation:
             ("size", self.size, 1, 4096),
             ("views", self.views, 0, 1_000_000),
             ("seed", self.seed, 0, 2**63 - 1),
-            ("max-pixels", self.max_pixels, 1, PILLOW_LIMIT),
+            ("max-pixels", self.max_pixels, 1, MOST_PIXELS),
+            ("bit-depth", self.bit_depth or 16, 1, 16),
         ):
             if not low <= value <= high:
                 raise UsageError(f"--{name} {value} is not between {low} and {high}")
@@ -151,7 +156,7 @@ class Reader:
         self.batch_size, self.workers = batch_size, workers
         self.counts: dict[str, int] = {}
         self.problems: list[str] = []
-        prepare_process()
+        prepare_process(prep.max_pixels)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         tally: Counter = Counter()
@@ -269,7 +274,9 @@ class Reader:
         tally, numbers = Counter(), []
         for file, number in zip(files, self._numbers(index, len(files))):
             try:
-                image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels)
+                if self.source.has_labels and file.label is None:
+                    raise BadPicture("it has no label, unlike others")
+                image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth)
             except BadPicture as error:
                 problem = f"{shown(file.name)}: {shown(error)}"
                 if self.prep.on_error == "fail":

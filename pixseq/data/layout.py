@@ -67,6 +67,16 @@ def choose(tree: Tree, root: str, path: object, wanted: str) -> Chosen:
     return Chosen(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
 
 
+def archive_root(tree: Tree) -> str:
+    """Where an archive begins, under the one folder that it is usually packed from. A split is none."""
+    root = ""
+    while not len((top := tree.listing(root)).pictures) and len(top.folders) == 1:
+        if split_word(top.folders[0]) or known_sets.splits(tree, root):
+            break
+        root = os.path.join(root, top.folders[0])
+    return root
+
+
 def _labelled(
     tree: Tree, found: dict[str, Split], chosen: Split, notes: list[str], others: list[str]
 ) -> tuple[list[str], list[tuple[str, np.ndarray, int | None]]]:

@@ -1,26 +1,39 @@
-"""Hugging Face parquet: shards with an image column of struct{bytes, path}, and a label column of ClassLabel.
+"""Hugging Face parquet: shards with a column of pictures, and one of labels; which ones is in parquet_columns.py.
 
-pyarrow is an extra. Only the two columns are read, from one row group at a time.
+pyarrow is an extra. Only the two columns are read, from one row group at a time; that of the labels also once on
+opening, to know the classes of texts and how many rows have none. Pictures may be paths, below the file's folder.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from pixseq.data.records import Encoded, Source, parts, reading, shards_of_split, shown
+from pixseq.data.labels import Value, is_missing, names_of, number
+from pixseq.data.parquet_columns import Columns, find_columns
+from pixseq.data.records import Encoded, Source, Wanted, parts, reading, shown
+from pixseq.data.shards import shards_of_split
 from pixseq.errors import PixseqError
 
 ROWS = 256  # of a row group held at a time
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_ROWS = 1 << 16  # where only labels are read
 
 
-def open_parquet(path: Path, wanted: str, files: list[Path]) -> Source:
+@dataclass(frozen=True)
+class Labels:
+    """What a column of labels holds. `classes` numbers its texts, None where it holds numbers."""
+
+    names: list[str] | None
+    classes: dict[str, int] | None
+    notes: list[str]
+
+
+def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     """Raises PixseqError without pyarrow, and where it is not clear which column is the picture or the label."""
     try:
         import pyarrow.parquet as pq
@@ -29,7 +42,8 @@ def open_parquet(path: Path, wanted: str, files: list[Path]) -> Source:
             f"{shown(path)} is parquet, and pyarrow is not installed", "pip install 'pixseq[parquet]'"
         ) from None
 
-    split, files = shards_of_split(path, files, wanted)
+    of_all_splits = files
+    split, files, notes = shards_of_split(path, files, wanted)
     groups: list[tuple[Path, int, int]] = []  # file, row group, number of its first row in the file
     counts: list[int] = []
     schema = None
@@ -46,27 +60,29 @@ def open_parquet(path: Path, wanted: str, files: list[Path]) -> Source:
             rows += counts[-1]
     if not sum(counts):
         raise PixseqError(f"{shown(path)} has no rows")
-    image, label, class_names = _columns(files[0], schema)
+    columns = find_columns(files[0], schema, wanted)
+    labels = _survey(columns, files, of_all_splits, wanted.skip)
+    why = columns.why
+    if columns.label and labels is None:
+        why = f"all {sum(counts)} rows of {columns.why} are empty or -1"
 
     def read(start: int, stop: int | None) -> Iterator[Encoded]:
+        label = columns.label if labels else None
         for which, low, high in parts(counts, start, stop):
             file, group, first = groups[which]
-            for row, (picture, target) in enumerate(_rows(file, group, image, label)):
+            for row, (picture, value) in enumerate(_rows(file, group, columns.image, label)):
                 if low <= row < high:
-                    if label and target is None:
-                        raise PixseqError(f"{shown(file)}, row {first + row} has no label", "label all rows or none")
-                    # A missing picture is an empty one: --on-error decides about it like about any other.
-                    data = (picture.get("bytes") if isinstance(picture, dict) else picture) or b""
-                    yield Encoded(f"{file}, row {first + row}", data, target)
+                    target = None if label is None or is_missing(value) else number(value, labels.classes)
+                    name = f"{file}, row {first + row}"
+                    yield Encoded(name, _data(name, picture, file.parent, wanted.skip), target)
 
-    file, group, _ = groups[next(i for i, n in enumerate(counts) if n)]
-    if label and next(_rows(file, group, image, label))[1] in (None, -1):
-        label = class_names = None  # test sets whose labels are held back carry -1
-    known = (lambda: _classes(files, label)) if label else None
-    return Source("parquet", str(path), split, sum(counts), class_names, bool(label), read, labels=known, seeks=True)
+    names, has_labels = labels.names if labels else None, labels is not None
+    notes += labels.notes if labels else []
+    known = (lambda: _classes(files, columns.label)) if labels else None
+    return Source("parquet", str(path), split, sum(counts), names, has_labels, read, notes, known, True, why)
 
 
-def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tuple[Any, int | None]]:
+def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tuple[Any, Value]]:
     import pyarrow.parquet as pq
 
     with reading(file), pq.ParquetFile(file) as shard:
@@ -88,44 +104,85 @@ def _classes(files: list[Path], label: str) -> np.ndarray:
     return pa.chunked_array(columns).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
 
 
-def _columns(file: Path, schema: Any) -> tuple[str, str | None, list[str] | None]:
-    """The names of the image and label columns, and the class names if Hugging Face's metadata has them."""
-    import pyarrow.types as types
+# ------------------------------------------------------------------------------------------------------------ labels
 
-    features = {}
-    if b"huggingface" in (schema.metadata or {}):
-        with reading(file):
-            features = json.loads(schema.metadata[b"huggingface"]).get("info", {}).get("features", {})
 
-    def binary(kind: Any) -> bool:
-        return types.is_binary(kind) or types.is_large_binary(kind)
+def _survey(columns: Columns, files: list[Path], of_all_splits: list[Path], skip: bool) -> Labels | None:
+    """What the column of labels holds; None where there is none, or no row has a label.
 
-    def holds_bytes(kind: Any) -> bool:
-        return types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and binary(kind.field("bytes").type)
+    Texts are numbered over all splits, so that a class that one of them lacks shifts no label. Raises PixseqError for
+    values that are no classes, and, unless `skip`, for rows without a label.
+    """
+    if columns.label is None:
+        return None
+    values, missing, first, rows = set(), 0, None, 0
+    for file in files:
+        for row, value in enumerate(_values(file, columns.label)):
+            rows += 1
+            if is_missing(value):
+                missing, first = missing + 1, first or (file, row)
+            else:
+                values.add(value)
+    if not values:
+        return None
+    classes, names = None, columns.names
+    if any(isinstance(value, str) for value in values):
+        elsewhere = [file for file in of_all_splits if file not in files]
+        values |= {v for file in elsewhere for v in _values(file, columns.label) if not is_missing(v)}
+        names = names_of(map(str, values))
+        classes = {name: i for i, name in enumerate(names)} if names else None
+        names = [shown(name) for name in names] if names else None
+    for value in values:
+        try:
+            number(value, classes)
+        except ValueError as error:
+            raise PixseqError(
+                f"{shown(files[0])}, column {shown(columns.label)}: {error}",
+                "choose another with --label-column NAME, or read no labels with --label-column none",
+            ) from None
+    if not missing:
+        return Labels(names, classes, [])
+    file, row = first
+    said = f"{shown(file)}, row {row} has no label: {missing} of {rows} rows of {columns.why} are empty or -1"
+    if skip:
+        return Labels(names, classes, [f"{said}; they are passed over"])
+    raise PixseqError(said, "pass over such rows with --on-error skip, or read no labels with --label-column none")
 
-    def is_label(name: str) -> bool:
-        return name in LABEL_COLUMNS or features.get(name, {}).get("_type") == "ClassLabel"
 
-    columns = {field.name: field.type for field in schema}
-    pictures = [name for name, kind in columns.items() if holds_bytes(kind) or binary(kind)]
-    labels = [name for name, kind in columns.items() if types.is_integer(kind) and is_label(name)]
-    if not pictures:
+def _values(file: Path, column: str) -> Iterator[Value]:
+    """A column of labels; nothing where another split's files do not have it."""
+    import pyarrow.parquet as pq
+
+    with reading(file), pq.ParquetFile(file) as shard:
+        if column not in shard.schema_arrow.names:
+            return
+        for batch in shard.iter_batches(LABEL_ROWS, columns=[column], use_threads=False):
+            yield from batch.column(column).to_pylist()
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+def _data(name: str, picture: Any, folder: Path, skip: bool) -> bytes | str:
+    """The bytes of a picture, or the path of its file. A missing one is empty: --on-error decides about it."""
+    if isinstance(picture, list):
+        if len(picture) > 1 and not skip:
+            raise PixseqError(
+                f"{shown(name)} has {len(picture)} pictures, where one is meant",
+                "pass over such rows with --on-error skip",
+            )
+        picture = picture[0] if len(picture) == 1 else None
+    if isinstance(picture, dict):
+        picture = picture.get("bytes") or picture.get("path")
+    return _below(name, picture, folder) if isinstance(picture, str) and picture else picture or b""
+
+
+def _below(name: str, path: str, folder: Path) -> str:
+    """A path as a parquet file gives it: of a picture below the file's own folder, whatever it says."""
+    parts = PurePath(path)
+    if parts.is_absolute() or ".." in parts.parts or "://" in path:
         raise PixseqError(
-            f"{shown(file)} has no column of pictures: it has {shown(', '.join(columns))}",
-            "a picture is binary, or a struct with bytes as Hugging Face writes it",
+            f"{shown(name)} points to {shown(path)}, outside the parquet file's folder",
+            "only pictures below that folder are read: lay them there and give relative paths, or store the bytes",
         )
-    image = _the_one(file, "pictures", pictures, IMAGE_COLUMNS)
-    label = _the_one(file, "labels", labels, LABEL_COLUMNS) if labels else None
-    names = features.get(label, {}).get("names") if label else None
-    return image, label, [shown(name) for name in names] if names else None
-
-
-def _the_one(file: Path, what: str, found: list[str], usual: tuple[str, ...]) -> str:
-    if len(found) == 1:
-        return found[0]
-    for name in usual:
-        if name in found:
-            return name
-    raise PixseqError(
-        f"{shown(file)} has several columns of {what}: {shown(', '.join(found))}", f"name the one meant {usual[0]}"
-    )
+    return os.path.join(folder, path)

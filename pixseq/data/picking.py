@@ -24,7 +24,7 @@ def survey(source: Source) -> tuple[int, np.ndarray | None]:
         many = isinstance(item, Pixels)
         count += len(item.images) if many else 1
         if source.has_labels:
-            labels.extend(item.labels.tolist() if many else [item.label])
+            labels.extend(item.labels.tolist() if many else [-1 if item.label is None else item.label])
     return count, np.array(labels, dtype=np.int64) if source.has_labels else None
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import lzma
-import re
 import struct
 import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +45,28 @@ DAMAGE = (
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the user asks of a source.
+
+    label_column  the column (parquet) or key (.npz, .json members) that holds the labels; NO_LABELS: none are read.
+    bit_depth     how many bits of 16-bit values are used; None: all 16.
+    skip          of an incomplete set what is there is read, and pictures without a label are passed over.
+    """
+
+    split: str = "train"
+    label_column: str | None = None
+    bit_depth: int | None = None
+    skip: bool = False
+
+    @property
+    def labels(self) -> bool:
+        return self.label_column != NO_LABELS
+
+
+NO_LABELS = "none"  # instead of a column's name
+
+
+@dataclass(frozen=True)
 class Pixels:
     """A block of n pictures of one size, decoded: images uint8 [n, H, W] (grey) or [n, H, W, 3]; labels int [n]."""
 
@@ -71,6 +91,7 @@ class Source:
     in it, None when only a pass over the stream can tell; `notes` what the user should hear (an empty class folder).
     `labels` tells the class of every image [count] without reading the pictures, by any numbers; None where only a pass
     can. `seeks`: reading from the middle costs no more than what is read.
+    `labels_from` says where the labels come from, or why there are none.
     """
 
     name: str
@@ -83,6 +104,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     labels: Callable[[], np.ndarray] | None = field(default=None, repr=False)
     seeks: bool = False
+    labels_from: str = ""
 
 
 class NoSuchSplit(PixseqError):
@@ -121,38 +143,6 @@ def pick_split(path: object, available: Collection[str], wanted: str) -> str:
     raise NoSuchSplit(
         f"{shown(path)} has no splits, but split {wanted} was asked for", "leave --split out to read all of it"
     )
-
-
-def split_of(name: str) -> str | None:
-    """The split a shard's name carries as a word: train-00000-of-00002.parquet, imagenet_val_07.tar."""
-    found = {SPLITS[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in SPLITS}
-    return found.pop() if len(found) == 1 else None
-
-
-def shards_of_split(path: Path, shards: Iterable[Path], wanted: str) -> tuple[str, list[Path]]:
-    """The shards of one split, by the word in their names or in their folder's, numbers in numeric order.
-
-    A single file is read whatever its name says, unless another split than the default is asked of it.
-    """
-    if path.is_file():
-        named = split_of(path.name)
-        return named if named == SPLITS.get(wanted.lower()) else pick_split(path, (), wanted), [path]
-    groups: dict[str | None, list[Path]] = {}
-    for shard in sorted(shards, key=lambda p: _numeric(p.relative_to(path))):
-        inside = split_of(shard.parent.name) if shard.parent != path else None
-        groups.setdefault(inside or split_of(shard.name), []).append(shard)
-    if None in groups and len(groups) > 1:
-        named = next(group[0] for split, group in groups.items() if split)
-        raise PixseqError(
-            f"{shown(path)}: {shown(named.name)} names a split, {shown(groups[None][0].name)} does not",
-            "give a folder where all shards, or none, carry train or test in their names",
-        )
-    split = pick_split(path, [name for name in groups if name], wanted)
-    return split, groups[None if None in groups else split]
-
-
-def _numeric(path: Path) -> list:
-    return [(0, int(s), "") if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", str(path))]
 
 
 def parts(counts: Sequence[int], start: int, stop: int | None) -> Iterator[tuple[int, int, int]]:

@@ -7,30 +7,54 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from pixseq.data import arrays, binary, cifar, digits, folders, parquet, token_files, webdataset
-from pixseq.data.records import Encoded, Pixels, Source, shown
+from pixseq.data import (
+    arrays,
+    binary,
+    cifar,
+    digits,
+    downsampled,
+    folders,
+    foreign,
+    parquet,
+    token_files,
+    webdataset,
+    zips,
+)
+from pixseq.data.records import Encoded, Pixels, Source, Wanted, shown
+from pixseq.data.shards import few
 from pixseq.data.sniff import kind_of
-from pixseq.data.split_names import split_word
+from pixseq.data.split_names import split_of
 from pixseq.data.token_files import TokenSource
-from pixseq.data.tree import list_folder
-from pixseq.errors import PixseqError
+from pixseq.data.tree import Listing, list_folder
+from pixseq.errors import PixseqError, UsageError
 
 __all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 
 ACCEPTED = (
     "a source is digits, a folder of class folders or pictures, CIFAR-10/100 (folder or .tar.gz), MNIST-style idx, "
-    "STL-10 binary, .npz, .npy, .parquet, .tar shards, or - for paths on stdin"
+    "STL-10 binary, Downsampled ImageNet, .npz, .npy, .parquet, .tar shards, a .zip of pictures, "
+    "or - for paths on stdin"
 )
+WITH_COLUMNS = {"parquet", "npz", "npy", "webdataset"}
+MOST_FOLDERS = 50  # more are class folders, in which no format is looked for
 
 
-def open_source(spec: str, split: str = "train") -> Source:
+def open_source(
+    spec: str,
+    split: str = "train",
+    label_column: str | None = None,
+    bit_depth: int | None = None,
+    on_error: str = "fail",
+) -> Source:
     """Open the pictures that `spec` names: `digits` (the embedded set; a folder of that name is ./digits), `-`, a path.
 
-    Raises PixseqError if it does not exist, is nothing known or more than one thing, is damaged, or lacks `split`.
+    With on_error skip an incomplete set is read as far as it goes; the rest is in records.Wanted. Raises PixseqError if
+    it does not exist, is nothing known or more than one thing, is damaged, or lacks `split`.
     """
-    opened = open_any(spec, split)
+    opened = open_any(spec, split, label_column, bit_depth, on_error)
     if isinstance(opened, TokenSource):
         raise PixseqError(
             f"{opened.ids} holds {opened.ids.dtype} {list(opened.ids.shape)}: palette ids, which are no pictures",
@@ -39,12 +63,31 @@ def open_source(spec: str, split: str = "train") -> Source:
     return opened
 
 
-def open_any(spec: str, split: str = "train") -> Source | TokenSource:
+def open_any(
+    spec: str,
+    split: str = "train",
+    label_column: str | None = None,
+    bit_depth: int | None = None,
+    on_error: str = "fail",
+) -> Source | TokenSource:
     """The same, of pictures or of palette ids."""
+    wanted = Wanted(split, label_column, bit_depth, on_error == "skip")
+    opened = _open(spec, wanted)
+    if wanted.labels and label_column is not None and opened.name not in WITH_COLUMNS:
+        raise UsageError(
+            f"--label-column {shown(label_column)}: {shown(spec)} ({opened.name}) has no columns",
+            "leave it out, or read no labels with --label-column none",
+        )
+    if not wanted.labels and isinstance(opened, Source):
+        return replace(opened, has_labels=False, class_names=None, labels_from="none were asked for")
+    return opened
+
+
+def _open(spec: str, wanted: Wanted) -> Source | TokenSource:
     if spec == "digits":
-        return digits.open_digits(split)
+        return digits.open_digits(wanted.split)
     if spec == "-":
-        return folders.open_stdin(split)
+        return folders.open_stdin(wanted.split)
     path = Path(spec)
     if not path.exists():
         beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
@@ -53,43 +96,44 @@ def open_any(spec: str, split: str = "train") -> Source | TokenSource:
             f"there is no {shown(path)}", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
         )
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, wanted)
     if not path.is_file():
         raise PixseqError(f"{shown(path)} is neither a file nor a folder", ACCEPTED)
-    return _open_file(path, split)
+    return _open_file(path, wanted)
 
 
-def _open_file(path: Path, split: str) -> Source | TokenSource:
+def _open_file(path: Path, wanted: Wanted) -> Source | TokenSource:
     kind = kind_of(path)
     if kind in ("npy", None) and token_files.holds_ids(path):
-        return token_files.open_ids(path, split)
+        return token_files.open_ids(path, wanted.split)
     if ids := token_files.ids_of_labels(path):
         raise PixseqError(f"{shown(path)} holds the labels of a set", f"name its palette ids: {shown(ids)}")
     if kind == "tar":
         if cifar.is_archive(path):
-            return cifar.open_cifar(path, split)
-        return webdataset.open_webdataset(path, split, [path])
+            return cifar.open_cifar(path, wanted)
+        return webdataset.open_webdataset(path, wanted, [path])
     if kind == "idx-images":
-        return binary.open_idx(path, binary.idx_siblings(path), split)
-    if kind in ("npy", "npz"):
-        return arrays.open_arrays(path, split, [path])
+        return binary.open_idx(path, binary.idx_siblings(path), wanted.split)
+    if kind == "zip" and not zips.holds_arrays(path):
+        return zips.open_zip(path, wanted.split)
+    if kind in ("npy", "zip"):
+        return arrays.open_arrays(path, wanted, [path])
     if kind == "parquet":
-        return parquet.open_parquet(path, split, [path])
+        return parquet.open_parquet(path, wanted, [path])
     if kind == "picture":
-        return folders.open_paths(str(path), [str(path)], split)
-    if kind == "pickle" or cifar.BATCH.fullmatch(path.name) or binary.STL.fullmatch(path.name):
+        return folders.open_paths(str(path), [str(path)], wanted.split)
+    sets = (cifar.BATCH, binary.STL, downsampled.BATCH)
+    if kind == "pickle" or any(each.fullmatch(path.name) for each in sets):
         raise PixseqError(f"{shown(path)} is one file of a set", f"name the folder that holds it: {shown(path.parent)}")
+    foreign.refuse_file(path)
     raise PixseqError(f"{shown(path)} is no source of images that pixseq knows", ACCEPTED)
 
 
-def _open_folder(path: Path, split: str) -> Source | TokenSource:
+def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
     for artifact in ("zarr.json", "manifest.json"):
         if (path / artifact).is_file():
             raise PixseqError(f"{shown(path)} is an artifact or zarr store, not a source of images", ACCEPTED)
-    found, inner = _formats(path)
-    if not found and len(inner) == 1 and _formats(path / inner[0])[0].keys() - {"pictures", "idx labels"}:
-        path = path / inner[0]  # MNIST/raw, a Hugging Face repository's data/
-        found, _ = _formats(path)
+    path, found = _inmost(path)
     labels = found.pop("idx labels", [])
     if "palette ids" in found:
         found.pop("npy", None)  # OpenAI's palette is one, and may lie beside its data
@@ -98,31 +142,52 @@ def _open_folder(path: Path, split: str) -> Source | TokenSource:
         raise PixseqError(f"{shown(path)} holds {both}", "name the file itself, or a folder with only one of them")
     name, files = found.popitem() if found else ("pictures", [])
     if name == "CIFAR":
-        return cifar.open_cifar(path, split)
+        return cifar.open_cifar(path, wanted)
+    if name == "Downsampled ImageNet":
+        return downsampled.open_downsampled(path, wanted, files)
     if name == "STL-10":
-        return binary.open_stl10(path, split)
+        return binary.open_stl10(path, wanted.split)
     if name == "idx images":
-        return binary.open_idx(path, {"images": files, "labels": labels}, split)
-    if len(files) == 1 and (name in ("npy", "npz") or (name == "tar" and cifar.is_archive(files[0]))):
-        return _open_file(files[0], split)
+        return binary.open_idx(path, {"images": files, "labels": labels}, wanted.split)
+    if len(files) == 1 and (name in ("npy", "npz", "zip") or (name == "tar" and cifar.is_archive(files[0]))):
+        return _open_file(files[0], wanted)
     if name == "palette ids":
-        return token_files.open_set(path, files, split)
-    if name == "npz":
-        return arrays.open_arrays(path, split, files)
-    if name == "npy":
-        raise PixseqError(f"{shown(path)} holds {len(files)} .npy files", "name the one that holds the images")
+        return token_files.open_set(path, files, wanted.split)
+    if name in ("npz", "npy"):
+        return arrays.open_arrays(path, wanted, files)
+    if name == "zip":
+        raise PixseqError(f"{shown(path)} holds {len(files)} zips: {few([f.name for f in files])}", "name one of them")
     if name == "parquet":
-        return parquet.open_parquet(path, split, files)
+        return parquet.open_parquet(path, wanted, files)
     if name == "tar":
-        return webdataset.open_webdataset(path, split, files)
-    return folders.open_folder(path, split)
+        return webdataset.open_webdataset(path, wanted, files)
+    return folders.open_folder(path, wanted.split)
 
 
-def _formats(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each format in a folder or in its train/ and test/ folders, and the names of its folders."""
+def _inmost(path: Path) -> tuple[Path, dict[str, list[Path]]]:
+    """Down to the only folder that holds files of a format (MNIST/raw, a Hugging Face repository's data/), and these.
+
+    Raises PixseqError where more than one does, and for what is known but not read. Folders of pictures stay as they
+    are: what their folders mean is in layout.py.
+    """
+    found, top = _formats(path)
+    foreign.refuse_folder(path, top.others, found)
+    if found or len(top.folders) > MOST_FOLDERS:
+        return path, found
+    inside = {name: _inmost(path / name) for name in top.folders}
+    sources = {name: each for name, each in inside.items() if each[1].keys() - {"pictures", "idx labels"}}
+    if len(sources) == 1:
+        return next(iter(sources.values()))
+    if sources:
+        raise foreign.several(path, {name: next(iter(sorted(each[1]))) for name, each in sources.items()})
+    return path, found
+
+
+def _formats(path: Path) -> tuple[dict[str, list[Path]], Listing]:
+    """The files of each format in a folder or in its train/ and test/ folders; and what the folder holds."""
     found: dict[str, list[Path]] = {}
     top = list_folder(str(path))
-    for folder in [path, *(path / name for name in top.folders if split_word(name, top.folders))]:
+    for folder in [path, *(path / name for name in top.folders if split_of(name))]:
         listing = top if folder == path else list_folder(str(folder))
         if len(listing.pictures):
             found.setdefault("pictures", []).append(folder / os.fsdecode(listing.pictures[0]))
@@ -131,7 +196,7 @@ def _formats(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
             format = _format(file)
             if format:
                 found.setdefault(format, []).append(file)
-    return found, top.folders
+    return found, top
 
 
 def _format(file: Path) -> str | None:
@@ -146,4 +211,8 @@ def _format(file: Path) -> str | None:
     batch, kind = cifar.BATCH.fullmatch(file.name), kind_of(file)
     if batch and (batch["binary"] or "batch" in file.name or kind == "pickle"):
         return "CIFAR"
+    if downsampled.BATCH.fullmatch(file.name) and kind == "pickle":
+        return "Downsampled ImageNet"
+    if kind == "zip":
+        return "npz" if zips.holds_arrays(file) else "zip"
     return {"idx-images": "idx images", "idx-labels": "idx labels"}.get(kind, kind if kind != "pickle" else None)

@@ -43,6 +43,16 @@ def split_word(name: str, beside: Collection[str] = ()) -> str | None:
     return name.lower() if is_part else None
 
 
+def split_of(name: str) -> str | None:
+    """The split a file's name carries as a word: train-00000-of-00002.parquet, imagenet_val_07.tar, dev.npz."""
+    words = [*re.split(r"[^a-z0-9]+", name.lower()), *_words(name)]
+    for known in (SPLITS, OTHER_SPLITS):
+        found = {canonical(word) for word in words if word in known}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
 def is_plain(name: str) -> bool:
     """images, Images_01: called so for holding pictures, which no class is."""
     words = _words(name)

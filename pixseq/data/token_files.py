@@ -56,6 +56,10 @@ class TokenSource:
     def has_labels(self) -> bool:
         return self.labels is not None
 
+    @property
+    def labels_from(self) -> str:
+        return "no file of labels lies beside it" if self.labels is None else shown(self.labels.file.name)
+
     def classes(self) -> np.ndarray | None:
         """The class of each row, int32 [N], in one pass over the labels; None without labels."""
         if self.labels is None:

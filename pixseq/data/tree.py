@@ -15,6 +15,7 @@ import numpy as np
 
 from pixseq.data.records import reading, shown
 from pixseq.data.sniff import PICTURE_SUFFIXES, kind_of
+from pixseq.errors import PixseqError
 
 # What systems leave beside pictures: network stores, macOS archives, trash, restore points.
 LEFT_BY_SYSTEMS = re.compile(
@@ -33,7 +34,11 @@ def is_debris(name: str) -> bool:
     too), left by a system, or thumbnails. The one rule for folders and archives.
     """
     hidden = name.startswith(".") and name not in (".", "..")
-    return hidden or bool(LEFT_BY_SYSTEMS.fullmatch(name) or THUMBNAILS.fullmatch(name))
+    return hidden or is_left_by_system(name) or THUMBNAILS.fullmatch(name) is not None
+
+
+def is_left_by_system(name: str) -> bool:
+    return name.startswith("._") or LEFT_BY_SYSTEMS.fullmatch(name) is not None
 
 
 def debris_in(path: str) -> str | None:
@@ -88,6 +93,11 @@ def _listing(
 
 def _ends_like_a_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def _plain(name: str) -> str:
+    """A name in an archive as a path without detours."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
 class Tree:
@@ -183,7 +193,7 @@ class ArchiveTree(Tree):
             self._add(name)
 
     def _add(self, name: str) -> None:
-        path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+        path = _plain(name)
         if (debris := debris_in(path)) is not None:
             self.debris.add(debris)
             return
@@ -197,6 +207,9 @@ class ArchiveTree(Tree):
             self._files[folder][0].append(os.fsencode(base))
             self.members[folder, os.fsencode(base)] = name
 
+    def folder_of(self, name: str) -> str:
+        return _plain(name).rpartition("/")[0]
+
     def _folder(self, folder: str) -> None:
         parts = folder.split("/")
         for i, part in enumerate(parts):
@@ -206,6 +219,12 @@ class ArchiveTree(Tree):
                 self._files["/".join(parts[:i])][1].add(part)
 
     def text(self, folder: str, name: str) -> str | None:
+        if folder in self._files and name in self._files[folder][2]:
+            raise PixseqError(
+                f"the archive holds {shown(os.path.join(folder, name))}, which says what is train and test or which "
+                "class a picture has",
+                "unpack it and name its folder, so that this list is read",
+            )
         return None
 
     def _list(self, folder: str) -> Listing:

@@ -21,7 +21,7 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.palette import describe
+from pixseq.stages.palette import COUNTED_LABELS, describe, labels_line, say_narrow
 from pixseq.stages.parts import check_held_out, part_of_source
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def run(
     workers: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    label_column: str | None = None,
+    bit_depth: int | None = None,
+    max_pixels: int | None = None,
 ) -> Manifest:
     """Write `source` as a store of tokens or pixels with all that training needs; returns its manifest.
 
@@ -71,7 +74,7 @@ def run(
     """
     from pixseq.artifacts.arrays import Spec, StoreWriter
     from pixseq.artifacts.palette import load_palette
-    from pixseq.data.images import Preparation
+    from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import TokenSource, open_any
     from pixseq.numerics.quantize import SCHEMES
 
@@ -82,7 +85,16 @@ def run(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is not at least 1")
     check_held_out(val_fraction, part)
-    prep = Preparation(size=size, resize=resize, views=views, seed=seed, background=background, on_error=on_error)
+    prep = Preparation(
+        size=size,
+        resize=resize,
+        views=views,
+        seed=seed,
+        background=background,
+        on_error=on_error,
+        max_pixels=max_pixels or MAX_PIXELS,
+        bit_depth=bit_depth,
+    )
     atomic.check_target(out, overwrite)
     inputs: dict[str, dict[str, Any]] = {}
     n_vocab = None if scheme == "pixels" else 256
@@ -91,9 +103,11 @@ def run(
         loaded = load_palette(palette)
         codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
         inputs["palette"] = {"path": str(palette), "id": loaded.id, "form": loaded.form}
-    opened = open_any(source, split)
+    opened = open_any(source, split, label_column, bit_depth, on_error)
     config = {"scheme": scheme, "split": opened.split, "limit": limit, **asdict(prep)}
     config |= {"val_fraction": val_fraction, "part": part}
+    if label_column is not None:
+        config["label_column"] = label_column
     if isinstance(opened, TokenSource):
         _check_ids(opened, config)
         drawn = None if part is None else seed
@@ -110,6 +124,8 @@ def run(
         raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
     for note in opened.notes:
         progress.say(f"note: {note}")
+    if opened.class_names or not opened.has_labels:
+        progress.say(labels_line(opened, len(opened.class_names or ())))
     inputs["source"] = describe(opened)
     codec["class_names"] = opened.class_names
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
@@ -134,12 +150,17 @@ def run(
             codec["n_vocab"] = len(tally.counts)
             progress.say(f"note: the ids reach {codec['n_vocab'] - 1}, so the vocabulary has {codec['n_vocab']}")
         summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {})
+        found = len(opened.class_names or [count for count in tally.classes if count])
+        summary |= {"classes": found, "labels_from": opened.labels_from if opened.has_labels else None}
+        if opened.has_labels and not opened.class_names:
+            progress.say(labels_line(opened, found, len(tally.classes) == COUNTED_LABELS))
         return writer.finish(kind, "encode", config, inputs, summary, codec)
 
 
 def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
     """Raises UsageError for options that only pictures can follow, PixseqError for pictures of another size."""
     usual = {"scheme": "palette", "views": 0, "resize": "crop", "background": "white", "on_error": "fail"}
+    usual |= {"bit_depth": None}
     for name, value in usual.items():
         if config[name] != value:
             raise UsageError(
@@ -196,14 +217,14 @@ class Tally:
     ) -> Tally:
         import numpy as np
 
-        labels = [] if batch.labels is None else batch.labels
+        labels = [] if batch.labels is None else np.minimum(batch.labels, COUNTED_LABELS - 1)
         return Tally(
             image=batch.stop,
             rows=self.rows + len(new.rows),
             squared_error=None if new.squared_error is None else self.squared_error + new.squared_error,
             met=met,
             counts=_added(self.counts, new.counts),
-            classes=_added(self.classes, np.bincount(labels, minlength=len(class_names))) if class_names else [],
+            classes=_added(self.classes, np.bincount(labels, minlength=len(class_names or ()))),
         )
 
     def summary(self, codec: Codec) -> dict[str, Any]:
@@ -258,6 +279,7 @@ def _encode(
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
     total = source.count if chosen is None else len(chosen)
     held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
+    narrow = False
     with progress.track("encode", total, "images", tally.image) as bar:
         for batch in reader:
             new = encoded(batch)
@@ -268,6 +290,7 @@ def _encode(
             held = {name: np.concatenate([*_kept(held, name), array[again:]]) for name, array in rows.items()}
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
+            narrow = narrow or say_narrow(tally.met)
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
     if not tally.rows:
@@ -275,7 +298,7 @@ def _encode(
     tally = replace(tally, met=dict(met + Counter(reader.counts)))
     if held and len(held[kind]):
         writer.append(held, asdict(tally))
-    if 0 in tally.classes:
+    if 0 in tally.classes and codec["class_names"]:
         progress.say(
             f"note: {tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded"
         )

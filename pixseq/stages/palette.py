@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pixseq.data.images import Preparation
-    from pixseq.data.sources import Encoded, Pixels, Source
+    from pixseq.data.sources import Encoded, Pixels, Source, TokenSource
 
+COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are counted
 MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
 BLOCKS = 32  # a sample of a folder comes from so many places, since neighbours there are of one class
 
@@ -39,13 +40,16 @@ def run_fit(
     on_error: str = "fail",
     workers: int = 0,
     overwrite: bool = False,
+    label_column: str | None = None,
+    bit_depth: int | None = None,
+    max_pixels: int | None = None,
 ) -> Manifest:
     """Count every pixel of `source` at `size`, cluster the counted colours, write the palette; returns its manifest.
 
     Where the source has fewer distinct colours than `colors`, the palette is these colours.
     """
     from pixseq.artifacts.palette import save_palette
-    from pixseq.data.images import Preparation
+    from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import open_source
     from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
 
@@ -58,8 +62,15 @@ def run_fit(
     ):
         if not low <= value <= high:
             raise UsageError(f"--{name} {value} is not between {low} and {high}")
-    prep = Preparation(size=size, resize=resize, background=background, on_error=on_error)
-    opened = open_source(source, split)
+    prep = Preparation(
+        size=size,
+        resize=resize,
+        background=background,
+        on_error=on_error,
+        max_pixels=max_pixels or MAX_PIXELS,
+        bit_depth=bit_depth,
+    )
+    opened = open_source(source, split, label_column, bit_depth, on_error)
     for note in opened.notes:
         progress.say(f"note: {note}")
     read = opened if max_images is None else _sampled(opened, max_images)
@@ -88,6 +99,30 @@ def run_fit(
         "psnr_db": fit.psnr_db,
     }
     return save_palette(out, fit.colors, "palette fit", config, {"source": describe(opened)}, summary, overwrite)
+
+
+def labels_line(source: Source | TokenSource, classes: int, more: bool = False) -> str:
+    """What is said of the labels of a source, whatever they are."""
+    if not source.has_labels:
+        return f"labels: none ({source.labels_from})"
+    return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}, from {source.labels_from}"
+
+
+def say_narrow(counts: dict[str, int]) -> bool:
+    """Say it where 16-bit pictures leave upper bits unused, since they come out dark; whether there was anything to say
+    or to hear.
+    """
+    from pixseq.data.decode import narrow_bits
+
+    if not counts.get("sixteen_bit"):
+        return False
+    bits = narrow_bits(counts)
+    if bits is not None:
+        progress.say(
+            f"note: the 16-bit pictures stay below {1 << bits:,} and come out dark: if they have {bits} bits, "
+            f"--bit-depth {bits} scales them right"
+        )
+    return True
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -132,11 +167,12 @@ def _count_colours(source: Source, prep: Preparation, workers: int) -> tuple[np.
     from pixseq.numerics.quantize import add_to_histogram, empty_histogram
 
     histogram = empty_histogram()
-    reader = Reader(source, prep, workers=workers)
+    reader, narrow = Reader(source, prep, workers=workers), False
     with progress.track("palette fit", source.count, "images") as bar:
         for batch in reader:
             add_to_histogram(histogram, batch.images)
             bar.advance(batch.stop - bar.done)
+            narrow = narrow or say_narrow(reader.counts)
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
     return histogram, reader.counts

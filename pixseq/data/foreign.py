@@ -1,0 +1,65 @@
+"""Well-known forms of data that are no source here: said by name, with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pixseq.data.records import reading, shown
+from pixseq.data.shards import few
+from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
+from pixseq.errors import PixseqError
+
+# Endings of files that are a source if they hold what they say.
+SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
+
+
+def refuse_file(file: Path) -> None:
+    """Raises PixseqError if a file is something known that is not read, empty, or not what its name says."""
+    with reading(file), open(file, "rb") as handle:
+        head = handle.read(HEAD_BYTES)
+    if not head:
+        raise PixseqError(f"{shown(file)} is damaged: it is empty", "copy or download it again")
+    kind = special(head)
+    if kind in NOT_READ:
+        what, _, hint = NOT_READ[kind].removeprefix("it ").partition(": ")
+        raise PixseqError(f"{shown(file)} {what}", hint or None)
+    if ".tfrecord" in file.name:
+        raise PixseqError(f"{shown(file)} is TFRecord, which is not read", "write it as .tar shards or as parquet")
+    if file.suffix in (".csv", ".tsv", ".json", ".jsonl", ".txt"):
+        raise PixseqError(
+            f"{shown(file)} is a table or text, which holds no pictures",
+            "a list of paths comes by standard input: cut it to paths and pipe it into SOURCE -",
+        )
+
+
+def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]) -> None:
+    """Raises PixseqError for a folder with a data set in a form that is not read, and for shards that are none."""
+    names = set(others)
+    if "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= names:
+        loaded = f"datasets.load_from_disk({str(path)!r})" + ('["train"]' if "dataset_dict.json" in names else "")
+        raise PixseqError(
+            f"{shown(path)} is a data set that `datasets` saved with save_to_disk (Arrow files), which is not read",
+            f"write it as parquet: {loaded}.to_parquet('train.parquet')",
+        )
+    if any(".tfrecord" in name for name in names):
+        refuse_file(path / next(name for name in others if ".tfrecord" in name))
+    read = {file.name for files in found.values() for file in files}
+    for name in others:
+        if name.endswith(SHARDS) and name not in read:
+            refuse_file(path / name)
+    if not found:
+        for name in others:
+            if not name.endswith((".csv", ".tsv", ".json", ".jsonl", ".txt")):
+                refuse_file(path / name)
+
+
+def several(path: Path, inside: Mapping[str, str]) -> PixseqError:
+    """Of folders that are sources each: `inside` says what each holds."""
+    configurations = set(inside.values()) == {"parquet"}
+    what = "configurations of a data set" if configurations else "sources"
+    held = [f"{name} ({form})" for name, form in inside.items()]
+    return PixseqError(
+        f"{shown(path)} holds {len(inside)} {what}: {few(inside if configurations else held)}",
+        f"name the one that you mean, such as {shown(path / next(iter(inside)))}",
+    )
