@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
-from pixseq.artifacts.metrics import read_metrics
+from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.cli.output import to_json
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
@@ -237,24 +237,33 @@ def test_a_loss_that_is_no_number_is_an_error_of_the_model(checkpoints, tokens, 
     with pytest.raises(PixseqError, match=r"the loss of .* is nan, no number") as fault:
         evaluate.run(model, tokens, tmp_path / "e.json", device="cpu")
     assert "pixseq check" in fault.value.hint and not (tmp_path / "e.json").exists()
+    with pytest.raises(PixseqError, match="the numbers are not all finite"):
+        write_metrics(tmp_path / "n.json", "evaluate", {}, {}, {"loss": float("nan")})
+    assert not list(tmp_path.glob("n.json*"))
     with pytest.raises(PixseqError, match="not finite, which JSON cannot say"):
         to_json({"layers": [{"loss": float("inf")}]})
 
 
 def test_accuracy_on_images_without_labels_is_not_made_up(checkpoints, tokens, tmp_path):
-    tuned = finetune.run(
-        checkpoints["ar"],
-        tokens,
-        tmp_path / "m",
-        effective(FinetuneFile, sets=["finetune.steps=2", "finetune.batch_size=8"]),
-        device="cpu",
-    )
-    assert tuned["summary"]
+    sets = ["finetune.steps=2", "finetune.batch_size=8"]
+    finetune.run(checkpoints["ar"], tokens, tmp_path / "m", effective(FinetuneFile, sets=sets), device="cpu")
     store = shutil.copytree(tokens, tmp_path / "t.zarr")
     labels = zarr.open_group(store, mode="r+")["labels"]
     labels[:5] = -1
     with pytest.raises(PixseqError, match="5 of 96 images have no label"):
         evaluate.run(tmp_path / "m", store, device="cpu")
+    with pytest.raises(PixseqError, match="images to fine-tune or validate on have no label"):
+        finetune.run(checkpoints["ar"], store, tmp_path / "n", effective(FinetuneFile), device="cpu")
+
+
+def test_class_scores_that_are_no_numbers_are_no_accuracy(checkpoints, tokens, tmp_path):
+    sets = ["finetune.steps=2", "finetune.batch_size=8"]
+    finetune.run(checkpoints["ar"], tokens, tmp_path / "m", effective(FinetuneFile, sets=sets), device="cpu")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["classifier.weight"][1] = torch.nan
+    save_file(weights, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(PixseqError, match=r"class scores of .*m for 96 images .* are not finite"):
+        evaluate.run(tmp_path / "m", tokens, device="cpu")
 
 
 def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens, tmp_path):

@@ -19,8 +19,11 @@ def write_metrics(
     numbers: Mapping[str, Any],
     overwrite: bool = False,
 ) -> manifest.Manifest:
-    """Write `numbers` (plain JSON values, units in their names) beside a manifest under the key `pixseq`."""
-    record = manifest.build("metrics", manifest.content_id("metrics", {}, numbers), stage, config, inputs, summary={})
+    """Write `numbers` (plain JSON values, units in their names) beside a manifest under the key `pixseq`.
+
+    Raises PixseqError for a number that is not finite, for which JSON has no word.
+    """
+    record = manifest.build("metrics", _id(path, numbers), stage, config, inputs, summary={})
     with atomic.writing(path, overwrite, stage) as partial:
         partial.write_text(json.dumps({manifest.KEY: record, **numbers}, indent=1, ensure_ascii=False) + "\n")
     return record
@@ -28,7 +31,17 @@ def write_metrics(
 
 def metrics_id(path: str | Path) -> str:
     """The content id of the numbers in a metrics file."""
-    return manifest.content_id("metrics", {}, read_metrics(path)[1])
+    return _id(path, read_metrics(path)[1])
+
+
+def _id(path: str | Path, numbers: Mapping[str, Any]) -> str:
+    try:
+        return manifest.content_id("metrics", {}, numbers)
+    except ValueError:
+        raise PixseqError(
+            f"{path}: the numbers are not all finite, and JSON has no word for others",
+            "what they were measured on is damaged or diverged: pixseq check MODEL tells",
+        ) from None
 
 
 def read_metrics(path: str | Path) -> tuple[manifest.Manifest, dict[str, Any]]:

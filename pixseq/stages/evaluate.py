@@ -88,11 +88,7 @@ def run(
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
         numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
-        if not math.isfinite(tally.loss):
-            raise PixseqError(
-                f"the loss of {model} on {tokens} is {tally.loss}, no number",
-                f"the model diverged or is damaged: pixseq check {model} tells; or measure with --precision fp32",
-            )
+        tally.check(model, tokens)
         if passes[0].loss:
             numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec)
         if labels is not None:
@@ -147,6 +143,19 @@ class Tally:
     loss: float = 0.0
     scored: int = 0
     hits: int = 0
+    wild: int = 0  # images whose class scores are no numbers
+
+    def check(self, model: str | Path, tokens: str | Path) -> None:
+        """Raises PixseqError where the model gave no numbers: none of them is then worth reporting."""
+        if math.isfinite(self.loss) and not self.wild:
+            return
+        what = f"the loss of {model} on {tokens} is {self.loss}"
+        if self.wild:
+            what = f"the class scores of {model} for {self.wild} images of {tokens} are not finite"
+        raise PixseqError(
+            f"{what}, no number",
+            f"the model diverged or is damaged: pixseq check {model} tells; or measure with --precision fp32",
+        )
 
     def mean_loss(self, store: Store, masks: int) -> float:
         """Over all that was scored, whatever the batches were. Raises PixseqError where nothing was."""
@@ -224,6 +233,7 @@ def _measure(
                     tally.by_position += (losses * scored).double().sum(0).cpu()
                     tally.counts += scored.sum(0).cpu()
         if labels is not None:
+            tally.wild += int((~torch.isfinite(output.class_logits)).any(1).sum())
             predicted[:, mask] = output.class_logits.argmax(1).cpu().numpy()
     if labels is not None:
         tally.hits += int((elected(predicted.ravel(), masks, seed, first) == labels).sum())

@@ -130,7 +130,10 @@ def count_classes(store: Store, images: Images, held: Images) -> int:
     n_classes = max(len(names) if names else 0, highest + 1)
     if n_classes > MOST_CLASSES:
         raise PixseqError(f"{store.path} holds the label {highest}", f"labels count classes, up to {MOST_CLASSES}")
-    if n_classes < 2 or images.labels.min() < 0:
+    unknown = int((images.labels < 0).sum() + (held.labels < 0).sum())
+    if unknown:
+        raise PixseqError(f"{unknown} images to fine-tune or validate on have no label", "encode labelled images only")
+    if n_classes < 2:
         raise PixseqError(f"{store.path} holds labels of {n_classes} class", "fine-tuning needs two classes or more")
     return n_classes
 
