@@ -6,6 +6,7 @@ checksum in the codec, the completeness check on opening, and fill values that n
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -21,6 +22,8 @@ from pixseq.artifacts import layout, manifest
 from pixseq.errors import PixseqError
 
 UNFINISHED = "pixseq_unfinished"
+SHAPES = "shapes"  # of whole pictures, int32 [N, 2]: then `pixels` is [P, 3], all of them one after the other
+CHUNK_PIXELS = 1 << 21  # of whole pictures: 6 MB
 
 
 def fill_value(dtype: np.dtype) -> float | int:
@@ -33,10 +36,14 @@ def fill_value(dtype: np.dtype) -> float | int:
 
 @dataclass(frozen=True)
 class Spec:
-    """One array of a store. `shape` has None where the rows grow: (None, T) or (layers, None, D)."""
+    """One array of a store. `shape` has None where the rows grow: (None, T) or (layers, None, D).
+
+    `whole`: a row is a picture, which takes as many entries as the store's SHAPES say it has pixels.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
+    whole: bool = False
 
     @property
     def row_axis(self) -> int:
@@ -51,6 +58,7 @@ class Spec:
 
     def chunks(self, rows: int) -> tuple[int, ...]:
         """One leading index (a layer) and `rows` rows a chunk, so that one layer reads alone."""
+        rows = CHUNK_PIXELS if self.whole else rows
         return tuple(1 if axis < self.row_axis else rows if n is None else n for axis, n in enumerate(self.shape))
 
 
@@ -115,12 +123,13 @@ class StoreWriter:
             )
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         for name, spec in self.specs.items():
-            group[name].resize(spec.sized(self.rows))
+            entries = count_pixels(group[SHAPES][: self.rows]) if spec.whole else self.rows
+            group[name].resize(spec.sized(entries))
         return True
 
     def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Add the same number of rows to every array; `state` is where the caller stands after them."""
-        counts = {array.shape[self.specs[name].row_axis] for name, array in rows.items()}
+        counts = {array.shape[self.specs[name].row_axis] for name, array in rows.items() if not self.specs[name].whole}
         assert rows.keys() == self.specs.keys() and len(counts) == 1, (rows.keys(), counts)
         for name, array in rows.items():
             self.buffer[name].append(array)
@@ -130,13 +139,15 @@ class StoreWriter:
             self._flush(self.buffered - self.buffered % self.chunk_rows)
 
     def _flush(self, count: int) -> None:
+        pixels = count_pixels(np.concatenate(self.buffer[SHAPES])[:count]) if SHAPES in self.specs else 0
         for name, spec in self.specs.items():
             held = np.concatenate(self.buffer[name], axis=spec.row_axis)
-            now, later = np.split(held, [count], axis=spec.row_axis)
+            now, later = np.split(held, [pixels if spec.whole else count], axis=spec.row_axis)
             array = self.group[name]
-            array.resize(spec.sized(self.rows + count))
-            index = (slice(None),) * spec.row_axis + (slice(self.rows, self.rows + count),)
-            array[index] = now
+            start = array.shape[spec.row_axis]
+            stop = start + now.shape[spec.row_axis]
+            array.resize(spec.sized(stop))
+            array[(slice(None),) * spec.row_axis + (slice(start, stop),)] = now
             self.buffer[name] = [later]
         self.rows += count
         self.buffered -= count
@@ -164,7 +175,8 @@ class StoreWriter:
         if self.buffered:
             self._flush(self.buffered)
         id = store_id(self.group, kind, meta)
-        record = manifest.build(kind, id, stage, config, inputs, summary)
+        format = 1 if kind == "pixels" and SHAPES not in self.specs else None  # squares are what they always were
+        record = manifest.build(kind, id, stage, config, inputs, summary, format)
         self.group.attrs.put({manifest.KEY: record, **meta})
         return record
 
@@ -185,7 +197,32 @@ class Store:
 
     def __len__(self) -> int:
         """Rows; features have their layers before them."""
-        return self.shape(self.kind)[1 if self.kind == "features" else 0]
+        return self.shape(SHAPES if self.whole else self.kind)[1 if self.kind == "features" else 0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds pictures of many sizes, see SHAPES."""
+        return SHAPES in self.names
+
+    @functools.cached_property
+    def _starts(self) -> np.ndarray:
+        """int64 [N + 1]: where each whole picture begins among all pixels, and where the last one ends."""
+        return np.concatenate([[0], self.read(SHAPES).astype(np.int64).prod(axis=1).cumsum()])
+
+    @functools.cached_property
+    def one_size(self) -> tuple[int, int] | None:
+        """The height and width of all its whole pictures, None where they differ."""
+        shapes = self.read(SHAPES)
+        return tuple(map(int, shapes[0])) if (shapes == shapes[:1]).all() and len(shapes) else None
+
+    def whole_pictures(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels uint8 [P, 3] and the shapes [n, 2] of some rows: a slice of step 1, or numbers."""
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self))
+            pixels = self.read(self.kind, slice(self._starts[first], self._starts[last]))
+            return pixels, self.read(SHAPES, slice(first, last))
+        parts = [self.whole_pictures(slice(row, row + 1)) for row in rows]
+        return tuple(np.concatenate(both) for both in zip(*parts))
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.arrays[name].shape
@@ -209,6 +246,11 @@ class Store:
     def images(self) -> np.ndarray | None:
         """Which image of the source each row shows, int [N]; None where every row is an image of its own."""
         return self.read("images") if "images" in self.names else None
+
+
+def count_pixels(shapes: np.ndarray) -> int:
+    """Of pictures of `shapes` [n, 2], all together."""
+    return int(shapes.astype(np.int64).prod(axis=1).sum())
 
 
 def _open_group(path: Path, mode: str) -> zarr.Group:

@@ -18,11 +18,11 @@ from pixseq.errors import PixseqError
 
 KEY = "pixseq"
 
-# The newest layout of each kind that this code writes and reads.
+# The newest layout of each kind that this code writes and reads. What fits into an older one is written in that.
 FORMATS = {
     "palette": 1,
     "tokens": 1,
-    "pixels": 1,
+    "pixels": 2,  # 2: whole pictures
     "features": 1,
     "checkpoint": 1,
     "metrics": 1,
@@ -89,11 +89,15 @@ def build(
     config: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Any]],
     summary: Mapping[str, Any],
+    format: int | None = None,
 ) -> Manifest:
-    """The manifest of a new artifact. `inputs` maps a role to {path, id} of each parent (see `reference`)."""
+    """The manifest of a new artifact. `inputs` maps a role to {path, id} of each parent (see `reference`).
+
+    `format`: the layout that it is written in; None: the newest.
+    """
     return {
         "kind": kind,
-        "format": FORMATS[kind],
+        "format": format or FORMATS[kind],
         "id": id,
         "stage": stage,
         "version": __version__,

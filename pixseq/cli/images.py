@@ -112,8 +112,24 @@ def encode(
         ),
     ] = None,
     split: o.Split = "train",
-    size: Size = 32,
-    resize: Resize = "crop",
+    size: Annotated[
+        int, typer.Option("--size", help="Side of the square pictures; of whole ones the shorter side, at most.")
+    ] = 32,
+    resize: Annotated[
+        str,
+        typer.Option(
+            "--resize",
+            help="crop: shorter side, then centre crop (paper); squash: as Hugging Face; whole: both sides are kept, "
+            "for AIM to crop from.",
+        ),
+    ] = "crop",
+    filter: Annotated[
+        str, typer.Option("--filter", help="Of resizing: bilinear, bicubic, box, hamming or lanczos.")
+    ] = "bilinear",
+    resized_side: Annotated[
+        int | None,
+        typer.Option("--resized-side", help="Shorter side that the centre crop is cut from [default: --size]."),
+    ] = None,
     scheme: Annotated[
         str, typer.Option("--scheme", help="palette; rgb: 3 tokens a pixel; gray: its luma; pixels: for AIM.")
     ] = "palette",
@@ -139,7 +155,7 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn pictures, or palette ids, into tokens; or pictures into pixels of one size (--scheme pixels)."""
+    """Turn pictures, or palette ids, into tokens; or pictures into pixels (--scheme pixels)."""
     talk(quiet)
     from pixseq.stages import encode as stage
 
@@ -150,6 +166,8 @@ def encode(
         split=split,
         size=size,
         resize=resize,
+        filter=filter,
+        resized_side=resized_side,
         scheme=scheme,
         views=views,
         limit=limit,

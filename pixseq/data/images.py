@@ -1,13 +1,13 @@
-"""From a source to batches of square uint8 pictures: how they are cut and resized, and the reader that streams them.
+"""From a source to batches of uint8 pictures, square or whole: how they are cut and resized, and the reader of them.
 
-Shapes: B source images a batch, N = B * max(views, 1) rows, S the side. The same pictures come out whatever the number
-of worker threads and wherever reading starts.
+Shapes: B source images a batch, N = B * max(views, 1) rows, S the side, P the pixels of all rows of a batch together.
+The same pictures come out whatever the number of worker threads and wherever reading starts.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from PIL import Image, ImageColor
 
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
+from pixseq.data.pictures import centre, joined, resized
 from pixseq.data.records import Encoded, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
@@ -27,10 +28,13 @@ RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
 MAX_PIXELS = 64_000_000  # of a picture, unless more are allowed
 MOST_PIXELS = 2**31 - 1  # Pillow counts no further
+MOST_SIDE = 4096  # pixels
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 CROP, SHORTER = 224, (256.0, 384.0)  # pixels: the paper's crop, and the shorter side it is drawn from (3.1)
 
@@ -40,7 +44,10 @@ class Preparation:
     """Everything that decides the pixels. Raises UsageError for values that make no sense.
 
     resize   crop: shorter side to S, centre crop S, in one resize of the centre square (the paper's evaluation passes
-             through a 224 crop, which is the same square); squash: both sides straight to S, as Hugging Face does.
+             through a 224 crop, which is the same square); squash: both sides straight to S, as Hugging Face does;
+             whole: nothing is cut off, the shorter side becomes S, and a picture that is smaller stays as it is.
+    resized_side   of crop: the shorter side to this many pixels first, then the centre S of them, as torchvision's
+             Resize and CenterCrop do.
     filter   The paper names none. Pillow's antialiased bilinear is Hugging Face's, so that squash gives its tokens.
     bit_depth   Of 16-bit pictures: how many bits hold values; None: all 16.
     views    N > 0: N rows an image, each a random crop as in the paper's training (3.1): shorter side drawn from
@@ -56,17 +63,18 @@ class Preparation:
     on_error: str = "fail"
     max_pixels: int = MAX_PIXELS
     bit_depth: int | None = None
+    resized_side: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
-            ("resize", self.resize, ("crop", "squash")),
+            ("resize", self.resize, ("crop", "squash", "whole")),
             ("filter", self.filter, tuple(FILTERS)),
             ("on-error", self.on_error, ("fail", "skip")),
         ):
             if value not in choices:
                 raise UsageError(f"--{name} {value} is not one of {', '.join(choices)}")
         for name, value, low, high in (
-            ("size", self.size, 1, 4096),
+            ("size", self.size, 1, MOST_SIDE),
             ("views", self.views, 0, 1_000_000),
             ("seed", self.seed, 0, 2**63 - 1),
             ("max-pixels", self.max_pixels, 1, MOST_PIXELS),
@@ -74,16 +82,29 @@ class Preparation:
         ):
             if not low <= value <= high:
                 raise UsageError(f"--{name} {value} is not between {low} and {high}")
-        if self.views and self.resize == "squash":
+        if self.views and self.resize != "crop":
             raise UsageError(
-                "--views draws square crops, so it cannot go with --resize squash", "leave one of them out"
+                f"--views draws square crops, so it cannot go with --resize {self.resize}", "leave one of them out"
             )
+        self._check_resized_side()
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise UsageError(
                 f"--background {shown(self.background)} is no colour", "e.g. white, black or #808080"
             ) from None
+
+    def _check_resized_side(self) -> None:
+        if self.resized_side is None:
+            return
+        if self.resize != "crop" or self.views:
+            other = "--views" if self.views else f"--resize {self.resize}"
+            raise UsageError(f"--resized-side is of the centre crop, not of {other}", "leave one of them out")
+        if not self.size <= self.resized_side <= MOST_SIDE:
+            raise UsageError(
+                f"--resized-side {self.resized_side} is not between --size, {self.size}, and {MOST_SIDE}",
+                "the centre --size is cut from pictures of that shorter side",
+            )
 
     @property
     def backdrop(self) -> tuple[int, int, int]:
@@ -110,13 +131,15 @@ class Preparation:
 class ImageBatch:
     """images uint8 [N, S, S, 3], labels int32 [N]; `stop` is where to start from to go on after it.
 
-    `numbers` int32 [N] says which image of the source each row shows.
+    `numbers` int32 [N] says which image of the source each row shows. Whole pictures have `shapes` int32 [N, 2], and
+    their pixels uint8 [P, 3] as `images`.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     numbers: np.ndarray
     stop: int
+    shapes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,7 @@ class _Result:
     count: int
     tally: Counter = field(default_factory=Counter)
     problems: tuple[str, ...] = ()
+    shapes: np.ndarray | None = None  # of whole pictures, see ImageBatch
 
 
 class Reader:
@@ -195,7 +219,8 @@ class Reader:
                     "mend the labels, or leave them out",
                 )
         numbers = np.concatenate([result.numbers for result in held]).astype(np.int32)
-        yield ImageBatch(images, None if labels is None else labels.astype(np.int32), numbers, stop)
+        shapes = np.concatenate([result.shapes for result in held]) if self.prep.resize == "whole" else None
+        yield ImageBatch(images, None if labels is None else labels.astype(np.int32), numbers, stop, shapes)
 
     def _results(self) -> Iterator[_Result]:
         """The chunks' results in order, at most a few chunks ahead of the one asked for."""
@@ -251,26 +276,48 @@ class Reader:
         return self.batch_size - (index - self.start) % self.batch_size
 
     def _is_ready(self, images: np.ndarray) -> bool:
-        return not self.prep.views and images.shape[1:3] == (self.prep.size, self.prep.size)
+        if self.prep.resize == "whole":
+            return MIN_SIDE <= min(images.shape[1:3]) <= self.prep.size
+        return self._is_one_resize and images.shape[1:3] == (self.prep.size, self.prep.size)
+
+    @property
+    def _is_one_resize(self) -> bool:
+        """Whether a square becomes a row in one resize of all of it."""
+        return not self.prep.views and self.prep.resized_side is None
 
     def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
         grey = images.ndim == 3
         tally, numbers = Counter(images=len(images), grey=len(images) * grey), self._numbers(index, len(images))
         if self._is_ready(images):
-            return _Result(_three_channels(images), labels, numbers, len(images), tally)
+            return self._result(_three_channels(images), labels, numbers, len(images), tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
-        if not self.prep.views and images.shape[1] == images.shape[2]:
+        if self._is_one_resize and images.shape[1] == images.shape[2]:
             rows = _resize_squares(images, self.prep.size, FILTERS[self.prep.filter])
-            return _Result(_three_channels(rows), labels, numbers, len(images), tally)
+            return self._result(_three_channels(rows), labels, numbers, len(images), tally)
         images = np.ascontiguousarray(images)
         rows = np.concatenate([self._rows(Image.fromarray(image), number) for image, number in zip(images, numbers)])
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
-        return _Result(rows, labels, np.repeat(numbers, views), len(images), tally)
+        return self._result(rows, labels, np.repeat(numbers, views), len(images), tally)
+
+    def _result(
+        self,
+        rows: Iterable[np.ndarray],
+        labels: np.ndarray | None,
+        numbers: np.ndarray,
+        count: int,
+        tally: Counter,
+        *problems: str,
+    ) -> _Result:
+        """`rows` are uint8 [N, S, S, 3], or N pictures [h, w, 3] where they stay whole."""
+        if self.prep.resize != "whole":
+            return _Result(rows, labels, numbers, count, tally, problems)
+        pixels, shapes = joined(rows)
+        return _Result(pixels, labels, numbers, count, tally, problems, shapes)
 
     def _files(self, files: list[Encoded], index: int) -> _Result:
-        rows, labels, problems = [np.empty((0, self.prep.size, self.prep.size, 3), np.uint8)], [], []
+        rows, labels, problems = [], [], []
         tally, numbers = Counter(), []
         for file, number in zip(files, self._numbers(index, len(files))):
             try:
@@ -286,17 +333,27 @@ class Reader:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
-            rows.append(self._rows(image, number))
-            labels += [file.label] * len(rows[-1])
-            numbers += [number] * len(rows[-1])
+            new = self._rows(image, number)
+            rows.extend(new)
+            labels += [file.label] * len(new)
+            numbers += [number] * len(new)
             tally.update(["images", *done])
         labels = np.array(labels, dtype=np.int64) if self.source.has_labels else None
         numbers = np.array(numbers, dtype=np.int64)
-        return _Result(np.concatenate(rows), labels, numbers, len(files), tally, tuple(problems))
+        if self.prep.resize != "whole":
+            rows = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
+        return self._result(rows, labels, numbers, len(files), tally, *problems)
 
     def _rows(self, image: Image.Image, number: int) -> np.ndarray:
-        """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels."""
+        """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels.
+
+        One that stays whole: uint8 [1, h, w, 3].
+        """
         size, method = self.prep.size, FILTERS[self.prep.filter]
+        if self.prep.resize == "whole":
+            return _three_channels(np.asarray(resized(image, min(size, *image.size), method))[None])
+        if self.prep.resized_side is not None:
+            return _three_channels(np.asarray(centre(resized(image, self.prep.resized_side, method), size))[None])
         boxes = self.prep.boxes(*image.size, int(number))
         rows = np.empty((len(boxes), size, size, 3), np.uint8)
         for row, box in zip(rows, boxes):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @atomic.owns("decode", "out", "images_dir")
@@ -47,18 +50,34 @@ def run(
             raise UsageError(f"--{flag} is {value}, it must be at least 1")
     if seed is None:
         rows = np.arange(first, min(first + count, total))
-        picked = some_images(store, slice(first, first + count))
+        picked = list(some_images(store, slice(first, first + count)))
     else:
         rng = np.random.default_rng([seed, 0, Stream.SHOWN_ROWS])
         rows = np.sort(rng.choice(total, min(count, total), replace=False))
-        picked = np.concatenate([some_images(store, slice(row, row + 1)) for row in rows])
-    images = to_images(picked, codec["scheme"], codec["height"], codec["width"], palette)
+        picked = [some_images(store, slice(row, row + 1))[0] for row in rows]
+    images = picked
+    if not store.whole:
+        images = to_images(np.stack(picked), codec["scheme"], codec["height"], codec["width"], palette)
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}
     if images_dir is not None:
         save_pngs(images_dir, images, rows, "decode", overwrite)
-    return save_png(out, grid(images, columns, scale), "decode", config, inputs, {"images": len(images)}, overwrite)
+    drawn = grid(_framed(images), columns, scale)
+    return save_png(out, drawn, "decode", config, inputs, {"images": len(images)}, overwrite)
+
+
+def _framed(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures [h, w, 3] of any sizes in the middle of white frames of one size, uint8 [N, H, W, 3]."""
+    import numpy as np
+
+    height, width = np.max([image.shape[:2] for image in images], axis=0)
+    frames = np.full((len(images), height, width, 3), 255, np.uint8)
+    for frame, image in zip(frames, images):
+        h, w = image.shape[:2]
+        top, left = (height - h) // 2, (width - w) // 2
+        frame[top : top + h, left : left + w] = image
+    return frames
 
 
 def palette_of(

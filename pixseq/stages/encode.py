@@ -1,8 +1,9 @@
-"""encode: pictures to sequences of tokens (sections 3.1 and 3.2), or to pixels of one size, streamed into a store.
+"""encode: pictures to sequences of tokens (sections 3.1 and 3.2), or to pixels, square or whole, streamed into a store.
 
 A source of palette ids, pictures that someone else has encoded, becomes a tokens store too. The three differ in one
 place, `_reading`: what a batch becomes. One loop counts and writes it.
-Shapes: N rows (images, or views of them), n of them in a batch, T tokens a row, S the side in pixels.
+Shapes: N rows (images, or views of them), n of them in a batch, T tokens a row, S the side in pixels, P the pixels of
+n whole pictures together.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ Codec = dict[str, Any]  # what the numbers mean: scheme, size, vocabulary, palet
 BATCH_BYTES = 32 << 20  # of pictures held at once
 CHUNK_TOKENS = 1 << 22  # 8 MB, of pixels too: a whole chunk is read for one of its rows, and written at once
 CHUNK_ROWS = 1024  # at most: as many as are read at once
+USUAL_RATIO = 4 / 3  # of the sides of a whole picture, to guess its size by
 OPENAI_COLORS = 512  # the vocabulary of ids whose palette is not given, unless they reach higher
 
 
@@ -61,18 +63,21 @@ def run(
     label_column: str | None = None,
     bit_depth: int | None = None,
     max_pixels: int | None = None,
+    filter: str = "bilinear",
+    resized_side: int | None = None,
 ) -> Manifest:
     """Write `source` as a store of tokens or pixels with all that training needs; returns its manifest.
 
     palette: each pixel becomes its nearest palette colour. rgb: three tokens a pixel, gray: its luma; 256 values each.
-    pixels: no tokens, the pixels themselves, uint8 [N, S, S, 3].
+    pixels: no tokens, the pixels themselves, uint8 [N, S, S, 3]. Whole pictures (`resize` "whole") have sizes of their
+    own: uint8 [P, 3], one picture after the other in raster order, and their `shapes` int32 [N, 2].
     Of a source of palette ids, `palette` (which may be left out) only says what they mean, and no picture is prepared.
     `views` above 1 make several rows an image: `images` int32 [N] then says which image of the source a row shows.
     `limit` takes so many images from all over the source, of every class its share. `val_fraction` holds a part of the
     images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
-    from pixseq.artifacts.arrays import Spec, StoreWriter
+    from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
     from pixseq.artifacts.palette import load_palette
     from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import TokenSource, open_any
@@ -82,12 +87,19 @@ def run(
         raise UsageError(f"--scheme {scheme} is not one of {', '.join(schemes)}")
     if scheme != "palette" and palette is not None:
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
+    if resize == "whole" and scheme != "pixels":
+        raise UsageError(
+            f"--resize whole keeps both sides, and tokens of --scheme {scheme} are of squares",
+            "models that cut their squares from whole pictures read --scheme pixels",
+        )
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} is not at least 1")
     check_held_out(val_fraction, part)
     prep = Preparation(
         size=size,
         resize=resize,
+        filter=filter,
+        resized_side=resized_side,
         views=views,
         seed=seed,
         background=background,
@@ -99,6 +111,8 @@ def run(
     inputs: dict[str, dict[str, Any]] = {}
     n_vocab = None if scheme == "pixels" else 256
     codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": n_vocab, "palette": None, "palette_id": None}
+    if resize == "whole":
+        codec |= {"height": None, "width": None, "shorter_side": size}
     if palette is not None:
         loaded = load_palette(palette)
         codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
@@ -135,9 +149,11 @@ def run(
     specs = {kind: main}
     specs |= {"labels": Spec("int32", (None,))} if opened.has_labels else {}
     specs |= {"images": Spec("int32", (None,))} if prep.views > 1 else {}
-    chunk_rows = max(min(2 * CHUNK_TOKENS // main.row_bytes, CHUNK_ROWS), 1)
+    specs |= {SHAPES: Spec("int32", (None, 2))} if main.whole else {}
+    row_bytes = main.row_bytes * (int(size**2 * USUAL_RATIO) if main.whole else 1)
+    chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
-    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, main.row_bytes, codec["n_vocab"])
+    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec["n_vocab"])
     with atomic.resuming(out, overwrite, "encode") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
         try:
@@ -160,7 +176,7 @@ def run(
 def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
     """Raises UsageError for options that only pictures can follow, PixseqError for pictures of another size."""
     usual = {"scheme": "palette", "views": 0, "resize": "crop", "background": "white", "on_error": "fail"}
-    usual |= {"bit_depth": None}
+    usual |= {"bit_depth": None, "filter": "bilinear", "resized_side": None}
     for name, value in usual.items():
         if config[name] != value:
             raise UsageError(
@@ -179,6 +195,8 @@ def _main_array(codec: Codec) -> tuple[str, Spec]:
     from pixseq.artifacts.arrays import Spec
 
     h, w = codec["height"], codec["width"]
+    if "shorter_side" in codec:
+        return "pixels", Spec("uint8", (None, 3), whole=True)
     if codec["scheme"] == "pixels":
         return "pixels", Spec("uint8", (None, h, w, 3))
     return "tokens", Spec("uint16", (None, h * w * (3 if codec["scheme"] == "rgb" else 1)))
@@ -187,14 +205,21 @@ def _main_array(codec: Codec) -> tuple[str, Spec]:
 class Encoded(NamedTuple):
     """What one batch became.
 
-    `rows` are tokens uint16 [n, T] or pixels uint8 [n, S, S, 3]. `counts` says how often each number occurs in them:
-    [V] of tokens; of pixels [3 * 256], red's bytes, green's, blue's. The error is that of the tokens' colours, None
-    where nothing was rounded to a colour or there is no picture to compare with.
+    `rows` are tokens uint16 [n, T] or pixels uint8 [n, S, S, 3]; of whole pictures pixels [P, 3], with `shapes` [n, 2].
+    `counts` says how often each number occurs in them: [V] of tokens; of pixels [3 * 256], red's bytes, green's,
+    blue's. The error is that of the tokens' colours, None where nothing was rounded to a colour or there is no picture
+    to compare with.
     """
 
     rows: np.ndarray
     counts: np.ndarray
     squared_error: float | None
+    shapes: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """n"""
+        return len(self.rows if self.shapes is None else self.shapes)
 
 
 @dataclass(frozen=True)
@@ -220,7 +245,7 @@ class Tally:
         labels = [] if batch.labels is None else np.minimum(batch.labels, COUNTED_LABELS - 1)
         return Tally(
             image=batch.stop,
-            rows=self.rows + len(new.rows),
+            rows=self.rows + new.count,
             squared_error=None if new.squared_error is None else self.squared_error + new.squared_error,
             met=met,
             counts=_added(self.counts, new.counts),
@@ -272,6 +297,8 @@ def _encode(
     """
     import numpy as np
 
+    from pixseq.artifacts.arrays import SHAPES
+
     tally = Tally(**writer.state)
     again = writer.rows - tally.rows  # the chunks end inside a batch: its first rows are written already
     met = Counter(tally.met)
@@ -284,10 +311,10 @@ def _encode(
         for batch in reader:
             new = encoded(batch)
             before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec["class_names"])
-            rows = {kind: new.rows} if batch.labels is None else {kind: new.rows, "labels": batch.labels}
-            if prep.views > 1:
-                rows["images"] = batch.numbers
-            held = {name: np.concatenate([*_kept(held, name), array[again:]]) for name, array in rows.items()}
+            images = batch.numbers if prep.views > 1 else None
+            arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
+            rows = _part({name: array for name, array in arrays.items() if array is not None}, again, new.count)
+            held = {name: np.concatenate([*_kept(held, name), array]) for name, array in rows.items()}
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
@@ -331,7 +358,7 @@ def _reading(
         return TokenReader(source, most, start, None, at_once, chosen), lambda batch: counted(batch.tokens, None)
     reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec["scheme"]
     if scheme == "pixels":
-        return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None)
+        return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None, batch.shapes)
     colors = np.array(codec["palette"]) if scheme == "palette" else GRAYS
     table = nearest_table(colors) if scheme == "palette" else None
 
@@ -346,6 +373,18 @@ def _kept(held: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
     return [held[name]] if name in held else []
 
 
+def _part(rows: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    """Rows [start, stop) of every array; of the pixels of whole pictures those that belong to them."""
+    from pixseq.artifacts.arrays import SHAPES
+    from pixseq.data.pictures import starts
+
+    parts = {name: array[start:stop] for name, array in rows.items()}
+    if SHAPES in rows:
+        begins = starts(rows[SHAPES])
+        parts["pixels"] = rows["pixels"][begins[start] : begins[stop]]
+    return parts
+
+
 def _write_chunks(
     writer: StoreWriter, held: dict[str, np.ndarray], before: Tally, after: Tally
 ) -> dict[str, np.ndarray]:
@@ -353,12 +392,14 @@ def _write_chunks(
 
     With them goes the last tally that they cover: `after` if nothing is left, else the one before this batch.
     """
-    count = len(next(iter(held.values())))
-    whole = count - count % writer.chunk_rows
-    if whole:
-        state = after if whole == count else before
-        writer.append({name: array[:whole] for name, array in held.items()}, asdict(state))
-    return {name: array[whole:] for name, array in held.items()}
+    from pixseq.artifacts.arrays import SHAPES
+
+    count = len(held.get(SHAPES, next(iter(held.values()))))
+    full = count - count % writer.chunk_rows
+    if full:
+        state = after if full == count else before
+        writer.append(_part(held, 0, full), asdict(state))
+    return _part(held, full, count)
 
 
 def _check_space(out: str | Path, images: int | None, prep: Preparation, row_bytes: int, n_vocab: int | None) -> None:

@@ -1,6 +1,7 @@
 """Opening what the model stages read: images as tokens or pixels, a model, and the check that they belong together.
 
 A store of images is of the kind "tokens", uint16 [N, T], or "pixels", uint8 [N, H, W, 3]; its array has that name.
+One of whole pictures gives `Pictures`, each of its own size.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import numpy as np
 import torch
 
 from pixseq import progress
-from pixseq.artifacts.arrays import Store, open_store
+from pixseq.artifacts.arrays import CHUNK_PIXELS, SHAPES, Store, open_store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.data.batches import split_validation
+from pixseq.data.pictures import Pictures, as_seen
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.numerics.parts import choose_rows
 from pixseq.runtime import Machine, host_memory_bytes
 from pixseq.stages.images import Images
 from pixseq.stages.parts import check_apart
+
+BLOCK_PIXELS = 1 << 25  # of whole pictures: 100 MB read at once
 
 
 def open_images(path: str | Path, *kinds: str) -> Store:
@@ -36,8 +40,28 @@ def open_images(path: str | Path, *kinds: str) -> Store:
     return store
 
 
-def read_all(store: Store) -> np.ndarray:
+def read_all(store: Store) -> np.ndarray | Pictures:
     """All images of a store: in memory, or mapped from an unnamed file beside the store if they are too many."""
+    if not store.whole:
+        images = _room(store)
+        for first, block in image_batches(store, 4096):
+            images[first : first + len(block)] = block
+        return images
+    pixels = _room(store)
+    for first in range(0, len(pixels), CHUNK_PIXELS):
+        pixels[first : first + CHUNK_PIXELS] = store.read(store.kind, slice(first, first + CHUNK_PIXELS))
+    return _of_whole(store, pixels, store.read(SHAPES))
+
+
+def _of_whole(store: Store, pixels: np.ndarray, shapes: np.ndarray) -> np.ndarray | Pictures:
+    """Whole pictures of a store; where all of the store have one size, uint8 [n, h, w, 3]."""
+    if store.one_size is None:
+        return Pictures(pixels, shapes)
+    return pixels.reshape(-1, *store.one_size, 3)
+
+
+def _room(store: Store) -> np.ndarray:
+    """For the numbers of the store's main array."""
     shape, dtype = store.shape(store.kind), np.dtype(np.uint16 if store.kind == "tokens" else np.uint8)
     size = dtype.itemsize * math.prod(shape)
     if size <= host_memory_bytes() / 4:
@@ -46,27 +70,37 @@ def read_all(store: Store) -> np.ndarray:
         with tempfile.TemporaryFile(dir=store.path.parent) as file:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
             images = np.memmap(file, dtype, "w+", shape=shape)
-    for first, block in image_batches(store, 4096):
-        images[first : first + len(block)] = block
     return images
 
 
-def image_batches(store: Store, batch: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+def image_batches(
+    store: Store, batch: int, start: int = 0, codec: Mapping[str, Any] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
     """(index of the first image, images [<= batch, ...]) from `start` on, reading a chunk or more at once."""
-    block = -(-1024 // batch) * batch
+    at_once = 1024
+    if store.whole:
+        at_once = min(BLOCK_PIXELS * len(store) // store.shape(store.kind)[0] + 1, at_once)
+    block = -(-at_once // batch) * batch
     for first in range(start, len(store), block):
-        images = some_images(store, slice(first, min(first + block, len(store))))
+        images = some_images(store, slice(first, min(first + block, len(store))), codec)
         for i in range(0, len(images), batch):
             yield first + i, images[i : i + batch]
 
 
-def some_images(store: Store, rows: slice | np.ndarray) -> np.ndarray:
-    """The images of `rows`, a slice or ascending numbers.
+def some_images(
+    store: Store, rows: slice | np.ndarray, codec: Mapping[str, Any] | None = None
+) -> np.ndarray | Pictures:
+    """The images of `rows`, a slice or ascending numbers: as they are stored, or as a model of `codec` sees them.
 
     Tokens are checked, since a wild one would index outside the embedding.
     """
-    images = store.read(store.kind, rows if isinstance(rows, slice) else (rows, ...))
-    if store.kind == "tokens" and images.size and images.max() >= store.meta["n_vocab"]:
+    if store.whole:
+        images = _of_whole(store, *store.whole_pictures(rows))
+    else:
+        images = store.read(store.kind, rows if isinstance(rows, slice) else (rows, ...))
+    if store.kind == "pixels":
+        return images if codec is None else as_seen(images, codec["height"], codec["width"])
+    if images.size and images.max() >= store.meta["n_vocab"]:
         raise PixseqError(
             f"{store.path} holds token {images.max()}, its vocabulary has {store.meta['n_vocab']}",
             "the store is damaged: encode again",

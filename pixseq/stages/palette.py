@@ -62,6 +62,8 @@ def run_fit(
     ):
         if not low <= value <= high:
             raise UsageError(f"--{name} {value} is not between {low} and {high}")
+    if resize == "whole":
+        raise UsageError("--resize whole is of encode --scheme pixels", "palettes are of squares: --resize crop")
     prep = Preparation(
         size=size,
         resize=resize,

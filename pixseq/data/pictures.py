@@ -1,0 +1,114 @@
+"""Pictures larger than what a model sees of them: a random part each time in training, the same centre everywhere else.
+
+They are squares uint8 [N, H, W, 3], or whole, each of a size of its own. Pillow resizes them one by one, in threads.
+Shapes: P pixels of all pictures together, B pictures at once, S the model's side.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+SHOWN = 0.875  # how much of the shorter side the centre crop shows: 224 of 256, as AIM is evaluated
+BICUBIC = Image.Resampling.BICUBIC
+
+
+class Pictures(Sequence[np.ndarray]):
+    """Whole pictures uint8 [h, w, 3], kept as `pixels` uint8 [P, 3], one after the other in raster order.
+
+    `shapes` [N, 2] holds the height and width of each.
+    """
+
+    def __init__(self, pixels: np.ndarray, shapes: np.ndarray):
+        self.pixels, self.shapes = pixels, shapes.astype(np.int64)
+        self.starts = starts(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(*self.shapes[index], 3)
+
+
+def starts(shapes: np.ndarray) -> np.ndarray:
+    """[N, 2] -> int64 [N + 1]: where each picture begins among all pixels, and where the last one ends."""
+    return np.concatenate([[0], shapes.astype(np.int64).prod(axis=1).cumsum()])
+
+
+def joined(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [h, w, 3] -> their pixels uint8 [P, 3] and shapes int32 [n, 2]."""
+    pictures = list(pictures)
+    pixels = np.concatenate([np.empty((0, 3), np.uint8), *(picture.reshape(-1, 3) for picture in pictures)])
+    return pixels, np.array([picture.shape[:2] for picture in pictures], np.int32).reshape(-1, 2)
+
+
+def resized(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:
+    """The whole picture with a shorter side of `shorter` pixels; the longer one is rounded down, as by torchvision."""
+    short = min(image.size)
+    if short == shorter:
+        return image
+    return image.resize(tuple(shorter if n == short else shorter * n // short for n in image.size), method)
+
+
+def centre(image: Image.Image, side: int) -> Image.Image:
+    """The central square; where it cannot be in the middle it lies where torchvision's CenterCrop takes it."""
+    left, top = (round((n - side) / 2) for n in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def resized_side(side: int) -> int:
+    """The shorter side that pictures are resized to before their centre of `side` pixels is taken."""
+    return math.ceil(side / SHOWN)
+
+
+def centres(pictures: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """What a model of that side sees in evaluation: uint8 [B, S, S, 3] of pictures of any sizes.
+
+    The published transform: the shorter side to S / 0.875 (bicubic), then the centre.
+    """
+
+    def shown(picture: np.ndarray) -> Image.Image:
+        return centre(resized(Image.fromarray(picture), resized_side(side), BICUBIC), side)
+
+    return _each(shown, [(picture,) for picture in pictures], side)
+
+
+def cropped(pictures: Sequence[np.ndarray], boxes: np.ndarray, side: int) -> np.ndarray:
+    """The boxes int [4, B] (left, top, width, height), one in each picture, resized to uint8 [B, S, S, 3]: bicubic."""
+
+    def crop(picture: np.ndarray, box: np.ndarray) -> Image.Image:
+        left, top, width, height = box.tolist()
+        return Image.fromarray(picture).resize((side, side), BICUBIC, (left, top, left + width, top + height))
+
+    return _each(crop, list(zip(pictures, boxes.T)), side)
+
+
+def as_seen(images: np.ndarray | Pictures, height: int, width: int) -> np.ndarray:
+    """Pictures as a model of that size sees them in evaluation, uint8 [B, height, width, 3]: their centres.
+
+    A block of pictures of one size, which is the model's, is as it is.
+    """
+    if isinstance(images, np.ndarray) and images.shape[1:3] == (height, width):
+        return images
+    return centres(images, height)
+
+
+def _each(make: Callable[..., Image.Image], given: Sequence[tuple], side: int) -> np.ndarray:
+    """`make` of each, on all cores: Pillow lets go of the interpreter while it resizes."""
+    out = np.empty((len(given), side, side, 3), np.uint8)
+
+    def one(i: int) -> None:
+        out[i] = make(*given[i])
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        list(pool.map(one, range(len(given))))
+    return out
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
