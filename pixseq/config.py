@@ -32,13 +32,15 @@ class ModelConfig:
     d_model: int = 128
     objective: Literal["ar", "bert"] = "ar"
     family: ClassVar[str] = "igpt"  # the default: it stands in no file
+    image_size: ClassVar[int | None] = None  # pictures have the size that they are stored in
 
 
 @dataclass(frozen=True)
 class AimConfig:
-    """Shape of an AIM, told by `family: aim`. The size of the picture comes from the pixels."""
+    """Shape of an AIM, told by `family: aim`."""
 
     family: Literal["aim"] = "aim"
+    image_size: int | None = None  # side of its pictures, cut from those stored; null: as large as they are stored
     n_layer: int = 12
     n_head: int = 3
     d_model: int = 192

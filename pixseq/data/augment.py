@@ -48,7 +48,14 @@ def augment_pixels(
     return images
 
 
-def crop_boxes(rng: np.random.Generator, count: int, height: int, width: int, least: float) -> np.ndarray:
+def drawn_boxes(seed: int, step: int, height: np.ndarray, width: np.ndarray, least: float) -> np.ndarray:
+    """The boxes of a step in pictures of many sizes [B]; of one size, those that augment_pixels crops to."""
+    return crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), len(height), height, width, least)
+
+
+def crop_boxes(
+    rng: np.random.Generator, count: int, height: int | np.ndarray, width: int | np.ndarray, least: float
+) -> np.ndarray:
     """int64 [4, count]: left, top, width and height of torchvision's RandomResizedCrop.
 
     Of ten draws of area (uniform) and ratio (uniform in its logarithm) the first that fits into the picture, anywhere;
@@ -57,10 +64,11 @@ def crop_boxes(rng: np.random.Generator, count: int, height: int, width: int, le
     area = height * width * rng.uniform(least, 1.0, (TRIES, count))
     ratio = np.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1]), (TRIES, count)))
     sizes = np.rint(np.sqrt([area * ratio, area / ratio])).astype(np.int64)  # [2, TRIES, count]: widths, heights
-    whole = np.array([[width], [height]])
+    whole = np.stack([np.broadcast_to(width, count), np.broadcast_to(height, count)])  # [2, count]
     fits = ((sizes > 0) & (sizes <= whole[:, None])).all(axis=0)
     found = fits.any(axis=0)
-    largest = [[min(width, round(height * RATIO[1]))], [min(height, round(width / RATIO[0]))]]
+    ratios = np.array([[RATIO[1]], [1 / RATIO[0]]])
+    largest = np.minimum(whole, np.rint(whole[::-1] * ratios).astype(np.int64))
     size = np.where(found, sizes[:, fits.argmax(axis=0), np.arange(count)], largest)
     room = whole - size
     corner = np.where(found, (rng.random((2, count)) * (room + 1)).astype(np.int64), room // 2)

@@ -104,6 +104,7 @@ class AimShape:
                 "choose a divisor of both sides, or encode at another --size",
             )
         n_codes = config["n_codes"] if config["target"] == "codes" else 0
+        config = {key: value for key, value in config.items() if key != "image_size"}  # the codec has it
         shape = cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
         return shape.adapted_to(shape.uses[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def run(
             checks.append(_pairing(checkpoint, store))
             store = store if checks[-1].ok else None
         if all(check.ok for check in checks if check.name == FINITE):
-            x = net.prepare(_images(net, store, seed).to(where.device))
+            x = net.prepare(_images(net, store, checkpoint.codec, seed).to(where.device))
             with where.autocast():
                 checks += certify(net, x, generator(seed, Stream.CHECK_PROBE), CLOSE[where.precision])
     rows = [{**asdict(check), "figure": _plain(check.figure)} for check in checks]
@@ -108,8 +108,8 @@ def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
     return Check("pairing", True, str(store.meta["palette_id"]), "model and tokens: one palette, size and scheme")
 
 
-def _images(net: Model, store: Store | None, seed: int) -> Tensor:
-    """IMAGES or fewer, as they are stored: the first of the store, or random ones."""
+def _images(net: Model, store: Store | None, codec: Mapping[str, Any], seed: int) -> Tensor:
+    """IMAGES or fewer, as models see them: the first of the store, or random ones."""
     if store is not None:
-        return as_tensor(opening.some_images(store, slice(0, IMAGES)))
+        return as_tensor(opening.some_images(store, slice(0, IMAGES), codec))
     return net.random_images(IMAGES, generator(seed, Stream.CHECK_IMAGES))

@@ -80,7 +80,7 @@ def run(
         with progress.track("evaluate", len(passes) * len(store), "images") as bar:
             for one in passes:
                 net.attention = one.attention
-                for first, images in image_batches(store, batch):
+                for first, images in image_batches(store, batch, codec=checkpoint.codec):
                     here = labels[first : first + len(images)] if one.classify else None
                     _measure(where, net, images, first, count, seed, one.loss, here, tally)
                     bar.advance(len(images))
@@ -113,7 +113,7 @@ def run(
 @torch.inference_mode()
 def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> tuple[np.ndarray, int]:
     """A grid of the first images, uint8, and how many they are: what was given, what is predicted at each place."""
-    x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES))).to(where.device))
+    x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES), codec)).to(where.device))
     masked = masks_of(net, 1, [generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))], where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)

@@ -7,7 +7,7 @@ stream after l blocks; its mean over positions, or whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,22 @@ def run(
             if layers != "all" or pool != "mean" or any(option is not None for option in options):
                 raise UsageError("raw pixels have no layers, masks, weights or attention", "leave those options out")
             store = open_images(tokens, "tokens", "pixels")
+            if store.whole:
+                raise UsageError(
+                    f"{tokens} holds whole pictures, raw pixels are of one size", "encode squares: --resize crop"
+                )
             inputs = {"tokens": reference(tokens, store.manifest)}
             chosen, masks, batch = [0], 1, _pixel_batch(store)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
             tap, weights, used, random, n_head = "pixels", None, None, False, None
+            codec = store.meta
         else:
             checkpoint = open_checkpoint(model)
             shape = shape_from(checkpoint.shape)
             store = open_images(tokens, shape.reads)
             check_pairing(checkpoint.path, checkpoint.codec, store)
             inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
+            codec = checkpoint.codec
             net = load_weights(shape, checkpoint, weights)
             if random_init is not None:
                 net.init_weights(generator(random_init, Stream.RANDOM_MODEL))
@@ -104,7 +110,7 @@ def run(
             compute = _activations(where, net, chosen, masks, seed, pooling)
             tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
             n_head = shape.n_head
-        sample = compute(some_images(store, slice(0, 1)), 0)
+        sample = compute(some_images(store, slice(0, 1), codec), 0)
         config = {
             "layers": chosen,
             "pool": pool,
@@ -121,18 +127,20 @@ def run(
             "layers": chosen,
             "masks": masks,
             "class_names": store.meta.get("class_names"),
-            "height": store.meta["height"],
-            "width": store.meta["width"],
+            "height": codec["height"],
+            "width": codec["width"],
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
             **({} if below is None else {"below": below}),
         }
         told = {"device": str(where.device), **({} if n_head is None else {"n_head": n_head})}
-        return _write(store, out, compute, sample.shape[2:], batch, config, inputs, meta, told, resume, overwrite)
+        row = sample.shape[2:]
+        return _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
 
 
 def _write(
     store: Store,
+    codec: Mapping[str, Any],
     out: str | Path,
     compute: Callable[[np.ndarray, int], np.ndarray],
     row: tuple[int, ...],
@@ -144,7 +152,7 @@ def _write(
     resume: bool,
     overwrite: bool,
 ) -> Manifest:
-    """Sweep the store; `row` is the shape of one image's features of one layer, [D] or [T, D].
+    """Sweep the store as `codec` sees it; `row` is the shape of one image's features of one layer, [D] or [T, D].
 
     `told` is for the summary: what does not make the numbers, the model's attention heads for those who attend over
     its features.
@@ -161,7 +169,7 @@ def _write(
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         start = writer.rows // masks
         with progress.track("features", total, "images", start) as bar:
-            for first, images in image_batches(store, batch, start):
+            for first, images in image_batches(store, batch, start, codec):
                 rows = {"features": compute(images, first).astype(config["dtype"])}
                 for name, values in beside.items():
                     rows[name] = np.repeat(values[first : first + len(images)], masks)

@@ -20,7 +20,7 @@ from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
 from pixseq.numerics.probes import elected
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.opening import check_pairing, load_weights, read_images, some_of, use_attention
+from pixseq.stages.opening import check_pairing, load_weights, read_images, side_of, some_of, use_attention
 from pixseq.stages.training import (
     Counts,
     Images,
@@ -65,12 +65,14 @@ def run(
     with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
         before = shape_from(parent.shape)
+        side = side_of(parent.codec)
         store, images, held, inputs = read_images(
-            tokens, before.reads, val, val_fraction, train_config.seed, classes=True
+            tokens, before.reads, val, val_fraction, train_config.seed, classes=True, side=side
         )
         check_pairing(parent.path, parent.codec, store)
         inputs["model"] = reference(model, parent.manifest)
         shape = replace(before.adapted_to(before.uses[0]), n_classes=count_classes(store, images, held))
+        codec = {**parent.codec, "class_names": store.meta["class_names"]}
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
         recipe = recipe_of(as_dict(config), inputs, flags)
 
@@ -112,9 +114,7 @@ def run(
             summary = run_summary(where, shape, images, end)
             summary["trained_share"] = round(trainable_share(net), 6)
             used = asdict(shape.adapted_to(net.attention))
-            return finish_checkpoint(
-                partial, kept, used, store.meta, "finetune", as_dict(config), flags, inputs, summary
-            )
+            return finish_checkpoint(partial, kept, used, codec, "finetune", as_dict(config), flags, inputs, summary)
 
         return checkpointed(where, out, "finetune", recipe, resume, overwrite, work)
 

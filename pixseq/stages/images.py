@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from pixseq.config import TrainConfig
-from pixseq.data.augment import augment_pixels
+from pixseq.data.augment import augment_pixels, drawn_boxes
 from pixseq.data.batches import augment
+from pixseq.data.pictures import Pictures, centres, cropped
 
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images in memory: tokens uint16 [N, T] or pixels uint8 [N, H, W, 3], labels int [N] or None.
+    """Images in memory: tokens uint16 [N, T] or pixels uint8 [N, H, W, 3] or whole pictures, labels int [N] or None.
 
-    `grid` is rows, columns and numbers a pixel of one image. `chosen` picks some of the rows without copying them:
-    training and validation share the arrays. `shows` [N] says which image of the source each row shows, None: its own.
+    `grid` is rows, columns and numbers a pixel of what a model sees of one image. `chosen` picks some of the rows
+    without copying them: training and validation share the arrays. `shows` [N] says which image of the source each row
+    shows, None: its own.
     """
 
-    rows: np.ndarray
+    rows: np.ndarray | Pictures
     labels: np.ndarray | None
     grid: tuple[int, int, int]
     chosen: np.ndarray | None = None
@@ -42,20 +44,53 @@ class Images:
     def subset(self, rows: np.ndarray) -> Images:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
-    def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
-        """The images as they are stored (tokens as int32), and labels int64 [B] or None."""
-        rows = np.asarray(rows) if self.chosen is None else self.chosen[rows]
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
-        return as_tensor(self.rows[rows]), labels
+    @property
+    def are_tokens(self) -> bool:
+        return isinstance(self.rows, np.ndarray) and self.rows.ndim == 2
 
-    def augmented(self, images: Tensor, config: TrainConfig, step: int) -> Tensor:
-        """What the recipe does to the images of a step: a pure function of seed and step."""
+    @property
+    def are_larger(self) -> bool:
+        """Whether a model sees parts of the pictures that are stored."""
+        return not self.are_tokens and (isinstance(self.rows, Pictures) or self.rows.shape[1:3] != tuple(self.grid[:2]))
+
+    def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
+        """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
+        rows = self._numbers(rows)
+        images = self._stored(rows)
+        if self.are_larger:
+            images = centres(images, self.grid[0])
+        return as_tensor(images), self._labels(rows)
+
+    def training_batch(self, rows: np.ndarray, config: TrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
+        """The images of a step as the recipe augments them, a pure function of seed and step; labels as of `batch`."""
         how, seed = config.augment, config.seed
-        if how.startswith("resized-crop"):
-            jitter = JITTER if how == "resized-crop-jitter" else None
-            return augment_pixels(images, config.crop_scale, True, jitter, seed, step)
-        flat = images.numpy().reshape(len(images), -1)
-        return torch.from_numpy(augment(flat, self.grid, how, seed, step)).view(images.shape)
+        if not how.startswith("resized-crop"):
+            images, labels = self.batch(rows)
+            flat = images.numpy().reshape(len(images), -1)
+            return torch.from_numpy(augment(flat, self.grid, how, seed, step)).view(images.shape), labels
+        jitter, scale = JITTER if how == "resized-crop-jitter" else None, config.crop_scale
+        if scale < 1 and self.are_larger:
+            numbers = self._numbers(rows)
+            images, labels = as_tensor(self._crops(numbers, scale, seed, step)), self._labels(numbers)
+            scale = 1.0
+        else:
+            images, labels = self.batch(rows)
+        return augment_pixels(images, scale, True, jitter, seed, step), labels
+
+    def _crops(self, rows: np.ndarray, scale: float, seed: int, step: int) -> np.ndarray:
+        """Random parts of the stored pictures, resized to what a model sees: uint8 [B, H, W, 3]."""
+        pictures = self._stored(rows)
+        height, width = np.array([picture.shape[:2] for picture in pictures]).T
+        return cropped(pictures, drawn_boxes(seed, step, height, width, scale), self.grid[0])
+
+    def _numbers(self, rows: np.ndarray | range) -> np.ndarray:
+        return np.asarray(rows) if self.chosen is None else self.chosen[rows]
+
+    def _stored(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        return self.rows[rows] if isinstance(self.rows, np.ndarray) else [self.rows[row] for row in rows]
+
+    def _labels(self, rows: np.ndarray) -> Tensor | None:
+        return None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
 
 
 def as_tensor(images: np.ndarray) -> Tensor:

@@ -21,7 +21,7 @@ from pixseq.artifacts.arrays import CHUNK_PIXELS, SHAPES, Store, open_store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.data.batches import split_validation
-from pixseq.data.pictures import Pictures, as_seen
+from pixseq.data.pictures import SHOWN, Pictures, as_seen
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.numerics.parts import choose_rows
@@ -113,6 +113,35 @@ def grid(codec: dict[str, Any]) -> tuple[int, int, int]:
     return codec["height"], codec["width"], 3 if codec["scheme"] in ("rgb", "pixels") else 1
 
 
+def seen_codec(store: Store, side: int | None) -> dict[str, Any]:
+    """The codec of a model on the images of `store`: pictures of that side, None: of the size they are stored in.
+
+    Where they are stored larger, it has `shown`: how much of the shorter side the model sees outside of training.
+    Raises UsageError where the pictures have no one size, or are smaller.
+    """
+    meta, size = store.meta, (store.meta["height"], store.meta["width"])
+    if side is None and store.whole:
+        raise UsageError(
+            f"{store.path} holds whole pictures, of which models see squares of a side that is not given",
+            "for example --set model.image_size=224",
+        )
+    if side is None or size == (side, side):
+        return meta
+    if not store.whole and min(size) < side:
+        raise UsageError(
+            f"model.image_size is {side}, {store.path} holds pictures of {size[0]}x{size[1]}",
+            f"encode with --size {side} or more, or train on pictures as they are: --set model.image_size=null",
+        )
+    codec = {key: value for key, value in meta.items() if key != "shorter_side"}
+    return {**codec, "height": side, "width": side, "shown": SHOWN}
+
+
+def side_of(codec: Mapping[str, Any]) -> int | None:
+    """The side of a model's square pictures; None: of tokens, whose pictures have the size they are stored in."""
+    square = codec["scheme"] == "pixels" and codec["height"] == codec["width"]
+    return codec["height"] if square else None
+
+
 def open_model(
     path: str | Path, machine: Machine, weights: str = "model", attention: str | None = None
 ) -> tuple[Model, Checkpoint]:
@@ -155,7 +184,8 @@ def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -
 def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: bool = False) -> None:
     """The artifact at `path` (a model, other tokens) with `codec` goes only with tokens of its palette and size.
 
-    With `classes`, of the same classes too. Raises PixseqError naming both sides.
+    Of whole pictures the centre is seen; of larger squares too, by a model that was trained on crops of them. With
+    `classes`, of the same classes too. Raises PixseqError naming both sides.
     """
     ours, theirs = codec, tokens.meta
     if ours["scheme"] != theirs["scheme"]:
@@ -175,16 +205,25 @@ def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: 
             f"{path} has a vocabulary of {ours['n_vocab']}, {tokens.path} one of {theirs['n_vocab']}",
             "encode the pictures with the palette of the model",
         )
-    if (ours["height"], ours["width"]) != (theirs["height"], theirs["width"]):
-        raise PixseqError(
-            f"{path} is of {ours['height']}x{ours['width']} pictures, "
-            f"{tokens.path} holds {theirs['height']}x{theirs['width']}",
-            f"encode with --size {ours['height']}",
-        )
+    _check_size(path, codec, tokens)
     if classes and ours["class_names"] != theirs["class_names"] and ours["class_names"] and theirs["class_names"]:
         raise PixseqError(
             f"{path} has the classes {_few(ours['class_names'])}, {tokens.path} has {_few(theirs['class_names'])}",
             "encode a source with the same classes",
+        )
+
+
+def _check_size(path: Path, codec: Mapping[str, Any], tokens: Store) -> None:
+    """What check_pairing says of sizes."""
+    height, width = codec["height"], codec["width"]
+    theirs, side = (tokens.meta["height"], tokens.meta["width"]), side_of(codec)
+    if theirs == (height, width) or (tokens.whole and side is not None):
+        return
+    if "shown" not in codec or min(theirs) < side:
+        sizes = "whole pictures" if tokens.whole else f"{theirs[0]}x{theirs[1]}"
+        more = " or more, or --resize whole" if "shown" in codec else ""
+        raise PixseqError(
+            f"{path} is of {height}x{width} pictures, {tokens.path} holds {sizes}", f"encode with --size {height}{more}"
         )
 
 
@@ -195,25 +234,33 @@ def _few(names: list[str] | None) -> str:
 
 
 def read_images(
-    tokens: str | Path, kind: str, val: str | Path | None, val_fraction: float | None, seed: int, classes: bool = False
+    tokens: str | Path,
+    kind: str,
+    val: str | Path | None,
+    val_fraction: float | None,
+    seed: int,
+    classes: bool = False,
+    side: int | None = None,
 ) -> tuple[Store, Images, Images | None, dict[str, Any]]:
     """The store of that kind, its training images, the validation images (or None) and the parents' references.
 
-    Raises UsageError for a val_fraction that is no fraction, PixseqError if val does not pair with tokens.
+    `side` is that of the model's pictures, see seen_codec. Raises UsageError for a val_fraction that is no fraction,
+    PixseqError if val does not pair with tokens.
     """
     check_fraction(val, val_fraction)
     store = open_images(tokens, kind)
+    codec = seen_codec(store, side)
     inputs = {"tokens": reference(tokens, store.manifest)}
     other = None
     if val is not None:
         other = open_images(val, kind)
-        check_pairing(store.path, store.meta, other, classes)
+        check_pairing(store.path, codec, other, classes)
         check_apart(store, other, "what validates must not be trained on")
         if other.images() is not None:
             progress.say(f"note: {val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)
     split = None if val_fraction is None else split_rows(store, val_fraction, seed)
-    images = Images(read_all(store), store.labels(), grid(store.meta), shows=store.images())
+    images = Images(read_all(store), store.labels(), grid(codec), shows=store.images())
     if other is not None:
         return store, images, Images(read_all(other), other.labels(), images.grid, shows=other.images()), inputs
     if split is None:

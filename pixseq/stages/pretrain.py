@@ -23,7 +23,7 @@ from pixseq.models.flops import COUNTING
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
 from pixseq.runtime import Machine, generator, machine, matrix_rate
-from pixseq.stages.opening import check_fraction, open_images, read_images, some_of, split_rows
+from pixseq.stages.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
 from pixseq.stages.training import (
     Counts,
     Images,
@@ -62,8 +62,9 @@ def run(
     kept = kept_steps(keep, train_config.steps)
     with machine(device, precision, ranks=True) as where:
         kind = SHAPES[config.model.family].reads
-        store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed)
-        shape = model_shape(config, store)
+        side = config.model.image_size
+        store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed, side=side)
+        shape, codec = model_shape(config, store), seen_codec(store, side)
         flags = {"val_fraction": val_fraction, "precision": where.precision}
         recipe = recipe_of(as_dict(config), inputs, flags)
         kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
@@ -73,11 +74,11 @@ def run(
         def finish(folder: Path, weights: dict[str, Any], end: Mapping[str, Any]) -> Manifest:
             summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape, end)}
             return finish_checkpoint(
-                folder, weights, asdict(shape), store.meta, "pretrain", as_dict(config), flags, inputs, summary
+                folder, weights, asdict(shape), codec, "pretrain", as_dict(config), flags, inputs, summary
             )
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
-            model = fresh_model(shape, config, store.meta, images).to(where.device)
+            model = fresh_model(shape, config, codec, images).to(where.device)
             some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 
@@ -177,7 +178,7 @@ def tokens_seen(config: PretrainFile, shape: Shape, end: Mapping[str, Any] | Non
 def model_shape(config: PretrainFile, store: Store) -> Shape:
     """The shape of the configured model on the images of `store`."""
     name = config.sequence.order if config.sequence.order in NAMED else "file"
-    return SHAPES[config.model.family].of(as_dict(config.model), store.meta, name)
+    return SHAPES[config.model.family].of(as_dict(config.model), seen_codec(store, config.model.image_size), name)
 
 
 def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], images: Images) -> Model:

@@ -247,7 +247,7 @@ def check_fit(machine: Machine, config: TrainConfig, images: Images) -> None:
             f"augment crop-flip pads by {PAD} reflected pixels, the pictures are {images.grid[0]}x{images.grid[1]}",
             "use flip or none",
         )
-    if config.augment.startswith("resized-crop") and images.rows.ndim != 4:
+    if config.augment.startswith("resized-crop") and images.are_tokens:
         raise UsageError(
             f"augment {config.augment} mixes colours, so it needs pixels, and these are tokens", "use crop-flip or flip"
         )
@@ -346,9 +346,9 @@ def accumulate(
 
 def global_batch(images: Images, config: TrainConfig, step: int, model: Model):
     """The global batch of a step on the CPU: images, labels [B] or None, masked [B, T] or None."""
-    rows, labels = images.batch(batch_indices(config.seed, step, config.batch_size, len(images)))
+    rows = batch_indices(config.seed, step, config.batch_size, len(images))
     masked = model.draw_masks(len(rows), generator(config.seed, step, Stream.TRAINING_MASK))
-    return images.augmented(rows, config, step), labels, masked
+    return *images.training_batch(rows, config, step), masked
 
 
 def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:

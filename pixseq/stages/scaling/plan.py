@@ -103,7 +103,14 @@ def checked(grid: GridFile) -> GridFile:
 
 def _stores(grid: GridFile, data: StudyData) -> dict[str, Store]:
     kind = SHAPES[grid.shapes.family].reads
-    return {role: open_images(path, kind) for role, path in stores_of(data).items()}
+    stores = {role: open_images(path, kind) for role, path in stores_of(data).items()}
+    for store in stores.values():
+        if store.whole:
+            raise PixseqError(
+                f"{store.path} holds whole pictures, and a study compares models of one size of them",
+                "encode squares: --resize crop",
+            )
+    return stores
 
 
 def _check_replaceable(out: str | Path, overwrite: bool) -> None:
