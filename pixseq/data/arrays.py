@@ -23,6 +23,7 @@ from pixseq.data.binary import labelled, stream_rows
 from pixseq.data.decode import NARROW, to_bytes
 from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading, shown
 from pixseq.data.shards import few, incomplete, shards_of_split
+from pixseq.data.split_names import canonical, split_of
 from pixseq.errors import PixseqError
 
 IMAGE_KEYS = {"images", "image", "imgs", "x", "data", "arr_0"}
@@ -94,7 +95,9 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     else:
         members = {file.stem: npy_member(file) for file in files} if path.is_dir() else _members(path)
         each = _parts(path, members, wanted)
-        split = pick_split(path, [name for name in each if name], wanted.split)
+        named = split_of(path.name)
+        by_name = list(each) == [None] and named is not None and named == canonical(wanted.split)
+        split = named if by_name else pick_split(path, [name for name in each if name], wanted.split)
         chosen = [each[split if split in each else None]]
 
     counts = [part.images.shape[0] for part in chosen]

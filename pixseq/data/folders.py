@@ -100,8 +100,11 @@ def _bytes_of_paths(data: bytes) -> bytes:
     UTF-16 without a mark is told by its line ends.
     """
     form = next((form for mark, form in BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
-    if form is None and len(data) % 2 == 0:
-        form = next((form for end, form in ((b"\n\0", "utf-16-le"), (b"\0\n", "utf-16-be")) if end in data), None)
+    if form is None and b"\0" in data and len(data) % 2 == 0:
+        first, second = data[::2], data[1::2]
+        for low, high, possible in ((first, second, "utf-16-le"), (second, first, "utf-16-be")):
+            end = low.find(b"\n")
+            form = possible if end >= 0 and high[end] == 0 else form
     if form is None:
         return data
     try:

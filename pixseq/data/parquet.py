@@ -74,7 +74,9 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
                 if low <= row < high:
                     target = None if label is None or is_missing(value) else number(value, labels.classes)
                     name = f"{file}, row {first + row}"
-                    yield Encoded(name, _data(name, picture, file.parent, wanted.skip), target)
+                    data = _data(name, picture, file.parent, wanted.skip)
+                    beside = f" ({os.path.relpath(data, file.parent)})" if isinstance(data, str) else ""
+                    yield Encoded(name + beside, data, target)
 
     names, has_labels = labels.names if labels else None, labels is not None
     notes += labels.notes if labels else []
