@@ -421,6 +421,13 @@ def test_runs_of_one_size_without_seeds_stay_runs(fitted):
     assert found["isoflop"]["budgets"][0]["runs"] == 14 and found["varpro"]["seed_spread"] is None
 
 
+def test_a_run_that_stands_twice_counts_once(fitted):
+    rows = [{"id": f"run{i}", **row} for i, row in enumerate(rows_of(noise=0.01))]
+    twice = fitted([*rows, {**rows[4], "id": "again"}])
+    assert twice["fits"] == fitted(rows)["fits"]
+    assert twice["excluded"] == [{"id": "again", "reason": "it is the run run4 once more, the same in every number"}]
+
+
 # ---- the floor of a distance
 
 

@@ -108,6 +108,7 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
     """Rows as read -> a table. Rows that are not done, and metrics that a row lacks, are listed as excluded."""
     chosen = _chosen(rows, name, metrics)
     table = Table([], chosen)
+    seen: dict[tuple, Row] = {}
     for row in rows:
         if row.get("status") not in (None, "done"):
             reason = row["status"] if not row.get("reason") else f"{row['status']}: {row['reason']}"
@@ -126,6 +127,12 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
             if value is None:
                 table.excluded.append({"id": row.get("id"), "reason": f"has no {metric}"})
             run |= {key: row[key] for key in MEASURED_WITH.get(metric, ()) if row.get(key) is not None}
+        same = (run["resolution"], run.get("seed"), *(run[key] for key in (*REQUIRED, *chosen)))
+        if same in seen and any(run[metric] is not None for metric in chosen):
+            reason = f"it is {_named(seen[same])} once more, the same in every number"
+            table.excluded.append({"id": row.get("id"), "reason": reason})
+            continue
+        seen[same] = row
         table.runs.append(run)
     if not table.runs:
         raise PixseqError(f"{name}: none of {len(rows)} runs is done", "train them with: pixseq scaling run PLAN")
