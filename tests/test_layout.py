@@ -236,3 +236,18 @@ def test_hidden_names_thumbnails_and_debris_are_passed_over_and_counted(tmp_path
     assert len(read(tmp_path / ".hidden/thumbnails")[2]) == 1
     tree(tmp_path / "hands", "thumb", "@home", "#1")
     assert read(tmp_path / "hands")[1] == ["#1", "@home", "thumb"]
+
+
+def test_splits_as_they_are_packed_twice_and_more_beside_them(tmp_path):
+    folders = [f"seg_{split}/seg_{split}/{name}" for split in ("train", "test") for name in ("sea", "forest")]
+    tree(tmp_path / "intel", *folders, "seg_pred/seg_pred", each=1)
+    found = {"seg_train/seg_train/forest/0.png": 0, "seg_train/seg_train/sea/0.png": 1}
+    assert read(tmp_path / "intel") == ("train", ["forest", "sea"], found)
+    assert read(tmp_path / "intel", "seg_pred")[2] == {"seg_pred/seg_pred/0.png": None}
+    tree(tmp_path / "cats", "train/train", "test/test", each=1)
+    assert read(tmp_path / "cats") == ("train", None, {"train/train/0.png": None})
+    tree(
+        tmp_path / "versions", *(f"v{i}/{split}/{name}" for i in (1, 2) for split in ("train", "test") for name in "ab")
+    )
+    with pytest.raises(PixseqError, match=r"sets with splits of their own: v1 \(test, train\), v2"):
+        open_source(str(tmp_path / "versions"))

@@ -11,6 +11,7 @@ from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 from pixseq.errors import PixseqError
 
 # Endings of files that are a source if they hold what they say.
+POINTERS = {"Git LFS pointer", "git-annex pointer"}
 SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
 
 
@@ -44,6 +45,17 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
         )
     if any(".tfrecord" in name for name in names):
         refuse_file(path / next(name for name in others if ".tfrecord" in name))
+    for name in others:
+        if (path / name).stat().st_size <= HEAD_BYTES:
+            with reading(path / name), open(path / name, "rb") as handle:
+                if special(handle.read(HEAD_BYTES)) in POINTERS:
+                    refuse_file(path / name)
+    for file in path.iterdir():
+        if file.is_symlink() and file.name.endswith(SHARDS) and not file.exists():
+            raise PixseqError(
+                f"{shown(file)} is a link to a file that is not there",
+                "fetch it: with `git annex get` where git-annex made the link",
+            )
     read = {file.name for files in found.values() for file in files}
     for name in others:
         if name.endswith(SHARDS) and name not in read:

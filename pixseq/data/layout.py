@@ -146,7 +146,8 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
     alike = {name for pair, same in pairs.items() if same for name in pair}
     if names and not like and all(inner[n] and all(split_word(i, inner[n]) for i in inner[n]) for n in names):
         return _inside_classes(tree, root, names)
-    if like and rest and not set(rest) <= alike:
+    of_one_set = len(like) > 1 and set(like) <= alike  # then the rest are no classes beside them
+    if like and rest and not set(rest) <= alike and not of_one_set:
         if len(like) == 1 and is_bare(like[0]) and not any(inner.values()):
             return {}  # class folders, one of them called train
         raise _unclear(root, inner, f"splits ({', '.join(map(shown, like))}) and other pictures ({_few(rest)})")
@@ -163,7 +164,7 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
 
 def _inner(tree: Tree, folder: str) -> list[str]:
     """The class folders that a folder would have if it were a split."""
-    folder = _see_through(tree, folder, [])
+    folder = _see_through(tree, _own_inside(tree, os.path.basename(folder), folder), [])
     return [] if len(tree.listing(folder).pictures) else tree.folders(folder)
 
 
@@ -193,7 +194,7 @@ def _unclear(root: str, inner: dict[str, list[str]], what: str) -> PixseqError:
 def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
     if (classes := known_sets.labelled(tree, folder)) is not None:
         return Split(called, folder, classes)
-    folder = _see_through(tree, folder, notes)
+    folder = _see_through(tree, _own_inside(tree, called, folder), notes)
     listing, names = tree.listing(folder), tree.folders(folder)
     if len(listing.pictures) and names:
         raise PixseqError(
@@ -212,12 +213,28 @@ def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
     return Split(called, folder, {name: os.path.join(folder, name) for name in (*names, *empty)})
 
 
+def _own_inside(tree: Tree, called: str, folder: str) -> str:
+    """Down from a split whose only folder is itself again: test/test, seg_train/seg_train."""
+    while not len(tree.listing(folder).pictures):
+        names = tree.folders(folder)
+        if len(names) != 1:
+            break
+        again = split_word(names[0]) is not None and split_word(names[0]) == split_word(called)
+        if not again and names[0].lower() != called.lower():
+            break
+        folder = os.path.join(folder, names[0])
+    return folder
+
+
 def _inside_classes(tree: Tree, root: str, names: list[str]) -> dict[str, Split]:
     """Class folders of which each holds the splits: cat/train, cat/test, dog/train, dog/test."""
     classes: dict[str, dict[str, str | Pictures]] = {}
     for name in names:
         folder = _see_through(tree, os.path.join(root, name), [])
         for inside in tree.folders(folder):
+            if _inner(tree, os.path.join(folder, inside)):
+                found = {name: tree.folders(os.path.join(root, name)) for name in names}
+                raise _unclear(root, found, "sets with splits of their own")
             classes.setdefault(inside, {})[name] = os.path.join(folder, inside)
     return {split: Split(split, root, found) for split, found in classes.items()}
 

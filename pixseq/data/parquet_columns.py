@@ -55,6 +55,9 @@ def find_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
         label = _label(file, usable, classed)
     if label is None:
         others = [name for name in usable if name not in PATH_COLUMNS]
+        odd = [f"{name} ({columns[name]})" for name in columns if name.lower() in labels.NAMES and name not in usable]
+        if odd:
+            return Columns(image, None, None, f"of {few(odd)} no class can be told")
         could = f"; could be: {few(others)} (--label-column NAME)" if others else ""
         return Columns(image, None, None, f"no column is called like labels{could}")
     names = features.get(label, {}).get("names")

@@ -39,7 +39,7 @@ def special(head: bytes) -> str | None:
     """HEIC, AVIF, or a key of NOT_READ, from a file's first bytes; None for anything else."""
     if head[4:8] == b"ftyp":
         brands = {head[i : i + 4] for i in range(8, min(int.from_bytes(head[:4], "big"), 64), 4)} - {head[12:16]}
-        if head[8:12] in (b"avif", b"avis"):
+        if head[8:12] in (b"avif", b"avis") or (b"avif" in brands and b"heic" not in brands):
             return "AVIF"
         return "HEIC" if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"} else None
     if head.startswith(b"/annex/objects/") or b"/annex/objects/" in head[:64]:

@@ -39,6 +39,7 @@ ACCEPTED = (
     "or - for paths on stdin"
 )
 WITH_COLUMNS = {"parquet", "npz", "npy", "webdataset"}
+DEEPEST = 4  # folders below SOURCE
 MOST_FOLDERS = 50  # more are class folders, in which no format is looked for
 
 
@@ -164,7 +165,7 @@ def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
     return folders.open_folder(path, wanted.split)
 
 
-def _inmost(path: Path) -> tuple[Path, dict[str, list[Path]]]:
+def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     """Down to the only folder that holds files of a format (MNIST/raw, a Hugging Face repository's data/), and these.
 
     Raises PixseqError where more than one does, and for what is known but not read. Folders of pictures stay as they
@@ -172,9 +173,9 @@ def _inmost(path: Path) -> tuple[Path, dict[str, list[Path]]]:
     """
     found, top = _formats(path)
     foreign.refuse_folder(path, top.others, found)
-    if found or len(top.folders) > MOST_FOLDERS:
+    if found or len(top.folders) > MOST_FOLDERS or depth == DEEPEST:
         return path, found
-    inside = {name: _inmost(path / name) for name in top.folders}
+    inside = {name: _inmost(path / name, depth + 1) for name in top.folders}
     sources = {name: each for name, each in inside.items() if each[1].keys() - {"pictures", "idx labels"}}
     if len(sources) == 1:
         return next(iter(sources.values()))

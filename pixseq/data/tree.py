@@ -26,6 +26,7 @@ LEFT_BY_SYSTEMS = re.compile(
     re.IGNORECASE,
 )
 THUMBNAILS = re.compile(r"_*(thumb(nail)?s|thumbnail)_*", re.IGNORECASE)
+TEXT_SUFFIXES = {".txt", ".xml", ".json", ".csv", ".md"}  # of annotations, a file a picture: not opened
 MAX_PARTS = 100  # of a path in an archive
 
 
@@ -79,7 +80,8 @@ def list_folder(folder: str) -> Listing:
                     pictures.append(os.fsencode(entry.name))
             elif entry.is_file():
                 others.append(entry.name)
-    found = [name for name in others if kind_of(os.path.join(folder, name)) == "picture"]
+    unclear = [name for name in others if os.path.splitext(name)[1].lower() not in TEXT_SUFFIXES]
+    found = [name for name in unclear if kind_of(os.path.join(folder, name)) == "picture"]
     pictures += map(os.fsencode, found)
     return _listing(pictures, folders, set(others) - set(found), debris)
 

@@ -184,7 +184,7 @@ def _sampled(source: Source, wanted: int) -> Source:
     """`wanted` images of a source: from all over a folder, where neighbours are of one class; else the first ones."""
     if source.count is not None and wanted >= source.count:
         return source
-    if source.name != "folder":
+    if source.name not in ("folder", "zip"):
         return replace(source, count=source.count and wanted, read=lambda start, stop: source.read(0, wanted))
     blocks = min(BLOCKS, wanted)
     firsts = [source.count * i // blocks for i in range(blocks)]
