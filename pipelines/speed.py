@@ -16,7 +16,7 @@ from pixseq.models.aim import AIM, AimShape
 from pixseq.runtime import machine
 from pixseq.stages.features import _activations
 from pixseq.stages.pretrain import losses
-from pixseq.stages.training import Images, Run, accumulate, global_batch
+from pixseq.stages.training import Images, Run, accumulate, share_of_batch
 
 
 def seconds(*works: Callable[[], object], repeats: int = 9) -> list[float]:
@@ -61,7 +61,7 @@ def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
 
         def step() -> None:
             net.attention = "prefix"
-            accumulate(where, net, net, losses, *global_batch(images, config.train, run.step, net), count)
+            accumulate(where, net, net, losses, share_of_batch(where, images, config.train, run.step, net), count)
             run.step += 1
             net.zero_grad()
 

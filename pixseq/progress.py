@@ -5,13 +5,14 @@ Silent until `enable()` is called, so that a stage called from a notebook prints
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-LINE_EVERY_SECONDS = 10.0
+FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 2.0, 10.0
 
 _enabled = False
 
@@ -29,7 +30,14 @@ def enabled() -> bool:
 def say(text: str) -> None:
     """One line on stderr."""
     if _enabled:
-        print(printable(text), file=sys.stderr, flush=True)
+        tell(text)
+
+
+def tell(text: str) -> None:
+    """One line on stderr, also where the talk is off: an answer, or a fault. Nobody there to read it is no fault."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -47,12 +55,20 @@ class Bar:
 
     def __init__(self, name: str, total: int | None, unit: str, start: int = 0):
         self.name, self.total, self.unit = name, total, unit
-        self.start = self.done = start
+        self.start = start
+        self.done: float = start
         self.text = ""
-        self.began = self.last_line = time.monotonic()
+        self.began = time.monotonic()
+        self.next_line = self.began + FIRST_LINE_SECONDS
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: float = 1) -> None:
+        """So many more are done; a part of one counts in the rate and the time left."""
         self.done += n
+        self._show()
+
+    def reach(self, done: int) -> None:
+        """So many are done in all."""
+        self.done = done
         self._show()
 
     def note(self, text: str) -> None:
@@ -61,15 +77,21 @@ class Bar:
     def rate(self) -> float:
         return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
 
+    def whole(self) -> int:
+        """How many are done entirely: parts add up to a little less or more."""
+        return int(self.done + 1e-6)
+
     def _show(self) -> None:
         now = time.monotonic()
-        if now - self.last_line >= LINE_EVERY_SECONDS:
-            self.last_line = now
+        if now >= self.next_line:
+            self.next_line = now + LINE_EVERY_SECONDS
             say(self.line())
 
     def count(self) -> str:
         """37/50 images; 37 images of a stream, whose end is not known."""
-        return f"{self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}"
+        slow = self.done != self.whole() and self.rate() < 1 / LINE_EVERY_SECONDS
+        done = f"{self.done:.2f}" if slow else self.whole()
+        return f"{done}{'' if self.total is None else f'/{self.total}'} {self.unit}"
 
     def line(self) -> str:
         left = ""

@@ -26,6 +26,7 @@ class Machine:
     precision: str  # "fp32" | "bf16"
     rank: int = 0
     world: int = 1
+    sharers: int = 1  # processes that compute in the memory of the device
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Compute in bf16 with float32 weights, or leave all in float32."""
@@ -40,6 +41,14 @@ class Machine:
     def share(self, n: int) -> slice:
         """This rank's part of n rows."""
         return slice(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank."""
+        if self.world == 1:
+            return flag
+        found = torch.tensor(float(flag), device=self.device)
+        self.sum([found])
+        return bool(found > 0)
 
     def sum(self, values: Iterable[Tensor]) -> None:
         """Add each tensor over the ranks, in place."""
@@ -57,10 +66,10 @@ class Machine:
             torch.distributed.barrier()
 
     def memory_bytes(self) -> int:
-        """All memory of the device (not what is free now, so that choices made from it repeat)."""
+        """This process's part of all memory of the device (not of what is free now, so that choices repeat)."""
         if self.device.type == "cuda":
-            return torch.cuda.get_device_properties(self.device).total_memory
-        return host_memory_bytes()
+            return torch.cuda.get_device_properties(self.device).total_memory // self.sharers
+        return host_memory_bytes() // self.sharers
 
 
 def usable_cores() -> int:
@@ -97,6 +106,7 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     if world > 1 and not ranks:
         raise UsageError(f"this stage runs in one process, torchrun started {world}", "start it without torchrun")
     where = torch.device(device)
+    share_memory = sharers(where, world)
     if where.type == "cuda":
         where = torch.device("cuda", where.index if where.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(where)
@@ -106,10 +116,17 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
         torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
         progress.enable(progress.enabled() and rank == 0)
     try:
-        yield Machine(where, precision, rank, world)
+        yield Machine(where, precision, rank, world, share_memory)
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
+
+
+def sharers(device: torch.device, world: int) -> int:
+    """How many of the ranks compute in one device's memory: those of a host in the host's, or on a GPU that is named
+    for all of them. Without a number, each has a GPU of its own.
+    """
+    return 1 if device.type == "cuda" and device.index is None else int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
 def _has_bf16_units(device: torch.device) -> bool:
@@ -147,7 +164,7 @@ def generator(*seed: int) -> torch.Generator:
 
 
 def matrix_rate(machine: Machine) -> float:
-    """Floating point operations a second of a square matrix product in the training precision."""
+    """Floating point operations a second of a square matrix product in the training precision, of about a second."""
     dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     a = torch.randn(2048, 2048, device=machine.device, dtype=dtype)
     done, began = 0, 0.0
@@ -156,6 +173,8 @@ def matrix_rate(machine: Machine) -> float:
             began = time.perf_counter()
         a @ a
         done += i > 0
+        if machine.device.type == "cpu" and done and time.perf_counter() - began > 0.5:
+            break
     if machine.device.type == "cuda":
         torch.cuda.synchronize()
     return done * 2 * 2048**3 / (time.perf_counter() - began)

@@ -1,5 +1,7 @@
 """The command line keeps its promises: stdout is data, stderr is talk, the exit code is the verdict."""
 
+import errno
+import io
 import json
 import os
 import pickle
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pixseq.cli import COMMANDS, GROUPS, main
+from pixseq.cli.stdio import Patient
 from pixseq.config import preset_names
 
 ALL = [[name] for name in COMMANDS] + [[group, name] for group, (_, commands) in GROUPS.items() for name in commands]
@@ -244,6 +247,43 @@ def test_a_closed_pipe_is_silent(work):
     )
     os.close(writer)
     assert run.returncode == 141 and run.stderr == ""
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&- <&-", "2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full_are_no_fault(work, streams):
+    """A daemon or cron starts it so. What is meant for a closed stream must not reach the files it writes either."""
+    if "full" in streams and not os.path.exists("/dev/full"):
+        pytest.skip("no such device here")
+    name = f"c{len(streams)}.json"
+    command = f"exec {sys.executable} -m pixseq palette fit good --colors 4 --size 8 -o {name} {streams}"
+    run = subprocess.run(["/bin/sh", "-c", command], cwd=work, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout == ("" if ">&- 2" in streams else f"{name}\n")
+    good("show", name, "--verify", cwd=work)
+
+
+def test_a_full_disk_behind_stdout_is_said_and_nothing_is_undone(work):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no such device here")
+    with open("/dev/full", "w") as full:
+        args = ["palette", "fit", "good", "--colors", "4", "--size", "8", "-o", "f.json"]
+        command = [sys.executable, "-m", "pixseq", *args]
+        run = subprocess.run(command, cwd=work, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 1 and "what was made stands" in run.stderr and (work / "f.json").is_file()
+
+
+def test_a_terminal_that_goes_away_is_no_fault():
+    class Gone(io.StringIO):
+        def write(self, text=""):
+            raise OSError(errno.EIO, "Input/output error")
+
+        flush = write
+
+        def fileno(self):
+            return null.fileno()
+
+    with open(os.devnull, "w") as null:
+        stream = Patient(Gone())
+        assert stream.write("lost") == 4 and stream.flush() is None and not stream.isatty()
 
 
 def test_shell_completion_is_offered():

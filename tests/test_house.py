@@ -10,6 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": 0,
     "streams": 0,
+    "signals": 0,
     "progress": 1,
     "presets": 1,
     "config": 2,
@@ -81,7 +82,7 @@ def test_the_command_line_imports_nothing_heavy(path):
     for name in imports(ast.Module(top, [])):
         assert name.split(".")[0] not in heavy
         if name.startswith("pixseq."):
-            assert room(name) in ("cli", "errors", "progress", "__version__")
+            assert room(name) in ("cli", "errors", "progress", "signals", "__version__")
 
 
 # Where a stage may ask: what it makes or lays out is of one family by its nature.

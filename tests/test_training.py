@@ -9,19 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_tokens
 
+from pixseq import runtime
 from pixseq.artifacts import manifest
+from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.runtime import Machine
 from pixseq.stages import evaluate, finetune, pretrain, sample, show, training
+from pixseq.stages.images import Images
+from pixseq.stages.opening import grid, read_all
 from pixseq.stages.training import Limits
 
 
@@ -47,7 +53,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, m
     config = recipe(*sets, f"model.objective={objective}")
     whole = pretrain.run(tokens, tmp_path / "a", config, val_fraction=0.1, device="cpu")
     stop_after(monkeypatch, 5)
-    with pytest.raises(Interrupted, match="5 of 12"):
+    with pytest.raises(Interrupted, match="SIGTERM after 4 of 12"):
         pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")
     monkeypatch.undo()
     assert not (tmp_path / "b").exists()
@@ -66,7 +72,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, m
 
 
 def stop_after(monkeypatch, steps):
-    """A real SIGTERM while step `steps` - 1 is under way."""
+    """A real SIGTERM while the step after `steps` - 1 is under way, which is thrown away."""
     real, count = training.learning_rate, iter(range(1, 10_000))
 
     def learning_rate(*args):
@@ -86,12 +92,60 @@ def test_micro_batches_do_not_change_the_gradient(tokens, tmp_path):
         torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-3)
 
 
+RANKS = [Machine(torch.device("cpu"), "fp32", rank, 3) for rank in range(3)]
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop-jitter"])
+def test_ranks_prepare_their_own_share_of_the_same_batch(tokens, pixels, monkeypatch, augment):
+    """What a step sees is a function of seed and step whatever the ranks, and no rank reads what another one needs."""
+    patches = augment.startswith("resized")
+    sets = ["model.family=aim", "model.patch_size=2"] if patches else ["model.objective=bert"]
+    config = recipe(*sets, f"train.augment={augment}", "train.batch_size=8")
+    store = open_store(pixels if patches else tokens, "tokens", "pixels")
+    images = Images(read_all(store), store.labels(), grid(store.meta))
+    model = pretrain.fresh_model(pretrain.model_shape(config, store), config, store.meta, images)
+    whole = training.share_of_batch(Machine(torch.device("cpu"), "fp32"), images, config.train, 5, model)
+    read, real = [], Images.batch
+
+    def batch(self, rows):
+        read.append(len(rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(Images, "batch", batch)
+    parts = [training.share_of_batch(rank, images, config.train, 5, model) for rank in RANKS]
+    assert read == [2, 3, 3]
+    for name in ("images", "labels", "masked"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    assert {part.counts for part in parts} == {whole.counts}
+
+
+def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
+    """80 GB hold as many images of one rank as of eight; the ranks of a host share its own memory."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    monkeypatch.setattr(runtime, "host_memory_bytes", lambda: 80 << 30)
+    shape = pretrain.model_shape(effective(PretrainFile, "igpt-l"), SimpleNamespace(meta=IMAGENET32))
+    model, alone = SimpleNamespace(shape=shape), Machine(torch.device("cuda", 0), "bf16")
+    found = {}
+    for device, local in (("cuda", 8), ("cuda:0", 8), ("cpu", 8), ("cpu", 2)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        ranks = runtime.sharers(torch.device(device), 8)
+        on = Machine(torch.device("cuda" if device == "cuda" else device), "bf16", 3, 8, ranks)
+        found[device, local] = ranks
+        if device == "cuda":
+            assert training.micro_batch_images(model, on) == training.micro_batch_images(model, alone) > 1
+        assert on.memory_bytes() == (80 << 30) // ranks
+    assert list(found.values()) == [1, 8, 8, 2]
+
+
+IMAGENET32 = {"scheme": "palette", "height": 32, "width": 32, "n_vocab": 512}
+
+
 def test_a_resumed_finetuning_equals_an_uninterrupted_one(tokens, checkpoints, tmp_path, monkeypatch):
     sets = ["finetune.steps=12", "finetune.batch_size=8", "finetune.val_every=4"]
     config = effective(FinetuneFile, sets=sets)
     whole = finetune.run(checkpoints["ar"], tokens, tmp_path / "a", config, device="cpu")
     stop_after(monkeypatch, 7)
-    with pytest.raises(Interrupted, match="7 of 12"):
+    with pytest.raises(Interrupted, match="6 of 12"):
         finetune.run(checkpoints["ar"], tokens, tmp_path / "b", config, device="cpu")
     monkeypatch.undo()
     parts = finetune.run(checkpoints["ar"], tokens, tmp_path / "b", config, device="cpu", resume=True)

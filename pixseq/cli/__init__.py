@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pixseq import __version__, progress
-from pixseq.cli import images, measuring, scaling, training, weights
+from pixseq import __version__, progress, signals
+from pixseq.cli import images, measuring, scaling, stdio, training, weights
 from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
 
 app = typer.Typer(
@@ -108,7 +108,8 @@ def _root(
 
 def main() -> None:
     """Run a command; turn faults into one error line, a hint and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    stdio.secure()
+    for number in signals.to_heed():
         signal.signal(number, _interrupted)
     try:
         app()
@@ -141,6 +142,5 @@ def _out_of_memory(fault: Exception) -> bool:
 
 
 def _fail(message: str, hint: str | None, code: int) -> None:
-    text = f"error: {message}" + (f"\n\nhint: {hint}" if hint else "")
-    print(progress.printable(text), file=sys.stderr)
+    progress.tell(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
     sys.exit(code)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixseq import progress
+from pixseq.cli import stdio
 from pixseq.errors import CLOSED_PIPE, PixseqError
 
 
@@ -36,12 +37,20 @@ def to_json(value: Any) -> str:
 
 
 def emit(text: str) -> None:
-    """Write to stdout; a closed pipe ends the program silently."""
+    """Write to stdout; a closed pipe ends the program silently.
+
+    Raises PixseqError where stdout takes no more, as on a full disk: what was made stands all the same.
+    """
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
-        raise SystemExit(CLOSED_PIPE) from None
+    except OSError as error:
+        stdio.silence(sys.stdout)  # or Python complains at exit
+        if error.errno == errno.EPIPE:
+            raise SystemExit(CLOSED_PIPE) from None
+        if error.errno == errno.EBADF:
+            return  # as good as closed: nobody wants to hear
+        why = f"the result cannot be written to stdout: {error.strerror}"
+        raise PixseqError(why, "what was made stands: pixseq show tells of it") from None
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -26,7 +26,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="One key, as train.
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", help="Minutes after which to stop, resumable (exit 130).")
 ]
-SaveMinutes = Annotated[float, typer.Option("--save-minutes", help="How often the resumable state is saved.")]
+SaveMinutes = Annotated[float, typer.Option("--save-minutes", help="Between saves of the state, the first after 1.")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile [default: on CUDA].")]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixseq.data.batches import WHOLE
 from pixseq.streams import Stream
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
@@ -29,28 +30,47 @@ def augment_pixels(
     jitter: tuple[float, float, float, float] | None,
     seed: int,
     step: int,
+    batch: int | None = None,
+    share: slice = WHOLE,
 ) -> Tensor:
     """uint8 [B, H, W, 3] -> uint8 [B, H, W, 3], on the device of `images`, which are left as they are.
+
+    Images that are the `share` of a larger `batch` become what they become in it.
 
     crop_scale   in (0, 1]: a crop of between this part and all of the picture's area is resized to H x W; 1: no crop.
     flip         half of the images are mirrored.
     jitter       the largest changes of brightness, contrast, saturation (each at least 0) and hue (up to 0.5, half a
                  turn), made in this order, where torchvision draws one for every image; a fifth of the images has none.
     """
-    b, h, w, _ = images.shape
+    count, h, w, _ = images.shape
+    count = batch or count
     if crop_scale < 1:
-        images = crop(images, crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), b, h, w, crop_scale))
+        boxes = crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), count, h, w, crop_scale)
+        images = crop(images, boxes[:, share])
     if flip:
-        mirrored = torch.from_numpy(np.random.default_rng([seed, step, Stream.FLIP]).random(b) < 0.5).to(images.device)
+        mirrored = np.random.default_rng([seed, step, Stream.FLIP]).random(count)[share] < 0.5
+        mirrored = torch.from_numpy(mirrored).to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
     if jitter is not None:
-        images = move_colours(images, jitter_factors(np.random.default_rng([seed, step, Stream.JITTER]), b, jitter))
+        factors = jitter_factors(np.random.default_rng([seed, step, Stream.JITTER]), count, jitter)
+        images = move_colours(images, tuple(factor[share] for factor in factors))
     return images
 
 
-def drawn_boxes(seed: int, step: int, height: np.ndarray, width: np.ndarray, least: float) -> np.ndarray:
+def drawn_boxes(
+    seed: int,
+    step: int,
+    height: np.ndarray,
+    width: np.ndarray,
+    least: float,
+    batch: int | None = None,
+    share: slice = WHOLE,
+) -> np.ndarray:
     """The boxes of a step in pictures of many sizes [B]; of one size, those that augment_pixels crops to."""
-    return crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), len(height), height, width, least)
+    batch = batch or len(height)
+    heights, widths = np.ones((2, batch), np.int64)  # those of the pictures beside the share do not matter to it
+    heights[share], widths[share] = height, width
+    return crop_boxes(np.random.default_rng([seed, step, Stream.CROP]), batch, heights, widths, least)[:, share]
 
 
 def crop_boxes(

@@ -31,20 +31,32 @@ def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, Stream.BATCH_ORDER]).permutation(n)
 
 
-def augment(tokens: np.ndarray, grid: tuple[int, int, int], how: str, seed: int, step: int) -> np.ndarray:
+WHOLE = slice(None)
+
+
+def augment(
+    tokens: np.ndarray,
+    grid: tuple[int, int, int],
+    how: str,
+    seed: int,
+    step: int,
+    batch: int | None = None,
+    share: slice = WHOLE,
+) -> np.ndarray:
     """tokens [B, T] -> [B, T]. "flip": half of them mirrored; "crop-flip": also a random crop of the reflected padding.
 
-    Only pixels move, so that tokens of any palette can be augmented without the pictures they came from.
+    Only pixels move, so that tokens of any palette can be augmented without the pictures they came from. Tokens that
+    are the `share` of a larger `batch` are moved as they are in it.
     """
     if how == "none":
         return tokens
     b, (h, w, c) = len(tokens), grid
-    rng = np.random.default_rng([seed, step, Stream.TOKEN_AUGMENTATION])
-    flip = rng.random(b) < 0.5
+    rng, batch = np.random.default_rng([seed, step, Stream.TOKEN_AUGMENTATION]), batch or b
+    flip = rng.random(batch)[share] < 0.5
     columns = np.where(flip[:, None], np.arange(w)[::-1], np.arange(w))  # [B, W]: where each new column comes from
     rows = np.broadcast_to(np.arange(h), (b, h))
     if how == "crop-flip":
-        shift = rng.integers(-PAD, PAD + 1, (2, b, 1))
+        shift = rng.integers(-PAD, PAD + 1, (2, batch, 1))[:, share]
         rows, columns = _reflected(rows + shift[0], h), _reflected(columns + shift[1], w)
     moved = tokens.reshape(b, h, w, c)[np.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return moved.reshape(b, -1)

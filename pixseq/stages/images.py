@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixseq.config import TrainConfig
 from pixseq.data.augment import augment_pixels, drawn_boxes
-from pixseq.data.batches import augment
+from pixseq.data.batches import WHOLE, augment
 from pixseq.data.pictures import Pictures, centres, cropped
 
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
@@ -61,27 +61,33 @@ class Images:
             images = centres(images, self.grid[0])
         return as_tensor(images), self._labels(rows)
 
-    def training_batch(self, rows: np.ndarray, config: TrainConfig, step: int) -> tuple[Tensor, Tensor | None]:
-        """The images of a step as the recipe augments them, a pure function of seed and step; labels as of `batch`."""
-        how, seed = config.augment, config.seed
+    def training_batch(
+        self, rows: np.ndarray, config: TrainConfig, step: int, share: slice = WHOLE
+    ) -> tuple[Tensor, Tensor | None]:
+        """The images of a step as the recipe augments them, a pure function of seed and step; labels as of `batch`.
+
+        Of a `share` of the rows, only these are read and changed, as they are among all of the rows.
+        """
+        how, draws = config.augment, (config.seed, step, len(rows), share)
+        rows = rows[share]
         if not how.startswith("resized-crop"):
             images, labels = self.batch(rows)
             flat = images.numpy().reshape(len(images), -1)
-            return torch.from_numpy(augment(flat, self.grid, how, seed, step)).view(images.shape), labels
+            return torch.from_numpy(augment(flat, self.grid, how, *draws)).view(images.shape), labels
         jitter, scale = JITTER if how == "resized-crop-jitter" else None, config.crop_scale
         if scale < 1 and self.are_larger:
             numbers = self._numbers(rows)
-            images, labels = as_tensor(self._crops(numbers, scale, seed, step)), self._labels(numbers)
+            images, labels = as_tensor(self._crops(numbers, scale, *draws)), self._labels(numbers)
             scale = 1.0
         else:
             images, labels = self.batch(rows)
-        return augment_pixels(images, scale, True, jitter, seed, step), labels
+        return augment_pixels(images, scale, True, jitter, *draws), labels
 
-    def _crops(self, rows: np.ndarray, scale: float, seed: int, step: int) -> np.ndarray:
+    def _crops(self, rows: np.ndarray, scale: float, seed: int, step: int, batch: int, share: slice) -> np.ndarray:
         """Random parts of the stored pictures, resized to what a model sees: uint8 [B, H, W, 3]."""
         pictures = self._stored(rows)
         height, width = np.array([picture.shape[:2] for picture in pictures]).T
-        return cropped(pictures, drawn_boxes(seed, step, height, width, scale), self.grid[0])
+        return cropped(pictures, drawn_boxes(seed, step, height, width, scale, batch, share), self.grid[0])
 
     def _numbers(self, rows: np.ndarray | range) -> np.ndarray:
         return np.asarray(rows) if self.chosen is None else self.chosen[rows]

@@ -22,7 +22,7 @@ from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.flops import COUNTING
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
-from pixseq.runtime import Machine, generator, machine, matrix_rate
+from pixseq.runtime import Machine, generator, machine
 from pixseq.stages.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
 from pixseq.stages.training import (
     Counts,
@@ -31,6 +31,7 @@ from pixseq.stages.training import (
     Run,
     averaged_weights,
     checkpointed,
+    expected_seconds,
     micro_batch_images,
     recipe_of,
     run_summary,
@@ -222,10 +223,7 @@ def plan(
     precision: str = "auto",
     limits: Limits | None = None,
 ) -> dict[str, Any]:
-    """--dry-run: the effective configuration with its size and cost, nothing trained.
-
-    The time is the floating point operations over 40 % of this machine's matrix rate, measured for a moment.
-    """
+    """--dry-run: the effective configuration with its size and cost, nothing trained."""
     check_fraction(None, val_fraction)
     with machine(device, precision) as where:
         store = open_images(tokens, SHAPES[config.model.family].reads)
@@ -236,17 +234,18 @@ def plan(
         if val_fraction:
             train_images = len(split_rows(store, val_fraction, config.train.seed)[0])
         seen = tokens_seen(config, shape)
-        flops = seen * shape.flops_per_token()
+        micro = (limits or Limits()).micro_batch or micro_batch_images(model, where)
+        seconds = expected_seconds(where, shape, config.train, config.train.steps, micro)
         return {
             **as_dict(config),
             "parameters": shape.parameter_count(),
             "tokens_seen": seen,
             "epochs": round(config.train.steps * config.train.batch_size / train_images, 3),
-            "training_flops": flops,
+            "training_flops": seen * shape.flops_per_token(),
             "flops_counted": COUNTING,
-            "estimated_seconds": round(flops / (0.4 * matrix_rate(where)), 1),
+            "estimated_seconds": round(seconds, 1),
             "state_gigabytes": round(16 * shape.parameter_count() / 1e9, 3),
-            "micro_batch_images": (limits or Limits()).micro_batch or micro_batch_images(model, where),
+            "micro_batch_images": micro,
             "device": str(where.device),
             "precision": where.precision,
         }

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,14 +34,18 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
 from pixseq.data.batches import PAD, batch_indices
-from pixseq.errors import Diverged, Interrupted, UsageError
+from pixseq.errors import Diverged, Interrupted, Stop, UsageError
 from pixseq.models.family import Model, Shape
-from pixseq.models.muon import Muon
 from pixseq.models.output import Output
 from pixseq.numerics.schedule import learning_rate, warmup_steps
-from pixseq.runtime import Machine, compiled, generator
+from pixseq.runtime import Machine, compiled, generator, matrix_rate
 from pixseq.stages.images import Images
+from pixseq.stages.state import Run
+from pixseq.stages.stopping import Stopping
 from pixseq.streams import Stream
+
+LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
+FIRST_SAVE_MINUTES = 1.0  # a run that is lost early was not yet worth waiting for the next ten minutes
 
 
 class Counts(NamedTuple):
@@ -56,6 +58,17 @@ class Counts(NamedTuple):
     def of(cls, model: Model, images: int, masked: Tensor | None) -> Counts:
         """Where nothing is scored the sum of the losses is 0, and so shall its mean be."""
         return cls(images, max(model.scored(images, masked), 1))
+
+
+class Batch(NamedTuple):
+    """A rank's share of a global batch: images as they are stored, labels int [B] or None, masked bool [B, T] or None;
+    and the counts of all of it.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    masked: Tensor | None
+    counts: Counts
 
 
 # (model, output, images, labels, masked, counts) -> {"loss": [B], ...}: each image's share of the mean over the global
@@ -71,69 +84,6 @@ class Limits:
     time_limit_minutes: float | None = None
     save_minutes: float = 10.0
     compile: bool | None = None
-
-
-class Run:
-    """What changes during a run, saved and restored whole: weights, optimizers, step, best validation."""
-
-    def __init__(self, model: Model, config: TrainConfig, state: dict[str, Any] | None):
-        self.model, self.config = model, config
-        self.optimizers = make_optimizers(model, config)
-        self.averaged = _averaged(model, config.ema)
-        self.step, self.best, self.since_best = 0, None, 0
-        self.seconds_before, self.began = 0.0, time.monotonic()
-        if state is not None:
-            self._restore(state)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state.pop("model"))  # pop: a second copy of everything would stay in memory
-        for optimizer, saved in zip(self.optimizers, state.pop("optimizers")):
-            optimizer.load_state_dict(saved)
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state.pop("ema"))
-        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
-        self.seconds_before = state["seconds"]
-
-    def seconds(self) -> float:
-        """Training time, interruptions left out."""
-        return self.seconds_before + time.monotonic() - self.began
-
-    def snapshot(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "ema": self.averaged.state_dict() if self.averaged is not None else None,
-            "step": self.step,
-            "best": self.best,
-            "since_best": self.since_best,
-            "seconds": self.seconds(),
-        }
-
-    def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-
-    def update(self, rate: float) -> None:
-        """One optimizer step at learning rate `rate` from the gradients at hand."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        self.step += 1
-
-    def measure(self, validate: Callable[[Model], dict[str, float]], score: Callable) -> tuple[dict, bool]:
-        """A validation row (of the averaged weights too), and whether it is the best so far."""
-        row = validate(self.model)
-        if self.averaged is not None:
-            row |= {f"ema_{key}": value for key, value in validate(self.averaged.module).items()}
-        value = score(row)
-        better = self.best is None or value > self.best["score"]
-        if better:
-            self.best = {"score": value, "step": self.step, **row}
-        self.since_best = 0 if better else self.since_best + 1
-        return row, better
 
 
 def train(
@@ -155,87 +105,166 @@ def train(
 
     `score` of a validation row, of the weights themselves and not of their average, decides the best weights: higher is
     better; after `patience` rows without a better one the run stops early (0: never). Raises Diverged on a non-finite
-    loss, gradient or validation and Interrupted on SIGINT, SIGTERM or the time limit; the last good state is in
-    `partial` first. `after_step` is called after every update and its validation, on every rank.
+    loss, gradient or validation and Interrupted on a signal (see stages/stopping.py) or the time limit; the last good
+    state is in `partial` first. `after_step` is called after every update and its validation, on every rank.
     """
     check_fit(machine, config, images)
     run = Run(model, config, state)
-    forward = compiled(model, machine, limits.compile)
-    micro = limits.micro_batch or micro_batch_images(model, machine)
-    warmup = warmup_steps(config.steps, len(images) / config.batch_size, config.warmup_epochs, config.warmup_fraction)
-    val_every = config.val_every or max(config.steps // 20, 1)
-    last_save = time.monotonic()
-    saved = run.best  # that of the state on disk
-    stopped_early = bool(patience) and run.since_best >= patience  # it may have ended before, and lacked its checkpoint
+    loop = Loop(machine, run, images, losses, validate, score, patience, partial, limits, name, after_step)
+    announce(loop)
+    stop = Stopping(name, machine, loop.save)
+    with (
+        Log(partial / "log.jsonl" if machine.leads else Path(os.devnull), run.step, run.settled) as log,
+        stop.listening(),
+        progress.track(name, config.steps, "steps", run.step) as bar,
+    ):
+        try:
+            stopped_early = loop.go(log, stop, bar)
+        except Stop:
+            stop.save()
+            raise loop.interrupted(stop.asked) from None
+        if not run.is_finite():
+            raise loop.diverged("weights that are not finite after its last step")
+        stop.save()  # so that nothing that goes wrong while the checkpoint is written costs the run
+    return {**run.snapshot(), "stopped_early": stopped_early}
 
-    def save() -> None:
-        nonlocal saved
-        if machine.leads:
-            save_state(partial, run.snapshot())
-            saved = run.best
-            keep_best(partial, saved)
 
-    def diverged(what: str) -> Diverged:
+@dataclass
+class Loop:
+    """A run under way: what `train` was given, and what is done step by step."""
+
+    machine: Machine
+    run: Run
+    images: Images
+    losses: Losses
+    validate: Callable[[Model], dict[str, float]] | None
+    score: Callable[[dict[str, float]], float]
+    patience: int
+    partial: Path
+    limits: Limits
+    name: str
+    after_step: Callable[[Run], None]
+
+    def __post_init__(self):
+        self.config, self.model = self.run.config, self.run.model
+        self.forward = compiled(self.model, self.machine, self.limits.compile)
+        self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
+        epoch = len(self.images) / self.config.batch_size
+        self.warmup = warmup_steps(self.config.steps, epoch, self.config.warmup_epochs, self.config.warmup_fraction)
+        self.val_every = self.config.val_every or max(self.config.steps // 20, 1)
+        self.best_on_disk = self.run.best
+        self.state_on_disk = (self.run.step, self.run.settled) if has_state(self.partial) else None
+
+    def go(self, log: Log, stop: Stopping, bar: progress.Bar) -> bool:
+        """Run all steps; returns whether it stopped early. Raises Stop, where the state has yet to be saved."""
+        began = self.run.step
+        wait = self.limits.save_minutes if self.state_on_disk else min(FIRST_SAVE_MINUTES, self.limits.save_minutes)
+        next_save = time.monotonic() + 60 * wait
+        while True:
+            if not self.run.settled:
+                self.settle(log, stop)
+            if self.patience and self.run.since_best >= self.patience:
+                return True  # perhaps before it was interrupted, and only its checkpoint lacks
+            if self.run.step == self.config.steps:
+                return False
+            out_of_time = self.run.step > began and self.is_out_of_time()
+            if self.machine.any(stop.asked is not None or out_of_time):
+                stop.save()
+                raise self.interrupted(None if out_of_time else stop.asked or "a signal")
+            if time.monotonic() >= next_save:
+                stop.save()
+                next_save = time.monotonic() + 60 * self.limits.save_minutes
+            self.step(log, stop, bar)
+
+    def step(self, log: Log, stop: Stopping, bar: progress.Bar) -> None:
+        step, config = self.run.step, self.config
+        rate = learning_rate(step, config.steps, config.lr, self.warmup, config.schedule)
+        with stop.may_be_cut():
+            batch = share_of_batch(self.machine, self.images, config, step, self.model)
+            row = accumulate(self.machine, self.forward, self.model, self.losses, batch, self.micro, bar.advance)
+            norm = _gradient_norm(self.model, config.clip_norm)
+        if not math.isfinite(row["loss"]) or not math.isfinite(norm):
+            raise self.diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {step}")
+        self.run.update(rate)
+        bar.note(f"loss {row['loss']:.4f}")
+        bar.reach(self.run.step)
+        if step % config.log_every == 0 or self.run.step == config.steps:
+            speed = round(bar.rate() * config.batch_size * self.model.shape.n_ctx, 1)
+            extra = {"lr": rate, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(self.run.seconds(), 3)}
+            log.write({"step": step, **row, **extra})
+
+    def settle(self, log: Log, stop: Stopping) -> None:
+        """What follows an update: its validation, where there is one, and what is kept of the step."""
+        run = self.run
+        if self.validate is not None and (run.step % self.val_every == 0 or run.step == self.config.steps):
+            with stop.may_be_cut():
+                measured = run.measure(self.validate)
+            if not all(map(math.isfinite, measured.values())):
+                raise self.diverged(f"{measured} when it validated after {run.step} steps")
+            better = run.judge(measured, self.score)
+            log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
+            if better and self.machine.leads:
+                save_weights(best_weights(self.partial, run.best), self.model.state_dict())
+                keep_best(self.partial, self.best_on_disk, run.best)
+        self.after_step(run)
+        run.settled = True
+
+    def is_out_of_time(self) -> bool:
+        limit = self.limits.time_limit_minutes
+        return limit is not None and time.monotonic() - self.run.began >= 60 * limit
+
+    def save(self) -> None:
+        """Save the state, unless it is on disk as it is."""
+        now = (self.run.step, self.run.settled)
+        if self.machine.leads and self.state_on_disk != now:
+            save_state(self.partial, self.run.snapshot())
+            self.state_on_disk, self.best_on_disk = now, self.run.best
+            keep_best(self.partial, self.best_on_disk)
+
+    def interrupted(self, signal: str | None) -> Interrupted:
+        return Interrupted(
+            f"{self.name} stopped by {signal or 'the time limit'} after {self.run.step} of {self.config.steps} steps",
+            f"its state is in {self.partial}: repeat the command with --resume to go on",
+        )
+
+    def diverged(self, what: str) -> Diverged:
         """Weights that gave a non-finite number are not worth more than the state saved before them."""
-        if not has_state(partial) and run.is_finite():
-            save()
+        if not has_state(self.partial) and self.run.is_finite():
+            self.save()
         return Diverged(
-            f"{name} met {what}",
-            f"the last good state is kept in {partial}; begin anew with a learning rate below {config.lr:g} "
+            f"{self.name} met {what}",
+            f"the last good state is kept in {self.partial}; begin anew with a learning rate below {self.config.lr:g} "
             "or with clipping (clip_norm)",
         )
 
-    with (
-        Log(partial / "log.jsonl" if machine.leads else Path(os.devnull), run.step) as log,
-        _stop_signals() as stop,
-        progress.track(name, config.steps, "steps", run.step) as bar,
-    ):
-        while run.step < config.steps and not stopped_early:
-            step = run.step
-            rate = learning_rate(step, config.steps, config.lr, warmup, config.schedule)
-            minutes = (time.monotonic() - run.began) / 60
-            out_of_time = limits.time_limit_minutes is not None and minutes >= limits.time_limit_minutes
-            batch = global_batch(images, config, step, model)
-            row = accumulate(machine, forward, model, losses, *batch, micro, stop.is_set() or out_of_time)
-            stopping = row.pop("stop") > 0
-            norm = _gradient_norm(model, config.clip_norm)
-            if not math.isfinite(row["loss"]) or not math.isfinite(norm):
-                raise diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {step}")
-            run.update(rate)
-            bar.note(f"loss {row['loss']:.4f}")
-            bar.advance()
-            if step % config.log_every == 0 or run.step == config.steps:
-                speed = round(bar.rate() * config.batch_size * model.shape.n_ctx, 1)
-                extra = {"lr": rate, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(run.seconds(), 3)}
-                log.write({"step": step, **row, **extra})
 
-            if validate is not None and (run.step % val_every == 0 or run.step == config.steps):
-                measured, better = run.measure(validate, score)
-                if not all(map(math.isfinite, measured.values())):
-                    raise diverged(f"{measured} when it validated after {run.step} steps")
-                log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
-                if better and machine.leads:
-                    save_weights(best_weights(partial, run.best), model.state_dict())
-                    keep_best(partial, saved, run.best)
-                stopped_early = bool(patience) and run.since_best >= patience
-            after_step(run)
-            if run.step == config.steps or stopped_early:
-                break
+def announce(loop: Loop) -> None:
+    """Say what is trained, at what cost and where to, before a first step that may take minutes."""
+    if not progress.enabled():
+        return  # the estimate takes a moment
+    name, partial, config, shape = loop.name, loop.partial, loop.config, loop.model.shape
+    machine, images, begun = loop.machine, len(loop.images), loop.run.step
+    epochs = config.steps * config.batch_size / images
+    seconds = expected_seconds(machine, shape, config, config.steps - begun, loop.micro)
+    target = partial.with_name(partial.name.removesuffix(".partial"))
+    progress.say(
+        f"{name}: {shape.family} of {shape.n_layer} layers of width {shape.d_model}, {shape.parameter_count():,} "
+        f"parameters, on {images:,} images of {shape.n_ctx:,} positions"
+    )
+    progress.say(
+        f"{name}: {config.steps:,} steps of {config.batch_size} images ({epochs:.3g} epochs) on {machine.device} in "
+        f"{machine.precision}, about {progress.clock(seconds)}, as far as can be told before; it will be {target}"
+    )
+    progress.say(f"{name}: step {begun} has begun; until the end, {partial} holds what --resume goes on from")
 
-            if stopping:
-                save()
-                raise Interrupted(
-                    f"{name} stopped by {'the time limit' if out_of_time else 'a signal'} "
-                    f"after {run.step} of {config.steps} steps",
-                    f"its state is in {partial}: repeat the command with --resume to go on",
-                )
-            if time.monotonic() - last_save > 60 * limits.save_minutes:
-                save()
-                last_save = time.monotonic()
-        if not run.is_finite():
-            raise diverged("weights that are not finite after its last step")
-        save()  # so that nothing that goes wrong while the checkpoint is written costs the run
-    return {**run.snapshot(), "stopped_early": stopped_early}
+
+def expected_seconds(machine: Machine, shape: Shape, config: TrainConfig, steps: int, micro: int) -> float:
+    """Roughly: floating point operations over 40 % of the matrix rate, measured for a moment, and what small models
+    spend most of their time on, the overhead of a layer whatever its size.
+    """
+    images = config.batch_size / machine.world
+    computing = images * shape.n_ctx * shape.flops_per_token() / (0.4 * matrix_rate(machine))
+    return steps * (computing + math.ceil(images / micro) * LAYER_SECONDS * (shape.n_layer + 1))
 
 
 def check_fit(machine: Machine, config: TrainConfig, images: Images) -> None:
@@ -290,8 +319,16 @@ def checkpointed(
     """
     with begin(machine, out, command, recipe, resume, overwrite) as (partial, state, record):
         if record is None:
+            if resume and machine.leads:
+                progress.say(_where_it_begins(partial, state))
             record = work(partial, state)
         return record if machine.leads else None
+
+
+def _where_it_begins(partial: Path, state: Mapping[str, Any] | None) -> str:
+    if state is None:
+        return f"--resume: no saved state in {partial}, beginning at step 0"
+    return f"--resume: going on from {partial} after {state['step']} steps"
 
 
 def run_summary(machine: Machine, shape: Shape, images: Images, end: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,67 +354,41 @@ def accumulate(
     forward: Callable,
     model: Model,
     losses: Losses,
-    images: Tensor,
-    labels: Tensor | None,
-    masked: Tensor | None,
+    batch: Batch,
     micro: int,
-    stop: bool = False,
+    advance: Callable[[float], None] = lambda part: None,
 ) -> dict[str, float]:
     """Gradients of the mean loss over the global batch, in micro-batches and over all ranks; returns the mean losses.
 
-    images [B, ...] and its companions hold the whole global batch; each rank takes its share of the images. `stop` is
-    summed over the ranks beside the losses, so that all of them stop at the same step.
+    `batch` is what this rank takes of it; `advance` is told which part of that each micro-batch was.
     """
-    share = machine.share(len(images))
-    counts = Counts.of(model, len(images), masked)
-    totals = {"stop": torch.tensor(float(stop), device=machine.device)}
-    for start in range(share.start, share.stop, micro):
-        part = slice(start, min(start + micro, share.stop))
-        x, y, m = (None if a is None else a[part].to(machine.device) for a in (images, labels, masked))
+    totals: dict[str, Any] = {}
+    for start in range(0, len(batch.images), micro):
+        part = slice(start, start + micro)
+        x, y, m = (None if a is None else a[part].to(machine.device) for a in batch[:3])
+        done = len(x) / len(batch.images)
         x = model.prepare(x)
         with machine.autocast():
-            values = {key: v.sum() for key, v in losses(model, forward(x, m), x, y, m, counts).items()}
+            values = {key: v.sum() for key, v in losses(model, forward(x, m), x, y, m, batch.counts).items()}
         values["loss"].backward()
         for key, value in values.items():
             totals[key] = totals.get(key, 0) + value.detach()
+        advance(done)
     machine.sum([*totals.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
     return {key: float(value) for key, value in totals.items()}
 
 
-def global_batch(images: Images, config: TrainConfig, step: int, model: Model):
-    """The global batch of a step on the CPU: images, labels [B] or None, masked [B, T] or None."""
-    rows = batch_indices(config.seed, step, config.batch_size, len(images))
-    masked = model.draw_masks(len(rows), generator(config.seed, step, Stream.TRAINING_MASK))
-    return *images.training_batch(rows, config, step), masked
+def share_of_batch(machine: Machine, images: Images, config: TrainConfig, step: int, model: Model) -> Batch:
+    """What this rank takes of the global batch of a step, on the CPU.
 
-
-def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
-
-    decay "matrices" spares what has one axis: biases and the gains of norms.
+    Order, augmentation and masks are drawn for all of the batch, as seed and step have it whatever the ranks; images
+    are read and changed of the share alone.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {}
-    if config.optimizer == "muon":
-        matrices = {name: p for name, p in parameters.items() if name.startswith("blocks.") and p.ndim == 2}
-    rest = [p for name, p in parameters.items() if name not in matrices]
-    spared = [p for p in rest if config.decay == "matrices" and p.ndim < 2]
-    groups = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            groups,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-    ]
-    if matrices:
-        made.append(Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay))
-    return made
+    share = machine.share(config.batch_size)
+    rows = batch_indices(config.seed, step, config.batch_size, len(images))
+    masked = model.draw_masks(config.batch_size, generator(config.seed, step, Stream.TRAINING_MASK))
+    counts = Counts.of(model, config.batch_size, masked)
+    return Batch(*images.training_batch(rows, config, step, share), None if masked is None else masked[share], counts)
 
 
 def micro_batch_images(model: Model, machine: Machine) -> int:
@@ -387,19 +398,11 @@ def micro_batch_images(model: Model, machine: Machine) -> int:
     """
     s = model.shape
     width = 2 if machine.precision == "bf16" else 4
-    room = machine.memory_bytes() / machine.world - 16 * s.parameter_count()
+    room = machine.memory_bytes() - 16 * s.parameter_count()
     images = max(room, 0) / 3 / s.activation_bytes(width)
     if machine.device.type == "cpu":
         images = min(images, 8192 / s.n_ctx)
     return max(int(images), 1)
-
-
-def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
-    if not decay:
-        return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _gradient_norm(model: Model, clip: float) -> float:
@@ -408,25 +411,3 @@ def _gradient_norm(model: Model, clip: float) -> float:
     if clip:
         torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], clip, norm)
     return float(norm)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets, so that the loop stops between two steps; a second signal acts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,7 +16,7 @@ from pixseq.stages.opening import grid as picture
 from pixseq.stages.opening import some_images
 from pixseq.stages.pretrain import fresh_model, losses, model_shape
 from pixseq.stages.scaling import ladder
-from pixseq.stages.training import Images, Run, accumulate, global_batch, micro_batch_images
+from pixseq.stages.training import Images, Run, accumulate, micro_batch_images, share_of_batch
 
 MOST_SECONDS = 10.0  # that measuring goes on to another shape for
 
@@ -47,7 +47,7 @@ def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):
         began = time.perf_counter()
-        accumulate(where, model, model, losses, *global_batch(images, config.train, run.step, model), micro)
+        accumulate(where, model, model, losses, share_of_batch(where, images, config.train, run.step, model), micro)
         run.update(cell["lr"])
         seconds.append(time.perf_counter() - began)
     return len(rows) * shape.n_ctx * shape.flops_per_token(grid.flops) / min(seconds[1:])

@@ -1,0 +1,121 @@
+"""What changes during a run, saved and restored whole: weights, their average, optimizers, step, best validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pixseq.config import TrainConfig
+from pixseq.models.family import Model
+from pixseq.models.muon import Muon
+
+
+class Run:
+    """A run between two of its steps. `settled`: whether what follows an update is done too, the validation of that
+    step and what is kept of it; a run that is stopped before goes on with that.
+    """
+
+    def __init__(self, model: Model, config: TrainConfig, state: dict[str, Any] | None):
+        self.model, self.config = model, config
+        self.optimizers = make_optimizers(model, config)
+        self.averaged = _averaged(model, config.ema)
+        self.step, self.settled, self.best, self.since_best = 0, True, None, 0
+        self.seconds_before, self.began = 0.0, time.monotonic()
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state.pop("model"))  # pop: a second copy of everything would stay in memory
+        for optimizer, saved in zip(self.optimizers, state.pop("optimizers")):
+            optimizer.load_state_dict(saved)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state.pop("ema"))
+        self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
+        self.settled = state.get("settled", True)  # before it was saved, only settled states were
+        self.seconds_before = state["seconds"]
+
+    def seconds(self) -> float:
+        """Training time, interruptions left out."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
+            "step": self.step,
+            "settled": self.settled,
+            "best": self.best,
+            "since_best": self.since_best,
+            "seconds": self.seconds(),
+        }
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+
+    def update(self, rate: float) -> None:
+        """One optimizer step at learning rate `rate` from the gradients at hand."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self.step, self.settled = self.step + 1, False
+
+    def measure(self, validate: Callable[[Model], dict[str, float]]) -> dict[str, float]:
+        """A validation row, of the averaged weights too."""
+        row = validate(self.model)
+        if self.averaged is not None:
+            row |= {f"ema_{key}": value for key, value in validate(self.averaged.module).items()}
+        return row
+
+    def judge(self, row: dict[str, float], score: Callable[[dict[str, float]], float]) -> bool:
+        """Whether a validation row of this step is the best so far."""
+        value = score(row)
+        better = self.best is None or value > self.best["score"]
+        if better:
+            self.best = {"score": value, "step": self.step, **row}
+        self.since_best = 0 if better else self.since_best + 1
+        return better
+
+
+def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
+
+    decay "matrices" spares what has one axis: biases and the gains of norms.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {}
+    if config.optimizer == "muon":
+        matrices = {name: p for name, p in parameters.items() if name.startswith("blocks.") and p.ndim == 2}
+    rest = [p for name, p in parameters.items() if name not in matrices]
+    spared = [p for p in rest if config.decay == "matrices" and p.ndim < 2]
+    groups = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            groups,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    ]
+    if matrices:
+        made.append(Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay))
+    return made
+
+
+def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+    if not decay:
+        return None
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
