@@ -21,7 +21,7 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
-from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.runtime import Machine
@@ -95,23 +95,24 @@ def test_micro_batches_do_not_change_the_gradient(tokens, tmp_path):
 RANKS = [Machine(torch.device("cpu"), "fp32", rank, 3) for rank in range(3)]
 
 
-@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop-jitter"])
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop-jitter", "resized-crop"])
 def test_ranks_prepare_their_own_share_of_the_same_batch(tokens, pixels, monkeypatch, augment):
     """What a step sees is a function of seed and step whatever the ranks, and no rank reads what another one needs."""
     patches = augment.startswith("resized")
     sets = ["model.family=aim", "model.patch_size=2"] if patches else ["model.objective=bert"]
     config = recipe(*sets, f"train.augment={augment}", "train.batch_size=8")
     store = open_store(pixels if patches else tokens, "tokens", "pixels")
-    images = Images(read_all(store), store.labels(), grid(store.meta))
+    seen = (4, 4, 3) if augment == "resized-crop" else grid(store.meta)  # a part of what is stored
+    images = Images(read_all(store), store.labels(), seen)
     model = pretrain.fresh_model(pretrain.model_shape(config, store), config, store.meta, images)
     whole = training.share_of_batch(Machine(torch.device("cpu"), "fp32"), images, config.train, 5, model)
-    read, real = [], Images.batch
+    read, real = [], Images._stored
 
-    def batch(self, rows):
+    def stored(self, rows):
         read.append(len(rows))
         return real(self, rows)
 
-    monkeypatch.setattr(Images, "batch", batch)
+    monkeypatch.setattr(Images, "_stored", stored)
     parts = [training.share_of_batch(rank, images, config.train, 5, model) for rank in RANKS]
     assert read == [2, 3, 3]
     for name in ("images", "labels", "masked"):
@@ -123,7 +124,7 @@ def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
     """80 GB hold as many images of one rank as of eight; the ranks of a host share its own memory."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     monkeypatch.setattr(runtime, "host_memory_bytes", lambda: 80 << 30)
-    shape = pretrain.model_shape(effective(PretrainFile, "igpt-l"), SimpleNamespace(meta=IMAGENET32))
+    shape = Shape.of(as_dict(effective(PretrainFile, "igpt-l").model), IMAGENET32, "raster")
     model, alone = SimpleNamespace(shape=shape), Machine(torch.device("cuda", 0), "bf16")
     found = {}
     for device, local in (("cuda", 8), ("cuda:0", 8), ("cpu", 8), ("cpu", 2)):
