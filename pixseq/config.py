@@ -99,7 +99,10 @@ class FinetuneConfig(TrainConfig):
     schedule: Literal["cosine", "constant"] = "constant"
     gen_weight: float = 1.0  # of models that can predict with the attention in use; others have no such loss
     lora_rank: int = 0  # 0: all weights are trained; else low-rank updates of the blocks' matrices, and the class head
+    lora_alpha: float = 8.0  # updates count alpha / rank: 1 at AIM's rank of 8, and other ranks suit the same rates
+    lora_targets: str = "q,k,v,o"  # what has an update in a block: of q, k, v, o (attention), fc and proj (MLP)
     patience: int = 5  # validations without a better accuracy before the stop; 0: run all steps
+    refit: bool = False  # begin again on train and validation together, for as many steps as validation chose (§3.1)
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,7 @@ RANGES = {
     "log_every": (1, True, math.inf),
     "gen_weight": (0, True, math.inf),
     "lora_rank": (0, True, math.inf),
+    "lora_alpha": (0, False, math.inf),
     "patience": (0, True, math.inf),
 }
 
@@ -296,9 +300,7 @@ RANGES = {
 def _check_recipe(part: TrainConfig, where: str) -> None:
     for key, (low, included, high) in RANGES.items():
         value = getattr(part, key, None)  # not every recipe has every key
-        if value is None:
-            continue
-        if not (low <= value < high and (included or value > low)):  # false for NaN too
+        if value is not None and not (low <= value < high and (included or value > low)):  # false for NaN too
             above = f"{'at least' if included else 'above'} {low}"
             below = " and below 1" if high == 1 else ""
             raise UsageError(f"{where}.{key} is {value}, it must be {above}{below}")

@@ -18,8 +18,9 @@ _WEIGHTS = r"(model|best|last|ema|best-\d+|model-\d{5}-of-\d{5})\.safetensors"
 _FILES = re.compile(
     "|".join(
         (
-            rf"{OWNER}(\.new)?|(manifest|codec|recipe)\.json(\.new)?|config\.yaml(\.new)?|log\.jsonl(\.new)?",
+            rf"{OWNER}(\.new)?|(manifest|codec|recipe)\.json(\.new)?|config\.yaml(\.new)?|(log|refit)\.jsonl(\.new)?",
             rf"{_WEIGHTS}(\.new)?|(resume/)?state\.pt(\.new)?",
+            r"(resume/)?refit/(log\.jsonl|(resume/)?state\.pt)(\.new)?",  # a second run that follows the first
             # zarr writes each file under a name with a random suffix first
             r"([a-z_]+/)?zarr\.json(\.[0-9a-f]{32}\.partial)?|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
             r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json",
@@ -27,7 +28,7 @@ _FILES = re.compile(
         )
     )
 )
-_FOLDERS = re.compile(r"resume|cells|[a-z_]+(/c(/\d+)*)?")
+_FOLDERS = re.compile(r"resume|(resume/)?refit(/resume)?|cells|[a-z_]+(/c(/\d+)*)?")
 
 
 def _is_ours(path: Path, folder: Path, names: re.Pattern) -> bool:

@@ -115,6 +115,18 @@ def finetune(
     lora_rank: Annotated[
         int | None, typer.Option("--lora-rank", help="Train low-rank updates of the blocks alone, as 8 [default: all].")
     ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option("--lora-alpha", help="Scales low-rank updates by alpha / rank [default: 8].")
+    ] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option("--lora-targets", help="Of q, k, v, o, fc, proj, what they adapt [default: q,k,v,o].")
+    ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit/--no-refit", help="Train anew on train and validation for the chosen steps [default: no]."
+        ),
+    ] = None,
     attention: o.Attention = None,
     patience: Annotated[
         int | None, typer.Option("--patience", help="Validations without a better accuracy before the stop.")
@@ -145,6 +157,9 @@ def finetune(
     flags = {
         "finetune.gen_weight": gen_weight,
         "finetune.lora_rank": lora_rank,
+        "finetune.lora_alpha": lora_alpha,
+        "finetune.lora_targets": lora_targets,
+        "finetune.refit": refit,
         "finetune.patience": patience,
         "finetune.steps": steps,
         "finetune.batch_size": batch_size,

@@ -44,6 +44,24 @@ class Images:
     def subset(self, rows: np.ndarray) -> Images:
         return replace(self, chosen=rows if self.chosen is None else self.chosen[rows])
 
+    def joined(self, other: Images) -> Images:
+        """Both together, labelled ones: in the order of the store that they share, or one store after the other.
+
+        Raises ValueError where they are not stored alike: of one size, or whole.
+        """
+        if self.rows is other.rows:
+            return replace(self, chosen=np.sort(np.concatenate([self.chosen, other.chosen])))
+        shows = None
+        if self.shows is not None or other.shows is not None:
+            ours, theirs = (np.arange(len(x.rows)) if x.shows is None else x.shows for x in (self, other))
+            shows = np.concatenate([ours, theirs + ours.max() + 1])
+        chosen = None
+        if self.chosen is not None or other.chosen is not None:
+            ours, theirs = (np.arange(len(x.rows)) if x.chosen is None else x.chosen for x in (self, other))
+            chosen = np.concatenate([ours, theirs + len(self.rows)])
+        labels = np.concatenate([self.labels, other.labels])
+        return Images(_one_after_the_other(self.rows, other.rows), labels, self.grid, chosen, shows)
+
     @property
     def are_tokens(self) -> bool:
         return isinstance(self.rows, np.ndarray) and self.rows.ndim == 2
@@ -97,6 +115,14 @@ class Images:
 
     def _labels(self, rows: np.ndarray) -> Tensor | None:
         return None if self.labels is None else torch.from_numpy(self.labels[rows].astype(np.int64))
+
+
+def _one_after_the_other(a: np.ndarray | Pictures, b: np.ndarray | Pictures) -> np.ndarray | Pictures:
+    if isinstance(a, Pictures) and isinstance(b, Pictures):
+        return Pictures(np.concatenate([a.pixels, b.pixels]), np.concatenate([a.shapes, b.shapes]))
+    if isinstance(a, Pictures) or isinstance(b, Pictures):
+        raise ValueError("whole pictures and squares")
+    return np.concatenate([a, b])
 
 
 def as_tensor(images: np.ndarray) -> Tensor:

@@ -115,6 +115,8 @@ def origin(store: Store) -> dict[str, Any] | None:
 
 def check_apart(ours: Store, theirs: Store, why: str) -> None:
     """Raises PixseqError where two stores hold pictures of one source and are not the two parts of one split."""
+    if ours.manifest["id"] == theirs.manifest["id"]:
+        raise PixseqError(f"{theirs.path} holds the same images as {ours.path}", f"{why}: encode another split")
     a, b = origin(ours), origin(theirs)
     if a is None or b is None or a["id"] != b["id"]:
         return

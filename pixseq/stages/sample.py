@@ -51,11 +51,12 @@ def run(
 ) -> Manifest | None:
     """Draw `count` pictures; with a `prompt` (tokens or a source of images), `completions` of each of `count` images.
 
-    The prompt's first `keep` of the rows stay untouched. A completion grid shows, row by row: what was given, what was
+    The prompt's first `keep` of the rows stay untouched. A completion grid shows of each: what was given, what was
     drawn, the original. `tokens_out`: also a tokens store (all first completions, then all second ones ...);
     `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. Returns the picture's manifest.
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
+    _check_columns(columns, None if prompt is None else completions + 2)
     check_png(out)
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
@@ -100,7 +101,8 @@ def run(
     if given is None:
         drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
     else:
-        drawn = _completion_grid(images, pictures(given, checkpoint.codec), kept, checkpoint.codec, completions)
+        originals = pictures(given, checkpoint.codec)
+        drawn = _completion_grid(images, originals, kept, checkpoint.codec, completions, columns)
     return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
 
 
@@ -118,6 +120,17 @@ def _check(count: int, keep: float, completions: int, temperature: float, top_k:
         raise UsageError(f"--top-p is {top_p}, it must lie in (0, 1]", "1 draws from all colours")
     if completions > 1 and prompt is None:
         raise UsageError("--completions was given without --prompt", "use --count for more pictures")
+
+
+def _check_columns(columns: int | None, tiles: int | None) -> None:
+    """`tiles`: that one completed image takes, None where there is no prompt."""
+    if columns is not None and columns < 1:
+        raise UsageError(f"--columns {columns} must be at least 1")
+    if columns is not None and tiles is not None and columns % tiles:
+        raise UsageError(
+            f"--columns is {columns}, and a completion takes {tiles}: the prompt, {tiles - 2} drawn, the original",
+            f"give a multiple of {tiles}, such as {max(round(columns / tiles), 1) * tiles}",
+        )
 
 
 def kept_tokens(codec: dict[str, Any], keep: float) -> int:
@@ -205,12 +218,13 @@ def _save_tokens(
 
 
 def _completion_grid(
-    drawn: np.ndarray, originals: np.ndarray, kept: int, codec: dict[str, Any], completions: int
+    drawn: np.ndarray, originals: np.ndarray, kept: int, codec: dict[str, Any], completions: int, columns: int | None
 ) -> np.ndarray:
-    """One row an image: what was given, its completions, the original."""
+    """An image beside the other: what was given, its completions, the original; None: one image a row."""
     shown = originals.copy()
     shown[:, kept // (codec["width"] * opening.grid(codec)[2]) :] = HIDDEN
     by_image = drawn.reshape(completions, len(originals), *drawn.shape[1:]).swapaxes(0, 1)
     rows = np.concatenate([shown[:, None], by_image, originals[:, None]], axis=1)
     labels = ["prompt", *[f"sample {i + 1}" for i in range(completions)], "original"]
-    return grid(rows.reshape(-1, *drawn.shape[1:]), completions + 2, column_labels=labels)
+    beside = min((columns or len(labels)) // len(labels), len(originals))
+    return grid(rows.reshape(-1, *drawn.shape[1:]), beside * len(labels), column_labels=labels * beside)
