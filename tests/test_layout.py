@@ -150,7 +150,11 @@ def test_folders_without_pictures_are_no_classes(tmp_path):
     tree(tmp_path / "coco", "images/train2017", "images/val2017", "annotations/a.txt")
     assert read(tmp_path / "coco", "val")[2] == {"images/val2017/0.png": None, "images/val2017/1.png": None}
     tree(tmp_path / "beside", "cat", "dog", "notes/a.txt")
-    assert read(tmp_path / "beside")[1] == ["cat", "dog"] and "no class" in notes(tmp_path / "beside")
+    assert read(tmp_path / "beside")[1] == ["cat", "dog"] and "notes holds no pictures: no class" in notes(
+        tmp_path / "beside"
+    )
+    tree(tmp_path / "videos", "cat", "dog/a.txt")
+    assert "only one of 2 folders, cat, has pictures" in notes(tmp_path / "videos")
     tree(tmp_path / "flat", "1.png", "notes/a.txt")
     assert read(tmp_path / "flat")[1] is None
 
@@ -243,6 +247,7 @@ def test_splits_as_they_are_packed_twice_and_more_beside_them(tmp_path):
     tree(tmp_path / "intel", *folders, "seg_pred/seg_pred", each=1)
     found = {"seg_train/seg_train/forest/0.png": 0, "seg_train/seg_train/sea/0.png": 1}
     assert read(tmp_path / "intel") == ("train", ["forest", "sea"], found)
+    assert "other folders hold pictures: seg_pred" in notes(tmp_path / "intel")
     assert read(tmp_path / "intel", "seg_pred")[2] == {"seg_pred/seg_pred/0.png": None}
     tree(tmp_path / "cats", "train/train", "test/test", each=1)
     assert read(tmp_path / "cats") == ("train", None, {"train/train/0.png": None})

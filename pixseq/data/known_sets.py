@@ -37,7 +37,10 @@ def splits(tree: Tree, root: str) -> dict[str, dict[str, Pictures]]:
     meta = os.path.join(root, "meta")
     found = {"train": tree.text(meta, "train.txt"), "test": tree.text(meta, "test.txt")}
     if None not in found.values() and "images" in tree.listing(root).folders:
-        lists = {split: [f"{line}.jpg" for line in text.split("\n") if line] for split, text in found.items()}
+        lines = {split: [line.strip() for line in text.split("\n") if line.strip()] for split, text in found.items()}
+        lists = {
+            split: [line if line.endswith(".jpg") else f"{line}.jpg" for line in each] for split, each in lines.items()
+        }
         return {split: _by_class(tree, os.path.join(root, "images"), files) for split, files in lists.items()}
     return {}
 

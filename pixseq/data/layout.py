@@ -156,6 +156,8 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
         return {}
     if not like and (alike != set(names) or unclear):
         raise _unclear(root, inner, "folders that may be splits or classes")
+    if of_one_set and not set(rest) <= alike:
+        notes.append(f"{shown(root)}: beside {_few(like)} other folders hold pictures: {_few(set(rest) - alike)}")
     if len(tree.listing(root).pictures):
         notes.append(f"{shown(root)}: the pictures beside its splits ({_few(names)}) are passed over")
     splits = {name: _split(tree, name, os.path.join(root, name), notes) for name in names}
@@ -209,7 +211,12 @@ def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
     rest = [name for name in listing.folders if name not in names]
     empty = [name for name in rest if not tree.holds_files(os.path.join(folder, name))]
     if len(empty) < len(rest):
-        notes.append(f"{shown(folder)}: no class, as without pictures: {_few([n for n in rest if n not in empty])}")
+        without = [name for name in rest if name not in empty]
+        notes.append(f"{shown(folder)}: {_few(without)} hold{'s' * (len(without) == 1)} no pictures: no class")
+        if len(names) == 1:
+            notes.append(
+                f"{shown(folder)}: only one of {len(listing.folders)} folders, {shown(names[0])}, has pictures"
+            )
     return Split(called, folder, {name: os.path.join(folder, name) for name in (*names, *empty)})
 
 
@@ -265,6 +272,11 @@ def _pick(path: object, found: dict[str, Split], wanted: str) -> tuple[str, str]
         raise NoSuchSplit(
             f"{shown(path)} holds more than one {wanted}: {', '.join(map(shown, called))}",
             f"choose one with --split, such as --split {shown(called[0])}",
+        )
+    if not called and not any(split_word(name, list(found)) for name in found):
+        raise NoSuchSplit(
+            f"{shown(path)} has the splits {_few(sorted(found))}, not {wanted}",
+            "they hold the same folders, so they are taken for splits: choose one with --split; classes hold pictures",
         )
     if not called:
         pick_split(path, [shown(name) for name in recorded.values()], wanted)
