@@ -134,6 +134,7 @@ def test_seeds_have_error_bars_and_a_distance_its_floor(tmp_path):
     figures.save_fit(tmp_path / "plain.png", numbers, {}, {})
     for fit in fits:
         fit["floor"] = {"floor": 2.5}
+        fit["outliers"] = [{"params": runs[4]["params"], "value": runs[4]["frechet_distance"]}]
     figures.save_fit(tmp_path / "fit.png", numbers | {"runs": runs}, {}, {})
     before, after = (pixels(tmp_path / name) for name in ("plain.isoflop.png", "fit.isoflop.png"))
     assert before.shape != after.shape or (before != after).any()

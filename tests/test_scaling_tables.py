@@ -95,6 +95,10 @@ def test_marks_between_cells_and_ways_to_write_numbers(read, between, number, en
     same(read(table(BASE, between, number), encoding=encoding))
 
 
+def test_a_spreadsheets_word_on_its_separator_is_no_line_of_names(read):
+    same(read("sep=;\n" + table(BASE, ";")))
+
+
 def test_a_table_of_runs_as_weights_and_biases_exports_it(read):
     rows = [
         {

@@ -46,7 +46,13 @@ if TYPE_CHECKING:
 
 ROW, LONE_ROW = 1.45, 1.9  # inches, of one row of panels; of the only one
 METHODS = {"isoflop": (":", GREEN), "direct": ("--", ORANGE), "varpro": ("-", BLUE)}
-HOLLOW = {"edge": "s", "not convex": "^", "too few runs": "v", "outside": "o"}  # markers of optima that do not count
+HOLLOW = {
+    "edge": "s",
+    "not convex": "^",
+    "too few runs": "v",
+    "scattered": "P",
+    "outside": "o",
+}  # markers of optima that do not count
 BAND = 0.13  # opacity
 LANGUAGE, PIXELS = 20, (200, 400)  # tokens per parameter: of language, and of pixels by later (secondary) sources
 
@@ -158,7 +164,7 @@ def _isoflop(page: Page, study: Study) -> None:
     colors = ScalarMappable(norm, LinearSegmentedColormap.from_list("budgets", _viridis()))
     panels = study.panels(page, sharex=True)
     seen: set[str] = set()
-    floored = False
+    floored = crossed = False
     for axes, metric, resolution in panels:
         runs = study.runs(metric, resolution)
         if not len(runs):
@@ -172,6 +178,9 @@ def _isoflop(page: Page, study: Study) -> None:
             axes.vlines(several[:, 1], *bars, colors=colors.to_rgba(several[:, 0]), linewidth=0.8)
         fit = study.of(metric, resolution).get("isoflop")
         floored |= _floor_line(axes, fit)
+        left_out = (fit or {}).get("outliers") or []
+        crossed |= bool(left_out)
+        axes.plot([row["params"] for row in left_out], [row["value"] for row in left_out], "x", color=INK, markersize=5)
         if fit is not None:
             for row in fit["budgets"]:
                 seen.add(_profile(axes, fit, row, runs[np.isclose(runs[:, 0], row["flops"])], colors))
@@ -195,6 +204,7 @@ def _isoflop(page: Page, study: Study) -> None:
     hollow = {status: marker for status, marker in HOLLOW.items() if status in seen}
     keys += [key(f"best run ({status})", marker, INK, hollow=True) for status, marker in hollow.items()]
     keys += [key("deviation of seeds", "|", INK)] if study.replicated() else []
+    keys += [key("left out", "x", INK)] if crossed else []
     keys += [key("real against real", None, FAINT, (0, (1, 1)), width=0.8)] if floored else []
     legend(page, keys, 2 if len(keys) == 4 else 3)
 

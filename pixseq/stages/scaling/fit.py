@@ -209,7 +209,8 @@ def _name_left_out(points: Points, fit: Fit, found: isoflop.Profile, log_n: np.n
 def _outlier(points: Points, i: int, off: float, distance: float) -> dict[str, Any]:
     """`off` is a share of what the fit says, `distance` in standard deviations of the noise."""
     where = {"id": points.name(i), "params": float(points.params[i]), "tokens": float(points.tokens[i])}
-    return {**where, "off": number(off), "deviations": number(distance)}
+    value = number(points.turn.turn(points.y[i]))
+    return {**where, "value": value, "off": number(off), "deviations": number(distance)}
 
 
 def _listed(outliers: Sequence[dict[str, Any]]) -> str:

@@ -165,7 +165,10 @@ def _five_years(opened: Opened, fit: Fit, supply: Supply) -> Row:
         return _statement(FIVE_YEARS, *where, here, AGREES, f"at most {latest:.1f} years; {text}")
     if soonest > YEARS:
         return _statement(FIVE_YEARS, *where, here, DISAGREES, f"at least {soonest:.1f} years; {text}")
-    return _statement(FIVE_YEARS, *where, here, CANNOT_TELL, f"{soonest:.1f} to {latest:.1f} years; {text}")
+    reach = (
+        f"{soonest:.1f} to {latest:.1f} years" if math.isfinite(latest) else f"{soonest:.1f} years or more, or never"
+    )
+    return _statement(FIVE_YEARS, *where, here, CANNOT_TELL, f"{reach}; {text}")
 
 
 def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Row:

@@ -115,7 +115,7 @@ def _derive(found: Read) -> None:
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
     """The names, the lines with their numbers, and whether a comma is a decimal point."""
-    text = _text(path)
+    text = re.sub(r"^sep=.\r?\n", "\n", _text(path))  # what Excel writes before the names
     first = next((line for line in text.splitlines() if line.strip()), "")
     between = max("\t;,", key=lambda mark: (_known(first, mark), first.count(mark)))
     try:
