@@ -47,7 +47,7 @@ def test_pixels_are_the_prepared_pictures(photos, tmp_path):
     }
     assert record == store.manifest and record["config"]["scheme"] == "pixels"
     assert show.run(tmp_path / "x.zarr", verify=True)["kind"] == "pixels"
-    decode.run(tmp_path / "x.zarr", tmp_path / "grid.png", count=4, images_dir=tmp_path / "singles")
+    decode.run(tmp_path / "x.zarr", tmp_path / "grid.png", count=4, first=0, images_dir=tmp_path / "singles")
     with Image.open(tmp_path / "singles" / "000003.png") as single:
         assert np.array_equal(np.asarray(single), pixels[3])
 

@@ -36,7 +36,7 @@ def palette_fit(
     colors: Annotated[int, typer.Option("--colors", help="Colours of the palette.")] = 512,
     size: Size = 32,
     resize: Resize = "crop",
-    max_images: Annotated[int | None, typer.Option("--max-images", help="Look at this many images at most.")] = None,
+    max_images: Annotated[int | None, typer.Option("--max-images", help="Of so many, from all over.")] = None,
     refine_steps: Annotated[
         int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: enough].")
     ] = None,
@@ -190,7 +190,9 @@ def decode(
     tokens: o.Tokens,
     out: o.Out,
     count: Annotated[int, typer.Option("--count", help="Pictures to draw.")] = 64,
-    first: Annotated[int, typer.Option("--first", help="Row to begin at.")] = 0,
+    first: Annotated[
+        int | None, typer.Option("--first", help="Rows from this one on [default: some of every class].")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draw random rows of this seed instead.")] = None,
     columns: Columns = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Screen pixels a pixel.")] = None,
@@ -209,7 +211,7 @@ def decode(
 def sample(
     model: o.Model,
     out: o.Out,
-    count: Annotated[int, typer.Option("--count", help="Pictures, or prompts, to draw.")] = 16,
+    count: Annotated[int, typer.Option("--count", help="Pictures, or prompts (some of every class), to draw.")] = 16,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Tokens, or a SOURCE of pictures, to complete.")
     ] = None,

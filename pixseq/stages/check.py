@@ -24,6 +24,7 @@ from pixseq.numerics.quantize import nearest_table, to_tokens
 from pixseq.runtime import generator, machine
 from pixseq.stages import opening
 from pixseq.stages.images import as_tensor
+from pixseq.stages.parts import part_of_store
 from pixseq.streams import Stream
 
 IMAGES = 4
@@ -102,14 +103,14 @@ def _palette(checkpoint: Checkpoint) -> Iterator[Check]:
 def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
     try:
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
-        opening.some_images(store, slice(0, IMAGES))
+        opening.some_images(store, part_of_store(store, IMAGES)[0])
     except PixseqError as error:
         return Check("pairing", False, str(store.meta["palette_id"]), error.message)
     return Check("pairing", True, str(store.meta["palette_id"]), "model and tokens: one palette, size and scheme")
 
 
 def _images(net: Model, store: Store | None, codec: Mapping[str, Any], seed: int) -> Tensor:
-    """IMAGES or fewer, as models see them: the first of the store, or random ones."""
+    """IMAGES or fewer, as models see them: from all over the store, or random ones."""
     if store is not None:
-        return as_tensor(opening.some_images(store, slice(0, IMAGES), codec))
+        return as_tensor(opening.some_images(store, part_of_store(store, IMAGES)[0], codec))
     return net.random_images(IMAGES, generator(seed, Stream.CHECK_IMAGES))

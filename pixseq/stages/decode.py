@@ -20,15 +20,16 @@ def run(
     tokens: str | Path,
     out: str | Path,
     count: int = 64,
-    first: int = 0,
+    first: int | None = None,
     seed: int | None = None,
     columns: int | None = None,
     scale: int | None = None,
     images_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Draw `count` rows of a store of tokens or pixels as a grid, from row `first` on, or drawn at random by `seed`.
+    """Draw `count` rows of a store of tokens or pixels as a grid: from all over it, of every class its share.
 
+    `first`: those from this row on instead; `seed`: random ones.
     `images_dir`: also a folder of single PNGs, in the same order. Returns the manifest of the grid.
     """
     import numpy as np
@@ -38,33 +39,38 @@ def run(
     from pixseq.drawing import grid
     from pixseq.numerics.quantize import to_images
     from pixseq.stages.opening import open_images, some_images
+    from pixseq.stages.parts import part_of_store
 
     check_png(out)
     store = open_images(tokens, "tokens", "pixels")
     codec, total = store.meta, len(store)
     palette = palette_of(tokens, codec)
-    if not 0 <= first < total:
+    if first is not None and not 0 <= first < total:
         raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
     for flag, value in (("count", count), ("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
             raise UsageError(f"--{flag} is {value}, it must be at least 1")
-    if seed is None:
+    if first is not None and seed is not None:
+        raise UsageError("--first and --seed were both given", "keep one of them")
+    part = None
+    if first is not None:
         rows = np.arange(first, min(first + count, total))
-        picked = list(some_images(store, slice(first, first + count)))
-    else:
+    elif seed is not None:
         rng = np.random.default_rng([seed, 0, Stream.SHOWN_ROWS])
         rows = np.sort(rng.choice(total, min(count, total), replace=False))
-        picked = [some_images(store, slice(row, row + 1))[0] for row in rows]
-    images = picked
+    else:
+        rows, part = part_of_store(store, count)
+    images = list(some_images(store, rows))
     if not store.whole:
-        images = to_images(np.stack(picked), codec["scheme"], codec["height"], codec["width"], palette)
+        images = to_images(np.stack(images), codec["scheme"], codec["height"], codec["width"], palette)
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}
     if images_dir is not None:
         save_pngs(images_dir, images, rows, "decode", overwrite)
     drawn = grid(_framed(images), columns, scale)
-    return save_png(out, drawn, "decode", config, inputs, {"images": len(images)}, overwrite)
+    summary = {"images": len(images), **({"part": part} if part else {})}
+    return save_png(out, drawn, "decode", config, inputs, summary, overwrite)
 
 
 def _framed(images: Sequence[np.ndarray]) -> np.ndarray:

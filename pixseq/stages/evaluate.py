@@ -28,6 +28,7 @@ from pixseq.stages.decode import palette_of
 from pixseq.stages.features import mask_count, masks_of
 from pixseq.stages.images import as_tensor
 from pixseq.stages.opening import check_pairing, image_batches, open_images, open_model, some_images
+from pixseq.stages.parts import count_images, part_of_store
 from pixseq.stages.training import micro_batch_images
 from pixseq.streams import Stream
 
@@ -55,7 +56,7 @@ def run(
     The loss is that of pretraining, in the units of its family, with the attention of pretraining; `masks` masks an
     image are drawn where there are any. A classifier is scored with the attention it is used with; for bert its
     prediction is the vote over the masks, ties broken at random (§4.6). `attention` sets both. `by_position`: a .json
-    of the mean loss along the sequence, and a .png of it beside. `pictures`: a .png of the first images beside what the
+    of the mean loss along the sequence, and a .png of it beside. `pictures`: a .png of some images beside what the
     model predicts at each place from the true ones before it. A model without a prediction head has no loss, only
     its accuracy. Computed in float32, as the published figures are, unless `precision` asks for bf16. Raises
     PixseqError where it has neither head.
@@ -87,7 +88,9 @@ def run(
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
-        numbers: dict[str, Any] = {"images": len(store), "objective": net.shape.objective}
+        numbers: dict[str, Any] = {**count_images(store), "objective": net.shape.objective}
+        if "rows" in numbers:
+            progress.say(f"note: {tokens} holds several random crops an image: the numbers are means over crops")
         tally.check(model, tokens)
         if passes[0].loss:
             numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec)
@@ -106,14 +109,19 @@ def run(
         image = line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
         save_png(chart, image, "evaluate", config, inputs, overwrite=overwrite)
     if pictures is not None:
-        save_png(pictures, drawn, "evaluate", config, inputs, {"pictures": shown}, overwrite)
+        save_png(pictures, drawn, "evaluate", config, inputs, shown, overwrite)
     return numbers
 
 
 @torch.inference_mode()
-def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int) -> tuple[np.ndarray, int]:
-    """A grid of the first images, uint8, and how many they are: what was given, what is predicted at each place."""
-    x = net.prepare(as_tensor(some_images(store, slice(0, PICTURES), codec)).to(where.device))
+def _predicted(
+    where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A grid, uint8, of images from all over the store: what was given, what is predicted at each place; and a summary
+    that says which they are.
+    """
+    rows, part = part_of_store(store, PICTURES)
+    x = net.prepare(as_tensor(some_images(store, rows, codec)).to(where.device))
     masked = masks_of(net, 1, [generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))], where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
@@ -121,7 +129,8 @@ def _predicted(where: Machine, net: Model, store: Store, codec: Mapping[str, Any
     given, predicted = (to_images(images.cpu().numpy(), *size) for images in (x, predicted))
     pairs = np.stack([given, predicted], axis=1).reshape(-1, *given.shape[1:])
     columns = min(4, len(pairs))
-    return grid(pairs, columns, column_labels=["given", "predicted"] * (columns // 2)), len(given)
+    drawn = grid(pairs, columns, column_labels=["given", "predicted"] * (columns // 2))
+    return drawn, {"pictures": len(given), **({"part": part} if part else {})}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import form, frechet_distance, kid
 from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
+from pixseq.stages.parts import part_of
 from pixseq.streams import Stream
 
 ENOUGH = 10  # rows a feature: the bias is then at most d / (2 n), 5 % of the variance (see numerics/frechet.py)
@@ -42,8 +43,9 @@ def run(
     """The numbers as a mapping, written to `out` as metrics where that is given. `b` is the real side.
 
     Each side is a features artifact, of which one `layer` is taken (it may be left out where there is one only), or
-    an [n, d] array as .npy or zarr. `count`: only the first rows of each, or fewer where there are fewer. An image is
-    one row: features of every position are averaged over positions, of several masks over masks.
+    an [n, d] array as .npy or zarr. `count`: so many rows of each, or fewer where there are fewer, from all over it
+    (see stages/parts.py; where there are labels, of every class its share). An image is one row: features of every
+    position are averaged over positions, of several masks over masks.
 
     `floor` in the numbers is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in
     common, of n_a rows each, or of half of `b` where it is too small for that; None under four rows. Where the option
@@ -60,7 +62,8 @@ def run(
     others = None if floor is None else _open(Path(floor), layer, None)
     if others is not None:
         _check_belong(others, sides[1])
-    drawn, real = sides[0].rows, sides[1].rows[:count]
+    drawn, (chosen, part) = sides[0].rows, _part(len(sides[1].rows), count, sides[1].labels)
+    real = sides[1].rows[chosen]
     (n_a, dim), n_b = drawn.shape, len(real)
 
     with progress.track("frechet", 3, "parts") as bar:
@@ -92,7 +95,7 @@ def run(
     for remark in numbers["remarks"]:
         progress.say(f"note: {remark}")
     if out is not None:
-        config = {"layer": layer, "count": count, "seed": seed}
+        config = {"layer": layer, "count": count, "seed": seed, "part_a": sides[0].part, "part_b": part}
         inputs = {"a": sides[0].reference, "b": sides[1].reference}
         if others is not None:
             inputs["floor"] = others.reference
@@ -113,6 +116,8 @@ class Side:
     facts: dict[str, str] = field(default_factory=dict)
     pictures: str | None = None  # their size, as 32x32
     precision: str = "unknown"  # of the extractor
+    labels: np.ndarray | None = None  # of all its images
+    part: dict[str, Any] | None = None  # how the rows were chosen; None: they are all
     remarks: tuple[str, ...] = ()
 
     @property
@@ -167,8 +172,9 @@ def _from_array(path: Path, array: Any, count: int | None) -> Side:
             "one row an image: average or flatten other axes first",
         )
     _check_enough(path, array.shape[0])
+    chosen, part = _part(array.shape[0], count, None)
     try:
-        rows = np.asarray(array[:count])
+        rows = np.asarray(array[chosen, :])
     except Exception as error:  # zarr and its codecs raise many types
         raise PixseqError(f"{path} is damaged: {error}", "make it again") from error
     bad = int((~np.isfinite(rows)).any(axis=1).sum())
@@ -176,7 +182,7 @@ def _from_array(path: Path, array: Any, count: int | None) -> Side:
         raise PixseqError(f"{path}: {bad} of {len(rows)} rows hold values that are not finite", "mend the extractor")
     if max(float(rows.max()), -float(rows.min())) > LARGEST:
         raise PixseqError(f"{path} holds values beyond {LARGEST:g}", "these are no features: mend the extractor")
-    return Side(path, rows, {"path": str(path), "id": content_id("array", {"rows": whole(rows)}, {})})
+    return Side(path, rows, {"path": str(path), "id": content_id("array", {"rows": whole(rows)}, {})}, part=part)
 
 
 def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
@@ -191,23 +197,35 @@ def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
         )
     _check_enough(store.path, len(store) // masks(store))
     height, width = store.meta.get("height"), store.meta.get("width")
+    labels = store.labels()
+    labels = None if labels is None else labels[:: masks(store)]
+    chosen, part = _part(len(store) // masks(store), count, labels)
     return Side(
         store.path,
-        _rows(store, layer, count),
+        _rows(store, layer, chosen),
         reference(store.path, store.manifest),
         _facts(store, layer),
         f"{height}x{width}" if height and width else None,
         store.manifest["config"].get("precision") or "none",
+        labels,
+        part,
     )
 
 
-def _rows(store: Store, layer: int, count: int | None) -> np.ndarray:
+def _part(n: int, count: int | None, labels: np.ndarray | None) -> tuple[np.ndarray | slice, dict[str, Any] | None]:
+    """The numbers of `count` of `n` images that stand for all, and how they were chosen."""
+    rows, record = part_of(n, n if count is None else count, labels)
+    return slice(None) if rows is None else rows, record
+
+
+def _rows(store: Store, layer: int, images: np.ndarray | slice) -> np.ndarray:
     """[images, D]: the mean over positions, a chunk in memory at a time, and over the masks of an image."""
-    stop = min(len(store), len(store) if count is None else count * masks(store))
+    wanted = np.arange(len(store)).reshape(-1, masks(store))[images].ravel()
     parts = []
     for rows in chunk_slices(store):
-        if rows.start < stop:
-            values = layer_rows(store, layer, slice(rows.start, min(rows.stop, stop))).astype(np.float32, copy=False)
+        here = wanted[slice(*np.searchsorted(wanted, [rows.start, rows.stop]))] - rows.start
+        if len(here):
+            values = layer_rows(store, layer, rows)[here].astype(np.float32, copy=False)
             parts.append(values.mean(axis=1) if values.ndim == 3 else values)
     rows = np.concatenate(parts)
     return rows if masks(store) == 1 else rows.reshape(-1, masks(store), rows.shape[1]).mean(axis=1)

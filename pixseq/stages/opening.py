@@ -97,7 +97,7 @@ def some_images(
     if store.whole:
         images = _of_whole(store, *store.whole_pictures(rows))
     else:
-        images = store.read(store.kind, rows if isinstance(rows, slice) else (rows, ...))
+        images = store.read(store.kind, (rows, *[slice(None)] * (len(store.shape(store.kind)) - 1)))
     if store.kind == "pixels":
         return images if codec is None else as_seen(images, codec["height"], codec["width"])
     if images.size and images.max() >= store.meta["n_vocab"]:

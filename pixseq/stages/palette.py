@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +12,16 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import UsageError
+from pixseq.stages.parts import part_of_source
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pixseq.data.images import Preparation
-    from pixseq.data.sources import Encoded, Pixels, Source, TokenSource
+    from pixseq.data.sources import Source, TokenSource
 
 COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are counted
 MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
-BLOCKS = 32  # a sample of a folder comes from so many places, since neighbours there are of one class
 
 
 @atomic.owns("palette fit", "out")
@@ -75,8 +74,8 @@ def run_fit(
     opened = open_source(source, split, label_column, bit_depth, on_error)
     for note in opened.notes:
         progress.say(f"note: {note}")
-    read = opened if max_images is None else _sampled(opened, max_images)
-    histogram, counts = _count_colours(read, prep, workers)
+    part = part_of_source(opened, max_images)
+    histogram, counts = _count_colours(opened, part.rows, prep, workers)
     progress.say(f"palette fit: clustering {counts['images'] * size * size:,} pixels")
     fit = fit_palette(histogram, colors, seed, refine_steps)
     if len(fit.colors) < colors:
@@ -94,6 +93,7 @@ def run_fit(
     }
     summary = {
         **counts,
+        **({"part": part.record} if part.record else {}),
         "pixels": fit.pixels,
         "distinct_colors": fit.distinct,
         "colors": len(fit.colors),
@@ -163,14 +163,16 @@ def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite:
     return save_png(out, image, "palette show", {"columns": columns}, inputs, {"colors": loaded.size}, overwrite)
 
 
-def _count_colours(source: Source, prep: Preparation, workers: int) -> tuple[np.ndarray, dict[str, int]]:
-    """The histogram of a source's pixels, and what was met on the way."""
+def _count_colours(
+    source: Source, rows: np.ndarray | None, prep: Preparation, workers: int
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The histogram of the pixels of some images of a source (None: all), and what was met on the way."""
     from pixseq.data.images import Reader
     from pixseq.numerics.quantize import add_to_histogram, empty_histogram
 
     histogram = empty_histogram()
-    reader, narrow = Reader(source, prep, workers=workers), False
-    with progress.track("palette fit", source.count, "images") as bar:
+    reader, narrow = Reader(source, prep, workers=workers, rows=rows), False
+    with progress.track("palette fit", source.count if rows is None else len(rows), "images") as bar:
         for batch in reader:
             add_to_histogram(histogram, batch.images)
             bar.advance(batch.stop - bar.done)
@@ -178,20 +180,3 @@ def _count_colours(source: Source, prep: Preparation, workers: int) -> tuple[np.
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
     return histogram, reader.counts
-
-
-def _sampled(source: Source, wanted: int) -> Source:
-    """`wanted` images of a source: from all over a folder, where neighbours are of one class; else the first ones."""
-    if source.count is not None and wanted >= source.count:
-        return source
-    if source.name not in ("folder", "zip"):
-        return replace(source, count=source.count and wanted, read=lambda start, stop: source.read(0, wanted))
-    blocks = min(BLOCKS, wanted)
-    firsts = [source.count * i // blocks for i in range(blocks)]
-    sizes = [wanted * (i + 1) // blocks - wanted * i // blocks for i in range(blocks)]
-
-    def read(start: int, stop: int | None) -> Iterator[Pixels | Encoded]:
-        for first, size in zip(firsts, sizes):
-            yield from source.read(first, first + size)
-
-    return replace(source, count=wanted, read=read)

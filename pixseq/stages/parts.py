@@ -42,6 +42,12 @@ def part_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] 
     return np.arange(n) if rows is None else rows, record
 
 
+def count_images(store: Store) -> dict[str, int]:
+    """For summaries: the images of a store, and its rows where these are several an image."""
+    shown = store.images()
+    return {"images": len(store)} if shown is None else {"images": len(np.unique(shown)), "rows": len(shown)}
+
+
 def part_of_source(
     source: Source | TokenSource,
     limit: int | None = None,

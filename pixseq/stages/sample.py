@@ -22,6 +22,7 @@ from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages import opening
 from pixseq.stages.decode import palette_of
+from pixseq.stages.parts import part_of_source, part_of_store
 from pixseq.streams import Stream
 
 HIDDEN = 128  # the grey that stands for what a completion did not see
@@ -66,9 +67,9 @@ def run(
             raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
         palette_of(model, checkpoint.codec, "import it again with --palette kmeans_centers.npy")
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
-        given = None
+        given = part = None
         if prompt is not None:
-            given, inputs["prompt"] = _prompt(checkpoint, prompt, split, count)
+            given, inputs["prompt"], part = _prompt(checkpoint, prompt, split, count)
         kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
         order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
         if np.any(order[:kept] >= kept):
@@ -89,7 +90,7 @@ def run(
         **settings,
         "weights": weights,
         **where.used(),
-        **({"keep": keep, "completions": completions, "split": split} if given is not None else {}),
+        **({"keep": keep, "completions": completions, "split": split, "part": part} if given is not None else {}),
     }
     images = pictures(tokens, checkpoint.codec)
     if tokens_out is not None:
@@ -150,12 +151,15 @@ def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
     return to_images(tokens, codec["scheme"], codec["height"], codec["width"], codec["palette"])
 
 
-def _prompt(checkpoint: Checkpoint, prompt: str, split: str | None, count: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The first `count` images as the model's tokens, uint16 [n, T], and the parent's reference."""
+def _prompt(
+    checkpoint: Checkpoint, prompt: str, split: str | None, count: int
+) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None]:
+    """`count` images that stand for all as the model's tokens, uint16 [n, T]; the parent's reference; their record."""
     if (Path(prompt) / "zarr.json").is_file():
         store = opening.open_images(prompt, "tokens")
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
-        return opening.some_images(store, slice(0, count)), reference(prompt, store.manifest)
+        rows, part = part_of_store(store, count)
+        return opening.some_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
     from pixseq.numerics.quantize import nearest_table, to_tokens
@@ -163,10 +167,11 @@ def _prompt(checkpoint: Checkpoint, prompt: str, split: str | None, count: int) 
 
     codec = checkpoint.codec
     source = open_source(prompt, split) if split else _test_or_all(prompt)
-    reader = Reader(source, Preparation(size=codec["height"]), limit=count, batch_size=count)
+    part = part_of_source(source, count)
+    reader = Reader(source, Preparation(size=codec["height"]), batch_size=count, rows=part.rows)
     images = next(iter(reader)).images
     table = None if codec["palette"] is None else nearest_table(np.array(codec["palette"]))
-    return to_tokens(images, codec["scheme"], table), describe(source)
+    return to_tokens(images, codec["scheme"], table), describe(source), part.record
 
 
 def _test_or_all(prompt: str):
