@@ -203,7 +203,7 @@ def test_whole_pictures_keep_both_sides_and_are_never_enlarged(mixed, tmp_path, 
 
 def test_whole_pictures_are_drawn_whole(mixed, tmp_path):
     encode.run(str(mixed), tmp_path / "w.zarr", size=16, scheme="pixels", resize="whole")
-    decode.run(tmp_path / "w.zarr", tmp_path / "g.png", count=6, columns=3, scale=1, images_dir=tmp_path / "singles")
+    decode.run(tmp_path / "w.zarr", tmp_path / "g.png", 6, 0, columns=3, scale=1, images_dir=tmp_path / "singles")
     stored = whole_pictures(tmp_path / "w.zarr")[:6]
     for i, picture in enumerate(stored):
         with Image.open(tmp_path / "singles" / f"{i:06}.png") as single:
