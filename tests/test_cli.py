@@ -19,7 +19,7 @@ from PIL import Image
 
 from pixseq.cli import COMMANDS, GROUPS, main
 from pixseq.cli.stdio import Patient
-from pixseq.config import preset_names
+from pixseq.config import preset_names, read_preset
 
 ALL = [[name] for name in COMMANDS] + [[group, name] for group, (_, commands) in GROUPS.items() for name in commands]
 TINY = ["--set", "model.n_layer=2", "--set", "model.n_head=2", "--set", "model.d_model=16", "--device", "cpu"]
@@ -74,6 +74,14 @@ def test_every_command_has_help_with_an_example_that_parses(command, helps):
         assert flag in out
     for flag in ("--json", "--quiet", "--overwrite"):
         assert flag in out
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_commands_that_a_preset_names_parse(preset, helps):
+    about = read_preset(preset)["about"]
+    for command in filter(None, [about.get("pictures"), about["command"], *about.get("measure", [])]):
+        program, name, *words = command.split()
+        assert program == "pixseq" and {word for word in words if word.startswith("--")} <= set(helps[name,].split())
 
 
 def test_the_list_of_options_grows_only_on_purpose(helps):

@@ -76,6 +76,16 @@ def test_the_published_weights_from_import_to_probe_and_completions(run, photos,
     run(["pixseq", "check", "igpt-s", "test.zarr"])
 
 
+def test_aim_learns_from_crops_of_whole_pictures(run, photos, tmp_path):
+    evaluation = commands(blocks("Use the published weights")[2])[1]
+    encode, pretrain = commands(next(block for block in blocks("AIM: patches instead of pixels") if "whole" in block))
+    run(evaluation)
+    run(encode)
+    tiny = ["--steps", "1", "--batch-size", "2", "--set", "model.n_layer=1", "--set", "model.head_depth=0"]
+    run([*pretrain, *tiny, "--device", "cpu", "--val-fraction", "0.2"])
+    run(["pixseq", "evaluate", "aim-64", "whole.zarr", "--device", "cpu"])
+
+
 def test_openais_files_from_import_to_evaluation(run, tmp_path):
     (tmp_path / "openai").mkdir()
     weights = variables(layers=2, heads=2, size=8, colours=512, context=1024)

@@ -97,7 +97,8 @@ def pretrain(
             emit(to_json(plan))
         else:
             flat = {f"{s}.{k}": v for s in ("model", "sequence", "train") for k, v in plan.pop(s).items()} | plan
-            emit(table(("key", "value"), [(key, str(value)) for key, value in flat.items()]))
+            lines = {key: "; ".join(value) if isinstance(value, list) else str(value) for key, value in flat.items()}
+            emit(table(("key", "value"), list(lines.items())))
         return
     record = stage.run(tokens, out, recipe, val, val_fraction, device, precision, limits, resume, overwrite, keep)
     made(out, record, json)
