@@ -147,10 +147,16 @@ class StudyShapes:
 
 @dataclass(frozen=True)
 class StudyRates:
-    """lr of a width: train.lr * (d_model / width) ** -exponent."""
+    """lr of a width: train.lr * (d_model / width) ** -exponent.
+
+    With `sweep`, the smallest budget is trained with these multiples of it first, and train.lr and the exponent are
+    fitted to what was best (see stages/scaling/rates.py). `rates: sweep` takes the usual multiples.
+    """
 
     width: int = 64
     exponent: float = 0.5
+    sweep: tuple[float, ...] | None = None
+    words: ClassVar[Mapping[str, Any]] = {"sweep": {"sweep": [0.25, 0.5, 1.0, 2.0, 4.0]}}  # that a section may be
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,7 @@ class GridFile:
     recentre: bool = True  # from the budgets below, once they are done
     flops: Literal["exact", "exact-causal", "6nd"] = "exact"
     params: Literal["total", "non-embedding"] = "total"  # what N counts; never a prediction head of AIM
+    seeds: int = 1  # runs of each cell, of train.seed, train.seed + 1 ...
     most_epochs: float = 4.0  # beyond it a cell is marked: its data repeats
     shapes: StudyShapes = field(default_factory=StudyShapes)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=6.0e-3, warmup_epochs=None))
@@ -338,9 +345,11 @@ def _fill(kind: type, values: Any, where: str) -> Any:
             raise UsageError(
                 f"unknown key {where}{key}", f"{guess(str(key), known)}keys here: {', '.join(sorted(known))}"
             )
-        section = _section(hints[key], value)
-        if typing.get_origin(hints[key]) is tuple:
-            filled[key] = _several(typing.get_args(hints[key])[0], value, f"{where}{key}")
+        section, several = _section(hints[key], value), _tuple_of(hints[key], value)
+        if section and isinstance(value, str):
+            value = getattr(section, "words", {}).get(value, value)
+        if several:
+            filled[key] = _several(several, value, f"{where}{key}")
         elif section:
             filled[key] = _fill(section, {} if value is None else value, f"{where}{key}.")
         else:
@@ -349,6 +358,13 @@ def _fill(kind: type, values: Any, where: str) -> Any:
         if f.name not in filled and f.default is f.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
     return kind(**filled)
+
+
+def _tuple_of(hint: Any, value: Any) -> Any:
+    """The type of what a tuple holds; None where `hint` is no tuple, or may be none and `value` is."""
+    hints = [hint, *(typing.get_args(hint) if value is not None else ())]
+    found = [each for each in hints if typing.get_origin(each) is tuple]
+    return typing.get_args(found[0])[0] if found else None
 
 
 def _several(kind: Any, value: Any, key: str) -> tuple:

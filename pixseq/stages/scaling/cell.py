@@ -15,11 +15,11 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
-from pixseq.errors import Diverged
+from pixseq.errors import Diverged, PixseqError
 from pixseq.models.family import shape_from
 from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
 from pixseq.stages.scaling import judge as judging
-from pixseq.stages.scaling import ladder
+from pixseq.stages.scaling import ladder, rates
 from pixseq.stages.scaling.judge import once
 from pixseq.stages.scaling.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
 
@@ -38,9 +38,16 @@ def run_named(study: Study, id: str, device: str = "auto", precision: str = "aut
 def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto") -> Mapping[str, Any]:
     """The cell's result, written as result.json.
 
-    Raises PixseqError where its stores are no longer those that it was planned with.
+    A cell of a sweep of learning rates is trained and scored, no more. Raises PixseqError where its stores are no
+    longer those that it was planned with, or its learning rate is not known yet.
     """
     check_parents(study)
+    if rates.waits(study, cell):
+        raise PixseqError(
+            f"{cell['id']}: its learning rate waits for the sweep at r{cell['resolution']}",
+            f"run {rates.sweep_of(study, cell['resolution'])[0]['id']} and the others of the sweep, then: "
+            f"pixseq scaling plan GRID -o {study.path} --recentre",
+        )
     folder, data = study.folder(cell), study.data(cell)
     if (folder / "result.json").is_file():
         return read_metrics(folder / "result.json")[1]
@@ -50,8 +57,9 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     try:
         once(folder / "model", lambda out: _train(study, cell, out, where))
         numbers |= _loss(folder, data.val, where)
-        numbers |= _accuracy(study, folder, cell, where)
-        numbers |= _completions(study, folder, cell, where)
+        if "sweep" not in cell:
+            numbers |= _accuracy(study, folder, cell, where)
+            numbers |= _completions(study, folder, cell, where)
     except Diverged as fault:
         numbers = {"status": DIVERGED, "reason": fault.message}
     inputs = {"plan": study.reference}

@@ -41,6 +41,7 @@ def check_ranges(grid: GridFile) -> None:
         "shapes.min_layers": (grid.shapes.min_layers, 1, 1000),
         "shapes.patch_size": (grid.shapes.patch_size, 1, 1024),
         "shapes.head_depth": (grid.shapes.head_depth, 0, 1000),
+        "seeds": (grid.seeds, 1, 1000),
         "rates.width": (grid.rates.width, 1, 1e6),
         "rates.exponent": (grid.rates.exponent, -10, 10),
         "batch.steps": (grid.batch.steps, 1, 1e9),
@@ -52,6 +53,12 @@ def check_ranges(grid: GridFile) -> None:
     for key, (value, low, high) in bounds.items():
         if not low <= value <= high:
             raise UsageError(f"{key} is {value}, it must lie between {low:g} and {high:g}")
+    sweep = grid.rates.sweep
+    if sweep is not None and (len(set(sweep)) < 3 or not all(0 < factor < float("inf") for factor in sweep)):
+        raise UsageError(
+            f"rates.sweep is {list(sweep)}, it must hold three different multiples above 0 or more",
+            "for example [0.25, 0.5, 1.0, 2.0, 4.0]",
+        )
     how = grid.completions
     if not 0 <= how.keep < 1:
         raise UsageError(f"completions.keep is {how.keep}, it must lie in [0, 1)", "0.5 keeps the top half of the rows")

@@ -24,7 +24,7 @@ from pixseq.models.family import SHAPES
 from pixseq.numerics.isoflop import parabola, power_law
 from pixseq.runtime import machine
 from pixseq.stages.opening import open_images
-from pixseq.stages.scaling import calibrate, checks, judge, ladder
+from pixseq.stages.scaling import calibrate, checks, judge, ladder, rates
 from pixseq.stages.scaling.study import BEGUN, DONE, WAITING, Study, open_study, stores_of
 
 SPACING = 10**0.5  # of budgets between two ends
@@ -50,8 +50,10 @@ def run(
     if recentre:
         study = open_study(out)
         _check_same(study, config, grid)
-        changed = [b for r, b in groups(study.cells) if move(study, r, b)]
-        remarks = [f"{len(changed)} budgets were centred anew"]
+        resolutions = dict.fromkeys(cell["resolution"] for cell in study.cells)
+        remarks = [rates.told(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
+        changed = [b for r, b in groups(study.measured) if move(study, r, b)]
+        remarks.append(f"{len(changed)} budgets were centred anew")
         same = {"counting": study.counting, "references": judge.references(study)}
         return {**same, "cells": study.cells, "remarks": remarks}
     if Path(out).exists():
@@ -70,12 +72,15 @@ def run(
             checks.check_stores(where, config, stores, remarks)
             planned = _plan_data(config, i, stores["train"], remarks)
             judged = judge.reference_cell(config, i, stores["train"].meta, len(stores["train"]))
+            planned += rates.sweep_cells(planned, config)
             both = planned + [judged] * (judged is not None)
             checks.check_cells(where, config, both, remarks)
             if timed:
                 calibrate.add_seconds(where, config, stores["train"], both)
             cells += planned
             references += both[len(planned) :]
+    if config.rates.sweep:
+        remarks.append("the learning rates of cells are those of the grid until the sweep (ids in -f) is done")
     _check_distinct([cell["id"] for cell in cells])
     summary = {"cells": len(cells), "flops": sum(cell["flops"] for cell in cells)}
     if references:
@@ -176,9 +181,11 @@ def cells_of(grid: GridFile, index: int, codec: dict[str, Any], images: int, b: 
     shapes = ladder.around(grid, able, middle)
     resolution = codec["height"]
     return [
-        {"id": f"r{resolution}-b{b}-s{s}", "resolution": resolution, "budget": budget, "data": index}
+        {"id": f"r{resolution}-b{b}-s{s}" + f"-k{k}" * (k > 0), "resolution": resolution, "budget": budget}
+        | {"data": index, **({"seed": k} if k else {})}
         | ladder.figures(grid, shape, budget, images)
         for s, shape in enumerate(shapes)
+        for k in range(grid.seeds)
     ]
 
 
@@ -192,7 +199,7 @@ def groups(cells: Sequence[Cell]) -> list[tuple[int, float]]:
 
 def move(study: Study, resolution: int, budget: float) -> bool:
     """Centre the cells of a budget anew where none has begun and the budgets below are done. True if they moved."""
-    here = [c for c in study.cells if (c["resolution"], c["budget"]) == (resolution, budget)]
+    here = [c for c in study.measured if (c["resolution"], c["budget"]) == (resolution, budget)]
     if any(study.status(cell) != WAITING for cell in here):
         return False
     middle = _expected_optimum(study, resolution, budget)
@@ -201,14 +208,15 @@ def move(study: Study, resolution: int, budget: float) -> bool:
     grid, data = study.grid, here[0]["data"]
     store = open_images(grid.data[data].train, SHAPES[grid.shapes.family].reads)
     index = list(grid.budgets).index(budget)
-    new = {c["id"]: c for c in cells_of(grid, data, store.meta, len(store), index, middle)}
+    cells = cells_of(grid, data, store.meta, len(store), index, middle)
+    new = {cell["id"]: rates.ruled(study, cell) for cell in cells}
     if max(checks.probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
         return False  # smaller models would lack a layer that is probed
     if all(new[cell["id"]]["d_model"] == cell["d_model"] for cell in here):
         return False
-    rates = [cell["flops"] / cell["seconds"] for cell in here if cell["seconds"]]
+    speeds = [cell["flops"] / cell["seconds"] for cell in here if cell["seconds"]]
     for cell in new.values():
-        cell["seconds"] = float(f"{cell['flops'] / np.median(rates):.3g}") if rates else None
+        cell["seconds"] = float(f"{cell['flops'] / np.median(speeds):.3g}") if speeds else None
     study.rewrite([new.get(cell["id"], cell) for cell in study.cells])
     return True
 
@@ -220,7 +228,7 @@ def _expected_optimum(study: Study, resolution: int, budget: float) -> float | N
     for below in sorted({row["budget"] for row in rows}):
         cells = [row for row in rows if row["budget"] == below]
         done = [row for row in cells if row["status"] == DONE]
-        if any(row["status"] in (WAITING, BEGUN) for row in cells) or len(done) < 3:
+        if any(row["status"] in (WAITING, BEGUN) for row in cells) or len({row["params"] for row in done}) < 3:
             continue
         found.append((math.log(below), _lowest(done)))
     if not found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
 from pixseq.errors import PixseqError, UsageError
 from pixseq.runtime import devices_for
-from pixseq.stages.scaling import judge, plan, worker
+from pixseq.stages.scaling import judge, plan, rates, worker
 from pixseq.stages.scaling.study import DIVERGED, DONE, METRICS, Study, check_parents, open_study
 from pixseq.stages.scaling.worker import Worker
 
@@ -120,32 +120,55 @@ WAIT: Cell = {}  # no cell is ready before one that runs has ended
 def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell]:
     """Cells to start, one a call, the references first; WAIT where the next budget waits for the one below it."""
     for reference in judge.references(study):
-        here = [c for c in study.cells if c["resolution"] == reference["resolution"]]
+        here = [c for c in study.measured if c["resolution"] == reference["resolution"]]
         here = [c for c in here if budget_limit is None or c["budget"] <= budget_limit]
         if any(study.status(c) not in (DONE, DIVERGED) for c in here) and not judge.is_ready(study, reference):
             yield reference
-    chains = {r: [b for q, b in plan.groups(study.cells) if q == r] for r, _ in plan.groups(study.cells)}
+    chains: dict[int, list[float]] = {}
+    for resolution, budget in plan.groups(study.measured):
+        if budget_limit is None or budget <= budget_limit:
+            chains.setdefault(resolution, []).append(budget)
     started: set[str] = set()
     while any(chains.values()):
         found = None
         for resolution, budgets in chains.items():
-            while budgets and found is None:
-                if budget_limit is not None and budgets[0] > budget_limit:
-                    budgets.clear()
-                    break
-                if study.grid.recentre and plan.move(study, resolution, budgets[0]):
-                    progress.say(f"r{resolution}: sizes at {budgets[0]:.3g} FLOPs centred anew")
-                here = [c for c in study.cells if (c["resolution"], c["budget"]) == (resolution, budgets[0])]
-                open_ = [c for c in here if study.status(c) not in (DONE, DIVERGED) and c["id"] not in failed]
-                found = next((c for c in open_ if c["id"] not in started), None)
-                if found is None and open_ and study.grid.recentre:
-                    break  # its last cells still run
-                if found is None:
-                    budgets.pop(0)
+            found = found or _next(study, resolution, budgets, started, failed)
         if found is not None:
             started.add(found["id"])
         if found is not None or any(chains.values()):
             yield found or WAIT
+
+
+def _next(
+    study: Study, resolution: int, budgets: list[float], started: set[str], failed: Mapping[str, str]
+) -> Cell | None:
+    """The next cell of a resolution, None where it waits or is through; what is through leaves `budgets`.
+
+    A sweep of learning rates comes first.
+    """
+    if budgets and rates.waits_for_sweep(study, resolution):
+        sweep = _open(study, rates.sweep_of(study, resolution), failed)
+        if sweep:
+            return next((cell for cell in sweep if cell["id"] not in started), None)
+        rule = rates.settle(study, resolution)
+        if rule is None:  # cells of its sweep failed
+            budgets.clear()
+        else:
+            progress.say(rates.told(resolution, rule))
+    while budgets:
+        if study.grid.recentre and plan.move(study, resolution, budgets[0]):
+            progress.say(f"r{resolution}: sizes at {budgets[0]:.3g} FLOPs centred anew")
+        here = [c for c in study.measured if (c["resolution"], c["budget"]) == (resolution, budgets[0])]
+        open_ = _open(study, here, failed)
+        found = next((cell for cell in open_ if cell["id"] not in started), None)
+        if found is not None or (open_ and study.grid.recentre):  # or its last cells still run
+            return found
+        budgets.pop(0)
+    return None
+
+
+def _open(study: Study, cells: Sequence[Cell], failed: Mapping[str, str]) -> list[Cell]:
+    return [cell for cell in cells if study.status(cell) not in (DONE, DIVERGED) and cell["id"] not in failed]
 
 
 # ---- what is shown
@@ -181,7 +204,7 @@ def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
         return f"{id}: failed after {seconds}: {failed[id]}"
     row = next((row for row in study.results() if row["id"] == id), None)
     if row is None:
-        return f"{id}: done in {seconds}, completions are judged by it"
+        return f"{id}: done in {seconds}"
     if row["status"] == DIVERGED:
         return f"{id}: diverged after {seconds}: {row['reason']}"
     figures = ", ".join(f"{key} {row[key]:.4g}" for key in METRICS if row[key] is not None)

@@ -47,6 +47,11 @@ class Study:
                 return cell
         raise PixseqError(f"{self.path} has no cell {id!r}", f"cells: {self.cells[0]['id']} ... {self.cells[-1]['id']}")
 
+    @property
+    def measured(self) -> list[Cell]:
+        """The cells that a study is about: all but those of a sweep of learning rates."""
+        return [cell for cell in self.cells if "sweep" not in cell]
+
     def folder(self, cell: Cell) -> Path:
         return self.path / "cells" / cell["id"]
 
@@ -60,9 +65,9 @@ class Study:
         return BEGUN if folder.exists() else WAITING
 
     def results(self) -> list[dict[str, Any]]:
-        """A row a cell: its plan, its status and reason, and its metrics, None where it has none."""
+        """A row a measured cell: its plan, its status and reason, and its metrics, None where it has none."""
         rows = []
-        for cell in self.cells:
+        for cell in self.measured:
             found = {"status": self.status(cell), "reason": None, **dict.fromkeys((*METRICS, *BESIDE))}
             if found["status"] in (DONE, DIVERGED):
                 numbers = read_metrics(self.folder(cell) / "result.json")[1]

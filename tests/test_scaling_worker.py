@@ -1,0 +1,71 @@
+"""The processes that run cells: several cells each, one device each, and what a dead one takes with it."""
+
+import signal
+import time
+
+import pytest
+import torch
+from conftest import write_tokens
+
+from pixseq.runtime import devices_for
+from pixseq.stages.scaling import plan, worker
+from pixseq.stages.scaling.study import open_study
+from pixseq.stages.scaling.worker import Worker
+
+
+@pytest.mark.parametrize(
+    "device, count, jobs, devices",
+    [
+        ("auto", 0, 3, ["auto"] * 3),
+        ("auto", 1, 2, ["auto"] * 2),
+        ("auto", 2, 5, ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 8, 8, [f"cuda:{i}" for i in range(8)]),
+        ("cuda:1", 8, 2, ["cuda:1"] * 2),
+        ("cpu", 8, 2, ["cpu"] * 2),
+    ],
+)
+def test_jobs_go_round_the_devices(monkeypatch, device, count, jobs, devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert devices_for(device, jobs) == devices
+
+
+@pytest.fixture
+def study(tmp_path):
+    write_tokens(tmp_path / "t.zarr", count=96)
+    write_tokens(tmp_path / "v.zarr", count=48, seed=1, labels=False)
+    (tmp_path / "g.yaml").write_text(
+        f"data: {{train: {tmp_path}/t.zarr, val: {tmp_path}/v.zarr}}\nbudgets: [1.0e+9]\n"
+        "batch: {steps: 12, smallest: 4}\ncompletions: {count: 0}\n"
+    )
+    plan.run(tmp_path / "g.yaml", tmp_path / "plan", timed=False)
+    return open_study(tmp_path / "plan")
+
+
+def wait(process):
+    deadline = time.monotonic() + 120
+    while (answer := process.answer()) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return answer
+
+
+def test_one_process_runs_cell_after_cell_and_says_what_failed(study):
+    ours = Worker.start(study, 1, "cpu", "fp32")
+    for cell, error in ((study.cells[0], None), ({"id": "r6-b9-s9"}, "no cell 'r6-b9-s9'"), (study.cells[1], None)):
+        ours.give(cell)
+        answer = wait(ours)
+        assert answer == {"error": None} if error is None else error in answer["error"]
+    assert ours.alive and [row["status"] for row in study.results()[:3]] == ["done", "done", "waiting"]
+    ours.close()
+    assert not ours.alive
+
+
+def test_a_process_that_dies_says_so_and_one_that_is_stopped_ends(study):
+    killed, stopped = (Worker.start(study, 2, "cpu", "fp32") for _ in range(2))
+    killed.give(study.cells[0])
+    killed.process.send_signal(signal.SIGKILL)
+    assert "its process ended with -9" in wait(killed)["error"] and not killed.alive
+    worker.stop([stopped])
+    assert not stopped.alive
+    for each in (killed, stopped):
+        each.close()
