@@ -245,6 +245,15 @@ def test_the_models_side_is_the_recipes(stores, pixels, tmp_path):
         assert read_preset(name)["model"]["image_size"] == side
 
 
+def test_crops_that_are_enlarged_are_told(stores, pixels, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(pretrain.progress, "say", said.append)
+    for i, (path, sets) in enumerate([(pixels, ()), (pixels, ("train.augment=flip",)), (stores["squares"], ())]):
+        pretrain.run(path, tmp_path / f"{i}", recipe("train.steps=1", *sets), device="cpu")
+        assert any("crops of them are enlarged" in line for line in said) == (i == 0)
+        said.clear()
+
+
 def test_what_does_not_fit_is_told(stores, models, aim, pixels, tmp_path):
     none = effective(PretrainFile, sets=[*AIM])
     with pytest.raises(UsageError, match=r"holds whole pictures.*side that is not given"):

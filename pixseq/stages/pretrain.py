@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pixseq import progress
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
@@ -66,6 +67,11 @@ def run(
         side = config.model.image_size
         store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed, side=side)
         shape, codec = model_shape(config, store), seen_codec(store, side)
+        if side and train_config.augment.startswith("resized-crop") and not images.are_larger:
+            progress.say(
+                f"note: {tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
+                "those of whole pictures, encode --resize whole, are resized down"
+            )
         flags = {"val_fraction": val_fraction, "precision": where.precision}
         recipe = recipe_of(as_dict(config), inputs, flags)
         kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
