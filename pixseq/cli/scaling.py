@@ -250,7 +250,7 @@ def frechet(
     b: Annotated[Path, typer.Argument(metavar="B", help="The real side, of the same extractor.", show_default=False)],
     out: o.OptionalOut = None,
     layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=2, help="Only the first rows of each.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=2, help="So many rows of each, from all over it.")] = None,
     floor: Annotated[
         Path | None, typer.Option("--floor", help="Other real pictures' features: the floor is theirs from B.")
     ] = None,

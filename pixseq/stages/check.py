@@ -44,7 +44,7 @@ def run(
 ) -> dict[str, Any]:
     """{"ok": whether all hold, "checks": [{name, ok, figure, about}], "precision", "device"}.
 
-    Written as metrics too when `out` is given. Computed on the first images of `tokens` or on random ones, in float32
+    Written as metrics too when `out` is given. Computed on some images of `tokens` or on random ones, in float32
     unless `precision` says otherwise: bf16 certifies that path, as closely as its rounding lets it.
     """
     store = None
