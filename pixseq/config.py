@@ -173,8 +173,8 @@ class StudyCompletions:
     """Top halves of `count` held-out images, completed; 0: none. Image GPT alone draws.
 
     Their Fréchet distance from the real pictures is in features of `extractor`: "reference", a model that the study
-    trains once for each resolution; a checkpoint, the same for every cell; or "pixels", the colours themselves, which
-    cannot tell a picture from Gaussian noise of the same covariance (see stages/scaling/judge.py).
+    trains once for each resolution; a checkpoint or a .pt2 of torch.export, the same for every cell; or "pixels", the
+    colours themselves, which cannot tell a picture from Gaussian noise of their covariance (stages/scaling/judge.py).
     """
 
     count: int | None = None  # null: 500, or as many as there are

@@ -48,7 +48,7 @@ def grid(tmp_path, stores, text, val="v.zarr"):
         ("completions: {count: 1}\n", "covariance"),
         ("completions: {count: 49}\n", "holds 48 images"),
         ("completions: {count: 20, extractor: inception}\n", "reference, pixels, or the path"),
-        ("completions: {count: 20, extractor: pixels, layer: 0}\n", "no layers"),
+        ("completions: {count: 20, extractor: pixels, layer: 0}\n", "pixels has no layers"),
         ("completions: {count: 20, layer: 7}\n", "completions.layer asks for layer 7"),
         ("completions: {count: 20, layer: -1}\n", "completions.layer"),
         ("completions: {count: 20, reference_budget: -1.0}\n", "reference_budget"),

@@ -13,7 +13,9 @@ from pixseq.errors import UsageError
 
 
 def features(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint, or the word pixels for raw colours.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A checkpoint, a .pt2 file, or pixels for raw colours.")
+    ],
     tokens: o.Tokens,
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",

@@ -22,8 +22,10 @@ from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.errors import UsageError
+from pixseq.interop.exported import is_exported
 from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine
+from pixseq.stages import exported
 from pixseq.stages.decode import palette_of
 from pixseq.stages.images import as_tensor
 from pixseq.stages.opening import (
@@ -64,7 +66,8 @@ def run(
 ) -> Manifest:
     """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
-    `model` is a checkpoint, or "pixels" for the decoded colours. `random_init`: the checkpoint's architecture with
+    `model` is a checkpoint, a .pt2 file of torch.export (stages/exported.py), or "pixels" for the decoded colours.
+    `random_init`: the checkpoint's architecture with
     fresh weights of that seed, the other baseline. BERT models see inputs masked as in training, `masks` (default 5)
     independent masks an image as consecutive rows (§4.6). `attention`: another pattern than the model's usual one.
     `below`: the mean is over the positions below this part of the rows, those that `sample --keep` draws.
@@ -76,11 +79,20 @@ def run(
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype is {dtype!r}", "one of: float32, float16")
     atomic.check_target(out, overwrite)
+    if not has_layers(model):
+        options = (masks, random_init, attention, below)
+        if layers != "all" or pool != "mean" or any(option is not None for option in options):
+            what = "raw pixels have" if str(model) == PIXELS else f"{model} has"
+            raise UsageError(f"{what} no layers, masks, weights or attention", "leave those options out")
     with machine(device, precision) as where, torch.inference_mode():
+        if is_exported(model):
+
+            def write(store, codec, row, compute, batch, config, inputs, meta) -> Manifest:
+                told = {"device": str(where.device)}
+                return _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
+
+            return exported.sweep(where, model, tokens, batch_size, dtype, write)
         if str(model) == PIXELS:
-            options = (masks, random_init, attention, below)
-            if layers != "all" or pool != "mean" or any(option is not None for option in options):
-                raise UsageError("raw pixels have no layers, masks, weights or attention", "leave those options out")
             store = open_images(tokens, "tokens", "pixels")
             if store.whole:
                 raise UsageError(
@@ -180,6 +192,11 @@ def _write(
         source = origin(store)
         parents = {**inputs, **({"source": source} if source else {})}
         return writer.finish("features", "features", config, parents, summary, meta)
+
+
+def has_layers(model: str | Path) -> bool:
+    """Whether an extractor is a checkpoint, whose layers are chosen and whose positions are averaged."""
+    return str(model) != PIXELS and not is_exported(model)
 
 
 @dataclass(frozen=True)

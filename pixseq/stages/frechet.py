@@ -238,6 +238,8 @@ def _facts(store: Store, layer: int) -> dict[str, str]:
     if tap == "pixels":
         return {"models": "pixels", "values": f"{store.shape('features')[-1]} values"}
     model = store.manifest["inputs"].get("model", {}).get("id", "unknown")
+    if tap == "exported":
+        return {"models": f"exported model {model}", "values": f"{store.shape('features')[-1]} values"}
     seed, weights, attention = (config.get(key) for key in ("random_init", "weights", "attention"))
     averaged = pool == "mean" or len(store.shape("features")) == 4
     return {

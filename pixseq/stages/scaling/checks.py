@@ -16,11 +16,12 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
 from pixseq.errors import PixseqError, UsageError
+from pixseq.interop.exported import file_id, is_exported
 from pixseq.models.family import shape_from
 from pixseq.runtime import Machine
-from pixseq.stages import probe
+from pixseq.stages import exported, probe
 from pixseq.stages.decode import palette_of
-from pixseq.stages.features import PIXELS
+from pixseq.stages.features import PIXELS, has_layers
 from pixseq.stages.opening import check_pairing, some_images
 from pixseq.stages.opening import grid as picture
 from pixseq.stages.scaling.judge import REFERENCE, completes
@@ -66,8 +67,8 @@ def check_ranges(grid: GridFile) -> None:
         raise UsageError("completions.count is 1, and a covariance needs two pictures", "thousands for a steady number")
     if how.reference_budget is not None and not 0 < how.reference_budget < float("inf"):
         raise UsageError(f"completions.reference_budget is {how.reference_budget}, not a positive number of FLOPs")
-    if how.layer is not None and (how.layer < 0 or how.extractor == PIXELS):
-        why = "pixels have no layers" if how.extractor == PIXELS else "layers count from 0"
+    if how.layer is not None and (how.layer < 0 or not has_layers(how.extractor)):
+        why = "layers count from 0" if has_layers(how.extractor) else f"{how.extractor} has no layers"
         raise UsageError(f"completions.layer is {how.layer}, and {why}", "leave it out")
     probe.Recipe.checked("logistic", grid.probe.c, 0.1, None, 0, 1, None, {})
     probe_layers(grid)
@@ -105,8 +106,10 @@ def extractor_inputs(grid: GridFile) -> dict[str, Any]:
     if not Path(how.extractor).exists():
         raise UsageError(
             f"completions.extractor is {how.extractor}, which does not exist",
-            f"one of: {REFERENCE}, {PIXELS}, or the path of a checkpoint",
+            f"one of: {REFERENCE}, {PIXELS}, or the path of a checkpoint or a .pt2 file",
         )
+    if is_exported(how.extractor):
+        return {EXTRACTOR: {"path": how.extractor, "id": file_id(how.extractor)}}
     return {EXTRACTOR: reference(how.extractor, open_checkpoint(how.extractor).manifest)}
 
 
@@ -129,6 +132,9 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
     for store in (train, val):
         palette_of(store.path, store.meta, "encode again with --palette: completions need colours")
     if how.extractor in (PIXELS, REFERENCE):
+        return
+    if is_exported(how.extractor):
+        exported.check(where, how.extractor, val)
         return
     extractor = open_checkpoint(how.extractor)
     shape = shape_from(extractor.shape)

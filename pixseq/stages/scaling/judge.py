@@ -129,7 +129,7 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
         judge = Judge(
             extractor,
             layer_of(how, extractor),
-            None if extractor == features.PIXELS else how.keep,
+            how.keep if features.has_layers(extractor) else None,
             folder / "prompts.zarr",
             folder / "prompts.features.zarr",
             folder / "others.features.zarr" if "others" in sides else None,
@@ -161,7 +161,7 @@ def _train(grid: GridFile, cell: Cell, out: Path, where: Mapping[str, str]) -> N
 
 def layer_of(how: StudyCompletions, extractor: str | Path) -> int | None:
     """The layer that is compared: the grid's, else the reference's last or the middle; None where there are none."""
-    if extractor == features.PIXELS:
+    if not features.has_layers(extractor):
         return None
     if how.layer is not None:
         return how.layer

@@ -106,9 +106,18 @@ def check_parents(study: Study) -> None:
     if EXTRACTOR in study.manifest["inputs"]:  # plans from before it was recorded have none
         paths[EXTRACTOR] = study.grid.completions.extractor
     for role, path in paths.items():
-        planned, now = study.manifest["inputs"][role], manifest.read(path)
-        if planned["id"] != now["id"]:
+        planned, now = study.manifest["inputs"][role]["id"], _id_of(path)
+        if planned != now:
             raise PixseqError(
-                f"{study.path} was planned on {path} of id {planned['id'][:19]}, which now has id {now['id'][:19]}",
+                f"{study.path} was planned on {path} of id {planned[:19]}, which now has id {now[:19]}",
                 "cells on other data could not be compared: plan again, into another folder",
             )
+
+
+def _id_of(path: str) -> str:
+    """Of an artifact, or of a file of another program."""
+    if Path(path).suffix == ".pt2":
+        from pixseq.interop.exported import file_id  # imports torch
+
+        return file_id(path)
+    return manifest.read(path)["id"]
