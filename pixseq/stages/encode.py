@@ -77,23 +77,11 @@ def run(
     images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
-    from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
-    from pixseq.artifacts.palette import load_palette
+    from pixseq.artifacts.arrays import StoreWriter
     from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import TokenSource, open_any
-    from pixseq.numerics.quantize import SCHEMES
 
-    if scheme not in (schemes := (*SCHEMES, "pixels")):
-        raise UsageError(f"--scheme {scheme} is not one of {', '.join(schemes)}")
-    if scheme != "palette" and palette is not None:
-        raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
-    if resize == "whole" and scheme != "pixels":
-        raise UsageError(
-            f"--resize whole keeps both sides, and tokens of --scheme {scheme} are of squares",
-            "models that cut their squares from whole pictures read --scheme pixels",
-        )
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} is not at least 1")
+    _check_options(scheme, palette, resize, limit)
     check_held_out(val_fraction, part)
     prep = Preparation(
         size=size,
@@ -108,15 +96,7 @@ def run(
         bit_depth=bit_depth,
     )
     atomic.check_target(out, overwrite)
-    inputs: dict[str, dict[str, Any]] = {}
-    n_vocab = None if scheme == "pixels" else 256
-    codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": n_vocab, "palette": None, "palette_id": None}
-    if resize == "whole":
-        codec |= {"height": None, "width": None, "shorter_side": size}
-    if palette is not None:
-        loaded = load_palette(palette)
-        codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
-        inputs["palette"] = {"path": str(palette), "id": loaded.id, "form": loaded.form}
+    codec, inputs = _codec(scheme, size, resize, palette)
     opened = open_any(source, split, label_column, bit_depth, on_error)
     config = {"scheme": scheme, "split": opened.split, "limit": limit, **asdict(prep)}
     config |= {"val_fraction": val_fraction, "part": part}
@@ -136,20 +116,14 @@ def run(
             )
     elif scheme == "palette" and palette is None:
         raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
-    for note in opened.notes:
-        progress.say(f"note: {note}")
-    if opened.class_names or not opened.has_labels:
-        progress.say(labels_line(opened, len(opened.class_names or ())))
+    _introduce(opened)
     inputs["source"] = describe(opened)
     codec["class_names"] = opened.class_names
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
     kind, main = _main_array(codec)
-    specs = {kind: main}
-    specs |= {"labels": Spec("int32", (None,))} if opened.has_labels else {}
-    specs |= {"images": Spec("int32", (None,))} if prep.views > 1 else {}
-    specs |= {SHAPES: Spec("int32", (None, 2))} if main.whole else {}
+    specs = {kind: main, **_other_arrays(opened.has_labels, prep.views, main.whole)}
     row_bytes = main.row_bytes * (int(size**2 * USUAL_RATIO) if main.whole else 1)
     chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
@@ -165,12 +139,56 @@ def run(
         if kind == "tokens" and len(tally.counts) > codec["n_vocab"]:  # ids without a palette
             codec["n_vocab"] = len(tally.counts)
             progress.say(f"note: the ids reach {codec['n_vocab'] - 1}, so the vocabulary has {codec['n_vocab']}")
-        summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {})
-        found = len(opened.class_names or [count for count in tally.classes if count])
-        summary |= {"classes": found, "labels_from": opened.labels_from if opened.has_labels else None}
-        if opened.has_labels and not opened.class_names:
-            progress.say(labels_line(opened, found, len(tally.classes) == COUNTED_LABELS))
+        summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(opened, tally)
         return writer.finish(kind, "encode", config, inputs, summary, codec)
+
+
+def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: int | None) -> None:
+    """Raises UsageError for options that make no sense, or not together."""
+    from pixseq.numerics.quantize import SCHEMES
+
+    if scheme not in (schemes := (*SCHEMES, "pixels")):
+        raise UsageError(f"--scheme {scheme} is not one of {', '.join(schemes)}")
+    if scheme != "palette" and palette is not None:
+        raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
+    if resize == "whole" and scheme != "pixels":
+        raise UsageError(
+            f"--resize whole keeps both sides, and tokens of --scheme {scheme} are of squares",
+            "models that cut their squares from whole pictures read --scheme pixels",
+        )
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} is not at least 1")
+
+
+def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> tuple[Codec, dict[str, dict[str, Any]]]:
+    """What the numbers will mean, as far as the source does not tell, and the palette as an input, if there is one."""
+    from pixseq.artifacts.palette import load_palette
+
+    n_vocab = None if scheme == "pixels" else 256
+    codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": n_vocab, "palette": None, "palette_id": None}
+    if resize == "whole":
+        codec |= {"height": None, "width": None, "shorter_side": size}
+    if palette is None:
+        return codec, {}
+    loaded = load_palette(palette)
+    codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
+    return codec, {"palette": {"path": str(palette), "id": loaded.id, "form": loaded.form}}
+
+
+def _introduce(source: Source | TokenSource) -> None:
+    """Say what the user should hear of a source. How many classes numbers are is only known, and said, after all."""
+    for note in source.notes:
+        progress.say(f"note: {note}")
+    if source.class_names or not source.has_labels:
+        progress.say(labels_line(source, len(source.class_names or ())))
+
+
+def _labels(source: Source | TokenSource, tally: Tally) -> dict[str, Any]:
+    """What a summary says of the labels; of those that are numbers, stderr too."""
+    found = len(source.class_names or [count for count in tally.classes if count])
+    if source.has_labels and not source.class_names:
+        progress.say(labels_line(source, found, len(tally.classes) == COUNTED_LABELS))
+    return {"classes": found, "labels_from": source.labels_from if source.has_labels else None}
 
 
 def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
@@ -200,6 +218,14 @@ def _main_array(codec: Codec) -> tuple[str, Spec]:
     if codec["scheme"] == "pixels":
         return "pixels", Spec("uint8", (None, h, w, 3))
     return "tokens", Spec("uint16", (None, h * w * (3 if codec["scheme"] == "rgb" else 1)))
+
+
+def _other_arrays(labels: bool, views: int, whole: bool) -> dict[str, Spec]:
+    from pixseq.artifacts.arrays import SHAPES, Spec
+
+    specs = {"labels": Spec("int32", (None,))} if labels else {}
+    specs |= {"images": Spec("int32", (None,))} if views > 1 else {}
+    return specs | ({SHAPES: Spec("int32", (None, 2))} if whole else {})
 
 
 class Encoded(NamedTuple):

@@ -53,14 +53,7 @@ def run_fit(
     from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
 
     refine_steps = REFINE_STEPS if refine_steps is None else refine_steps
-    for name, value, low, high in (
-        ("colors", colors, 1, MAX_COLORS),
-        ("refine-steps", refine_steps, 0, 1_000_000),
-        ("max-images", max_images if max_images is not None else 1, 1, 2**62),
-        ("seed", seed, 0, 2**32 - 1),
-    ):
-        if not low <= value <= high:
-            raise UsageError(f"--{name} {value} is not between {low} and {high}")
+    _check_ranges(colors, refine_steps, max_images, seed)
     if resize == "whole":
         raise UsageError("--resize whole is of encode --scheme pixels", "palettes are of squares: --resize crop")
     prep = Preparation(
@@ -101,6 +94,17 @@ def run_fit(
         "psnr_db": fit.psnr_db,
     }
     return save_palette(out, fit.colors, "palette fit", config, {"source": describe(opened)}, summary, overwrite)
+
+
+def _check_ranges(colors: int, refine_steps: int, max_images: int | None, seed: int) -> None:
+    for name, value, low, high in (
+        ("colors", colors, 1, MAX_COLORS),
+        ("refine-steps", refine_steps, 0, 1_000_000),
+        ("max-images", max_images if max_images is not None else 1, 1, 2**62),
+        ("seed", seed, 0, 2**32 - 1),
+    ):
+        if not low <= value <= high:
+            raise UsageError(f"--{name} {value} is not between {low} and {high}")
 
 
 def labels_line(source: Source | TokenSource, classes: int, more: bool = False) -> str:
