@@ -13,6 +13,7 @@ import torch
 
 from pixseq.config import PretrainFile, effective
 from pixseq.models.aim import AIM, AimShape
+from pixseq.models.sight import Sight
 from pixseq.runtime import machine
 from pixseq.stages.features import _activations
 from pixseq.stages.pretrain import losses
@@ -45,7 +46,7 @@ def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
             """Blocks, head and a squared error on patches that lie ready: no data, mask or targets to make."""
             h = net.patch_norm(net.patch_embed(ready)) + net.places(shape.d_model)
             for block in net.blocks:
-                h = block(h, causal, None)
+                h = block(h, Sight(causal))
             if backward:
                 predicted = net.head(net.ln_f(h), net.places(shape.head_width))
                 (predicted - ready).square().mean().backward()

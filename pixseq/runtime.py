@@ -135,6 +135,13 @@ def _has_bf16_units(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+def placed(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
+    """`model` on the machine's device, with its kernels compiled there (see models/order.py)."""
+    for name in model.kernels:
+        setattr(model, name, compiled(getattr(model, name), machine, None))
+    return model.to(machine.device)
+
+
 def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Callable:
     """`function` compiled: by default on CUDA only. Where the compiler fails, it goes on uncompiled and says so."""
     if not (machine.device.type == "cuda" if wanted is None else wanted):

@@ -19,11 +19,11 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
-from pixseq.models.aim import AIM, AimShape, may_attend, normalised, patchify, sincos_2d, unpatchify
+from pixseq.models.aim import AIM, AimShape, Sight, may_attend, normalised, patchify, sincos_2d, unpatchify
 from pixseq.models.family import SHAPES, build, shape_from
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.numerics.orders import NAMED, order_of
-from pixseq.runtime import machine
+from pixseq.runtime import Machine, machine, placed
 from pixseq.stages import check, evaluate, features, finetune, pretrain, sample
 from pixseq.stages.opening import open_model
 from pixseq.stages.training import Limits
@@ -157,8 +157,38 @@ def test_flex_attention_equals_the_written_out_mask():
     scores = (q @ k.mT / 4).masked_fill(~may_attend(masked), -torch.inf)
     wanted = scores.softmax(-1) @ v
     sdpa = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend(masked))
-    assert (aim_module.flex_prefix(q, k, v, masked) - wanted).abs().max() < 1e-5
+    assert (aim_module.flex(q, k, v, aim_module.prefix_blocks(masked)) - wanted).abs().max() < 1e-5
     assert (sdpa - wanted).abs().max() < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_the_mask_is_made_once_for_all_layers_and_flex_attention_compiled_on_its_own(monkeypatch):
+    """Uncompiled it makes the whole table that it is there to avoid; evaluate and features compile nothing else."""
+    net = model(attention="prefix").eval()
+    x = pictures()
+    masked = net.draw_masks(len(x), torch.Generator().manual_seed(0))
+    made, real = [], aim_module.may_attend
+    monkeypatch.setattr(aim_module, "may_attend", lambda masked: made.append(masked) or real(masked))
+    expected = net(x, masked).logits
+    assert len(made) == 1 < net.shape.n_layer
+
+    compiled, called = [], []
+
+    def compile(function):
+        compiled.append(function)
+        return lambda *args: called.append(function) or function(*args)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(net, "to", lambda device: net)
+    assert placed(net, Machine(torch.device("cpu"), "fp32")) is net and not compiled
+    placed(net, Machine(torch.device("cuda"), "fp32"))
+    assert compiled == [aim_module.flex]
+    monkeypatch.undo()  # FlexAttention calls torch.compile itself
+    on_cuda = Sight(mask=aim_module.prefix_blocks(masked), flex=net.flex)
+    monkeypatch.setattr(AIM, "_sight", lambda self, masked: on_cuda)
+    torch.testing.assert_close(net(x, masked).logits, expected, atol=1e-5, rtol=1e-4)
+    assert called == [aim_module.flex] * net.shape.n_layer
 
 
 def test_prefixes_are_uniform_over_all_but_the_last_and_one_an_image():
@@ -235,10 +265,10 @@ def test_certificates_hold_and_planted_leaks_are_caught(aim, pixels, monkeypatch
     assert {"prefix causality", "prefix mask"} <= failing(aim["prefix"])
     monkeypatch.setattr(aim_module, "may_attend", real)
 
-    def leaky(self, x, causal, masked):
+    def leaky(self, x, sight):
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
-        allowed = torch.ones(t, t, dtype=torch.bool).tril(1) if causal else None
+        allowed = torch.ones(t, t, dtype=torch.bool).tril(1) if sight.causal else None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.proj(y.transpose(1, 2).flatten(2))
 

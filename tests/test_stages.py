@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from reference import igpt_forward
 from safetensors.torch import load_file, save_file
 
+from pixseq import runtime
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
@@ -27,7 +29,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.numerics.parts import choose_rows
 from pixseq.runtime import generator
-from pixseq.stages import check, decode, evaluate, features, finetune, pretrain, sample
+from pixseq.stages import check, decode, evaluate, features, finetune, opening, pretrain, sample
 from pixseq.streams import Stream
 
 
@@ -310,6 +312,17 @@ def test_published_figures_are_float32_and_every_result_says_what_was_used(check
     assert record["config"].items() >= exact.items()
     record = pretrain.run(tokens, tmp_path / "m", effective(PretrainFile, sets=[*TINY, "train.steps=1"]), device="cpu")
     assert record["config"]["precision"] == "bf16" and record["summary"]["device"] == "cpu"
+
+
+def test_systems_without_linux_calls_are_served_too(tokens, monkeypatch):
+    """macOS tells no affinity and allocates no file ahead."""
+    for name in ("sched_getaffinity", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    assert runtime.usable_cores() == os.cpu_count()
+    store = open_store(tokens, "tokens")
+    monkeypatch.setattr(opening, "host_memory_bytes", lambda: 0)  # so that images are mapped from a file
+    images = opening.read_all(store)
+    assert isinstance(images, np.memmap) and np.array_equal(images, store.read("tokens"))
 
 
 def test_a_signal_is_not_taken_for_damage(checkpoints, tokens, monkeypatch):

@@ -22,6 +22,7 @@ from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 from pixseq.models.patches import normalised, patchify, sincos_2d, unpatchify
+from pixseq.models.sight import Sight, flex, may_attend, prefix_blocks
 from pixseq.streams import Stream
 
 NORM_EPS = 1e-6
@@ -177,26 +178,6 @@ class AimShape:
         return self.n_ctx * width * (self.d_model * self.n_layer * 18 + head)
 
 
-def may_attend(masked: Tensor) -> Tensor:
-    """masked bool [B, K], False on the prefix -> bool [B, 1, K, K]: query q sees key k if k <= q or k in the prefix."""
-    k = masked.shape[1]
-    causal = torch.ones(k, k, dtype=torch.bool, device=masked.device).tril()
-    return (causal | ~masked[:, None, :])[:, None]
-
-
-def flex_prefix(q: Tensor, k: Tensor, v: Tensor, masked: Tensor) -> Tensor:
-    """Prefix attention of q, k, v [B, H, K, W] by FlexAttention, which leaves out whole blocks of the mask."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    sizes, total = (~masked).sum(1), masked.shape[1]
-
-    def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key < sizes[b]) | (key <= query)
-
-    blocks = create_block_mask(seen, len(q), None, total, total, device=q.device)
-    return flex_attention(q, k, v, block_mask=blocks)
-
-
 class Attention(nn.Module):
     def __init__(self, width: int, n_head: int):
         super().__init__()
@@ -204,16 +185,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values, each head-major
         self.proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, causal: bool, masked: Tensor | None) -> Tensor:
-        """masked bool [B, K], False on the prefix; None: causal, or all to all."""
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
-        if masked is not None and x.is_cuda:
-            y = flex_prefix(q, k, v, masked)
-        else:
-            allowed = None if masked is None else may_attend(masked)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(sight.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -232,8 +207,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(width, NORM_EPS), Attention(width, n_head)
         self.ln_2, self.mlp = nn.LayerNorm(width, NORM_EPS), MLP(width)
 
-    def forward(self, h: Tensor, causal: bool, masked: Tensor | None) -> Tensor:
-        h = h + self.attn(self.ln_1(h), causal, masked)
+    def forward(self, h: Tensor, sight: Sight) -> Tensor:
+        h = h + self.attn(self.ln_1(h), sight)
         return h + self.mlp(self.ln_2(h))
 
 
@@ -266,9 +241,11 @@ class Head(nn.Module):
 class AIM(Ordered):
     """Patches in, a regression of the next patch out. `attention` is the pattern in use, set from outside."""
 
+    kernels: ClassVar[tuple[str, ...]] = ("flex",)
+
     def __init__(self, shape: AimShape):
         super().__init__(shape.order, shape.n_ctx)
-        self.shape, self.attention = shape, shape.uses[0]
+        self.shape, self.attention, self.flex = shape, shape.uses[0], flex
         d = shape.d_model
         self.patch_embed = nn.Linear(shape.patch_values, d)
         self.patch_norm = nn.LayerNorm(d, NORM_EPS)
@@ -335,12 +312,12 @@ class AIM(Ordered):
         """
         if self.attention == "prefix" and masked is None:
             raise ValueError("prefix attention needs to know the prefix")
-        causal, masked = self.attention == "causal", masked if self.attention == "prefix" else None
+        sight = self._sight(masked)
         h = self.patch_norm(self.patch_embed(self.patches(images))) + self.places(self.shape.d_model)
         features, probed = [], []
         for layer in range(self.shape.n_layer + 1):
             if layer:
-                h = self.blocks[layer - 1](h, causal, masked)
+                h = self.blocks[layer - 1](h, sight)
             if pooled:
                 features.append(h.mean(1, dtype=torch.float32))
             elif unpooled:
@@ -354,6 +331,15 @@ class AIM(Ordered):
             features=features or None,
             class_logits=self._classify(n, probed) if self.shape.n_classes else None,
         )
+
+    def _sight(self, masked: Tensor | None) -> Sight:
+        """Who sees whom with the attention in use."""
+        if self.attention != "prefix":
+            return Sight(causal=self.attention == "causal")
+        if not masked.is_cuda:
+            return Sight(mask=may_attend(masked))
+        # a model that is compiled as a whole compiles this with it
+        return Sight(mask=prefix_blocks(masked), flex=flex if torch.compiler.is_compiling() else self.flex)
 
     def _classify(self, n: Tensor, probed: list[Tensor]) -> Tensor:
         if probed:

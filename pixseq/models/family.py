@@ -96,6 +96,7 @@ class Model(Protocol):
     """
 
     shape: Shape
+    kernels: tuple[str, ...]  # see order.Ordered
     attention: str  # the pattern in use
     order: Tensor | None  # int [n_ctx]: which cell stands at each position; None: raster order
 

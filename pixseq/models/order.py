@@ -5,12 +5,20 @@ order[p] is the place in the picture (in raster order) of the sequence's positio
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 
 class Ordered(nn.Module):
-    """A model over sequences. `order` int [T] travels with the weights; None is raster order, which costs nothing."""
+    """A model over sequences. `order` int [T] travels with the weights; None is raster order, which costs nothing.
+
+    `kernels` are the names of functions on it that are to be compiled where there is a compiler for the device, also
+    where the model as a whole is not.
+    """
+
+    kernels: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str, length: int):
         super().__init__()

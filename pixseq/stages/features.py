@@ -24,7 +24,7 @@ from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.errors import UsageError
 from pixseq.interop.exported import is_exported
 from pixseq.models.family import Model, Shape, shape_from
-from pixseq.runtime import Machine, generator, machine
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.stages import exported
 from pixseq.stages.decode import palette_of
 from pixseq.stages.images import as_tensor
@@ -113,7 +113,7 @@ def run(
             net = load_weights(shape, checkpoint, weights)
             if random_init is not None:
                 net.init_weights(generator(random_init, Stream.RANDOM_MODEL))
-            net = net.to(where.device).eval()
+            net = placed(net, where).eval()
             use_attention(net, checkpoint.path, attention)
             chosen = chosen_layers(layers, shape)
             masks = mask_count(shape, masks)

@@ -22,7 +22,7 @@ from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
 from pixseq.numerics.probes import elected
 from pixseq.numerics.schedule import warmup_steps
-from pixseq.runtime import Machine, generator, machine
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.stages.opening import check_pairing, load_weights, read_images, side_of, some_of, use_attention
 from pixseq.stages.training import (
     Counts,
@@ -88,7 +88,7 @@ def run(
             if recipe.lora_rank:
                 rng = generator(recipe.seed, Stream.LOW_RANK)
                 add_low_rank(net, targets, recipe.lora_rank, recipe.lora_alpha, rng)
-            return net.to(where.device)
+            return placed(net, where)
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
             net = pretrained()

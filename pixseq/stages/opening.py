@@ -25,7 +25,7 @@ from pixseq.data.pictures import SHOWN, Pictures, as_seen
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.numerics.parts import choose_rows
-from pixseq.runtime import Machine, host_memory_bytes
+from pixseq.runtime import Machine, host_memory_bytes, placed
 from pixseq.stages.images import Images
 from pixseq.stages.parts import check_apart
 
@@ -68,7 +68,8 @@ def _room(store: Store) -> np.ndarray:
         images = np.empty(shape, dtype)
     else:
         with tempfile.TemporaryFile(dir=store.path.parent) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
             images = np.memmap(file, dtype, "w+", shape=shape)
     return images
 
@@ -147,7 +148,7 @@ def open_model(
 ) -> tuple[Model, Checkpoint]:
     """The model in evaluation mode on the machine's device, with its usual attention or that asked for."""
     checkpoint = open_checkpoint(path)
-    model = load_weights(shape_from(checkpoint.shape), checkpoint, weights).to(machine.device).eval()
+    model = placed(load_weights(shape_from(checkpoint.shape), checkpoint, weights), machine).eval()
     use_attention(model, checkpoint.path, attention)
     return model, checkpoint
 

@@ -23,7 +23,7 @@ from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.flops import COUNTING
 from pixseq.models.output import Output
 from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
-from pixseq.runtime import Machine, generator, machine
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.stages.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
 from pixseq.stages.training import (
     Counts,
@@ -85,7 +85,7 @@ def run(
             )
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
-            model = fresh_model(shape, config, codec, images).to(where.device)
+            model = placed(fresh_model(shape, config, codec, images), where)
             some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 

@@ -163,10 +163,8 @@ class Loop:
         while True:
             if not self.run.settled:
                 self.settle(log, stop)
-            if self.patience and self.run.since_best >= self.patience:
-                return True  # perhaps before it was interrupted, and only its checkpoint lacks
-            if self.run.step == self.config.steps:
-                return False
+            if self.is_over():  # perhaps before it was interrupted, and only its checkpoint lacks
+                return self.has_stalled()
             out_of_time = self.run.step > began and self.is_out_of_time()
             if self.machine.any(stop.asked is not None or out_of_time):
                 stop.save()
@@ -209,6 +207,12 @@ class Loop:
         self.after_step(run)
         run.settled = True
 
+    def has_stalled(self) -> bool:
+        return bool(self.patience) and self.run.since_best >= self.patience
+
+    def is_over(self) -> bool:
+        return self.run.settled and (self.has_stalled() or self.run.step == self.config.steps)
+
     def is_out_of_time(self) -> bool:
         limit = self.limits.time_limit_minutes
         return limit is not None and time.monotonic() - self.run.began >= 60 * limit
@@ -240,20 +244,21 @@ class Loop:
 
 def announce(loop: Loop) -> None:
     """Say what is trained, at what cost and where to, before a first step that may take minutes."""
-    if not progress.enabled():
+    if not progress.enabled() or loop.is_over():
         return  # the estimate takes a moment
     name, partial, config, shape = loop.name, loop.partial, loop.config, loop.model.shape
     machine, images, begun = loop.machine, len(loop.images), loop.run.step
     epochs = config.steps * config.batch_size / images
     seconds = expected_seconds(machine, shape, config, config.steps - begun, loop.micro)
-    target = partial.with_name(partial.name.removesuffix(".partial"))
+    whole = partial.name.endswith(".partial")  # not so a part of a larger run
+    target = f"; it will be {partial.with_suffix('')}" if whole else ""
     progress.say(
         f"{name}: {shape.family} of {shape.n_layer} layers of width {shape.d_model}, {shape.parameter_count():,} "
         f"parameters, on {images:,} images of {shape.n_ctx:,} positions"
     )
     progress.say(
         f"{name}: {config.steps:,} steps of {config.batch_size} images ({epochs:.3g} epochs) on {machine.device} in "
-        f"{machine.precision}, about {progress.clock(seconds)}, as far as can be told before; it will be {target}"
+        f"{machine.precision}, about {progress.clock(seconds)}, as far as can be told before{target}"
     )
     progress.say(f"{name}: step {begun} has begun; until the end, {partial} holds what --resume goes on from")
 

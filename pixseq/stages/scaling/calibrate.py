@@ -11,7 +11,7 @@ import numpy as np
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
-from pixseq.runtime import Machine
+from pixseq.runtime import Machine, placed
 from pixseq.stages.opening import grid as picture
 from pixseq.stages.opening import some_images
 from pixseq.stages.pretrain import fresh_model, losses, model_shape
@@ -42,7 +42,7 @@ def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float
     images = Images(rows, None, picture(train.meta))
     config = ladder.recipe(grid, cell["d_model"], 1, len(rows), cell["lr"])
     shape = model_shape(config, train)
-    model = fresh_model(shape, config, train.meta, images).to(where.device)
+    model = placed(fresh_model(shape, config, train.meta, images), where)
     run, micro = Run(model, config.train, None), micro_batch_images(model, where)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):

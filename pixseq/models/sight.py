@@ -1,0 +1,58 @@
+"""Who sees whom among the positions of a sequence with a prefix, and attention by it.
+
+Shapes: B images, K positions, H heads, W head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+def may_attend(masked: Tensor) -> Tensor:
+    """masked bool [B, K], False on the prefix -> bool [B, 1, K, K]: query q sees key k if k <= q or k in the prefix."""
+    k = masked.shape[1]
+    causal = torch.ones(k, k, dtype=torch.bool, device=masked.device).tril()
+    return (causal | ~masked[:, None, :])[:, None]
+
+
+def prefix_blocks(masked: Tensor) -> BlockMask:
+    """The same for FlexAttention, which leaves out whole blocks of the mask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sizes, total = (~masked).sum(1), masked.shape[1]
+
+    def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key < sizes[b]) | (key <= query)
+
+    return create_block_mask(seen, len(masked), None, total, total, device=masked.device)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
+    """Attention of q, k, v [B, H, K, W]. Uncompiled it makes whole tables, hence AIM.kernels."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, block_mask=blocks)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Who sees whom, made once for all layers: causally, all, or by `mask`, which `flex` reads where it is its own."""
+
+    causal: bool = False
+    mask: Tensor | BlockMask | None = None
+    flex: Callable = flex
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[B, H, K, W] -> [B, H, K, W]."""
+        if self.mask is None or isinstance(self.mask, Tensor):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.causal)
+        return self.flex(q, k, v, self.mask)
