@@ -42,7 +42,9 @@ def digits(folder):
     tokens = load_digits().data.astype(np.uint16)[np.random.default_rng(0).permutation(1797)]
     grey = [[level / 8 - 1] * 3 for level in range(17)]
     for name, rows in (("t", tokens[:1100]), ("v", tokens[1100:])):
-        write_tokens(folder / f"{name}.zarr", tokens=rows, count=len(rows), side=8, n_vocab=17, palette=grey)
+        write_tokens(
+            folder / f"{name}.zarr", tokens=rows, count=len(rows), side=8, n_vocab=17, palette=grey, labels=False
+        )
     return tokens[:1100]
 
 
@@ -112,6 +114,15 @@ def test_a_reference_is_trained_once_at_a_stated_cost_and_named_in_every_result(
     row = study.results()[0]
     keys = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor", "seed", "lr")
     assert all(row[key] is not None for key in keys)
+
+
+def test_a_plan_that_is_replaced_keeps_no_reference_of_the_one_before(stores):
+    text = SMALL + "budgets: [1.0e+9]\ncompletions: {count: 20}\n"
+    study, _ = planned(stores, text)
+    run.run(study.path, cell="reference-r6", **HERE)
+    study, _ = planned(stores, text.replace("count: 20", "count: 24"), overwrite=True)
+    assert not (study.path / "reference").exists()
+    assert one.run(study, study.cells[0], **HERE)["frechet_n"] == 24
 
 
 def test_a_reference_that_diverges_is_no_cell_that_did(stores):

@@ -139,7 +139,8 @@ class RMSNorm(nn.Module):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
-    return x * torch.sigmoid(1.702 * x)
+    gate = torch.sigmoid(1.702 * x)
+    return x * gate if torch.is_grad_enabled() else gate.mul_(x)  # half the memory to fetch where no gradient needs it
 
 
 class Attention(nn.Module):

@@ -14,6 +14,7 @@ below, give the same order with less between them. At 8x8 the floor is 0.24, mod
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,13 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
             store = once(folder / f"{name}.zarr", lambda out, rows=rows: _copy(val, rows, out))
             once(folder / f"{name}.features.zarr", lambda out, store=store: judge.features(store, out, where))
     return judge
+
+
+def forget(plan: str | Path) -> None:
+    """Remove what was made for a plan that is replaced: another grid has other references."""
+    folder = Path(plan) / REFERENCE
+    if folder.is_dir():
+        shutil.rmtree(folder)
 
 
 def once(path: Path, make: Callable[[Path], Any]) -> Path:

@@ -85,6 +85,7 @@ def run(
     summary = {"cells": len(cells), "flops": sum(cell["flops"] for cell in cells)}
     if references:
         summary["references"] = references
+    judge.forget(out)
     write_plan(out, as_dict(config), inputs, cells, summary)
     for remark in remarks:
         progress.say(f"note: {remark}")
