@@ -8,14 +8,22 @@ INTERRUPTED = 130
 CLOSED_PIPE = 141
 
 
+MOST_SHOWN = 2000  # characters of a message: a foreign value in it may have millions
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of a long text."""
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 4 :]}"
+
+
 class PixseqError(Exception):
     """A fault the user can mend: `message` says what is wrong with both sides, `hint` the way out."""
 
     code = INPUT
 
     def __init__(self, message: str, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
+        self.message = shortened(message)
+        super().__init__(self.message)
         self.hint = hint
 
 

@@ -12,13 +12,14 @@ FLOORS = {
     "streams": 0,
     "signals": 0,
     "progress": 1,
-    "presets": 1,
-    "config": 2,
-    "stages": 4,
-    "cli": 5,
-    "__main__": 6,
+    "bounded": 2,
+    "presets": 3,
+    "config": 4,
+    "stages": 6,
+    "cli": 7,
+    "__main__": 8,
 }
-OTHERS = 3  # the floor of every other room
+OTHERS = 5  # the floor of every other room
 
 
 def room(module: str) -> str:

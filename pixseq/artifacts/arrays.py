@@ -7,10 +7,9 @@ checksum in the codec, the completeness check on opening, and fill values that n
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,15 @@ import numpy as np
 import zarr
 
 from pixseq.artifacts import layout, manifest
+from pixseq.artifacts.codec import MOST_SIDE, check_codec
+from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
 
 UNFINISHED = "pixseq_unfinished"
 SHAPES = "shapes"  # of whole pictures, int32 [N, 2]: then `pixels` is [P, 3], all of them one after the other
 CHUNK_PIXELS = 1 << 21  # of whole pictures: 6 MB
+MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
+KINDS = {"tokens": ("uint16",), "pixels": ("uint8",), "features": ("float16", "float32")}
 
 
 def fill_value(dtype: np.dtype) -> float | int:
@@ -112,9 +115,9 @@ class StoreWriter:
         unfinished = group.attrs.get(UNFINISHED)
         if unfinished is None:
             return False
-        theirs = unfinished["recipe"]
-        if theirs != self.recipe and self.restart:
+        if self.restart and (not isinstance(unfinished, dict) or unfinished.get("recipe") != self.recipe):
             return False
+        theirs = self._checked(group, unfinished)
         if theirs != self.recipe:
             differing = sorted(k for k in {*self.recipe, *theirs} if self.recipe.get(k) != theirs.get(k))
             raise PixseqError(
@@ -126,6 +129,22 @@ class StoreWriter:
             entries = count_pixels(group[SHAPES][: self.rows]) if spec.whole else self.rows
             group[name].resize(spec.sized(entries))
         return True
+
+    def _checked(self, group: zarr.Group, unfinished: Any) -> dict[str, Any]:
+        """The recipe that a partial was begun with. Raises PixseqError where what it tells does not fit its arrays."""
+        found = unfinished if isinstance(unfinished, dict) else {}
+        recipe, rows, state = (found.get(key) for key in ("recipe", "rows", "state"))
+        there = set(array_names(self.path)) == set(self.specs) or recipe != self.recipe
+        fits = there and all(
+            group[name].shape[spec.row_axis] >= rows and group[name].ndim == len(spec.shape)
+            for name, spec in self.specs.items()
+            if isinstance(rows, int) and not spec.whole and recipe == self.recipe
+        )
+        if not (isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int and rows >= 0 and fits):
+            raise PixseqError(
+                f"{self.path} does not tell how far it came: it is damaged", "begin anew with --overwrite, no --resume"
+            )
+        return recipe
 
     def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Add the same number of rows to every array; `state` is where the caller stands after them."""
@@ -207,7 +226,15 @@ class Store:
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """int64 [N + 1]: where each whole picture begins among all pixels, and where the last one ends."""
-        return np.concatenate([[0], self.read(SHAPES).astype(np.int64).prod(axis=1).cumsum()])
+        shapes = self.read(SHAPES)
+        if len(shapes) and not (shapes.min() >= 1 and shapes.max() <= MOST_SIDE):
+            raise PixseqError(f"{self.path}: its pictures have sides of {shapes.min()} to {shapes.max()}", DAMAGED)
+        starts = np.concatenate([[0], shapes.astype(np.int64).prod(axis=1).cumsum()])
+        if starts[-1] != self.shape(self.kind)[0]:
+            raise PixseqError(
+                f"{self.path} holds {self.shape(self.kind)[0]} pixels, its shapes declare {starts[-1]}", DAMAGED
+            )
+        return starts
 
     @functools.cached_property
     def one_size(self) -> tuple[int, int] | None:
@@ -255,21 +282,35 @@ def count_pixels(shapes: np.ndarray) -> int:
 
 def _open_group(path: Path, mode: str) -> zarr.Group:
     try:
-        return zarr.open_group(path, mode=mode, zarr_format=3)
-    except Exception as error:
-        raise PixseqError(f"{path} does not open as a zarr store: {error}", "it is damaged: make it again") from error
+        store = BoundedStore(path, read_only=mode == "r")
+        store.chunk_bytes = {name: check_array(path, name) for name in array_names(path)}
+        return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
+    except Exception as error:  # damaged metadata comes as many types
+        raise PixseqError(f"{path} does not open as a zarr store: {error}", DAMAGED) from error
 
 
 def open_store(path: str | Path, *kinds: str) -> Store:
     """Open for reading. Raises PixseqError for another kind, or if a chunk file is missing (it is named)."""
     path = Path(path)
     store = _open(path, manifest.expect(path, *kinds))
-    missing = [key for name in store.names for key in chunk_files(store, name) if not (path / key).is_file()]
+    missing, real = [], 0
+    for key in (key for name in store.names for key in chunk_files(store, name)):
+        if (path / key).is_file():
+            real += (path / key).stat().st_size
+        else:
+            missing.append(key)
+        if len(missing) == MOST_NAMED:  # a shape may declare any number
+            break
     if missing:
+        many = f"{len(missing)}{' or more' * (len(missing) == MOST_NAMED)} chunk{'s' * (len(missing) > 1)}"
         raise PixseqError(
-            f"{path} lacks {len(missing)} chunk{'s' * (len(missing) > 1)}, the first {missing[0]}",
+            f"{path} lacks {many}, the first {missing[0]}",
             "files were lost after it was written: copy the store again, or make it again",
         )
+    try:
+        check_folding(sum(array.nbytes for array in store.arrays.values()), real)
+    except ValueError as error:
+        raise PixseqError(f"{path} does not open as a zarr store: {error}", DAMAGED) from None
     return store
 
 
@@ -277,6 +318,7 @@ def _open(path: Path, record: manifest.Manifest) -> Store:
     try:
         store = Store(path, record, _open_group(path, mode="r"))
         if record["kind"] in store.names:  # the array that a kind is named after
+            _check_arrays(store)
             return store
     except PixseqError:
         raise
@@ -285,6 +327,30 @@ def _open(path: Path, record: manifest.Manifest) -> Store:
     raise PixseqError(
         f"{path} has no array {record['kind']}", "files were lost: copy the store again, or make it again"
     )
+
+
+def _check_arrays(store: Store) -> None:
+    """Raises ValueError where the arrays do not go together, or their meaning is not told."""
+    main, rows = store.shape(store.kind), len(store)
+    if store.kind == "features":
+        layers = store.meta.get("layers")
+        fine = isinstance(layers, list) and len(layers) == main[0] and all(type(n) is int for n in layers)
+        if not fine or len(main) not in (3, 4) or not isinstance(store.meta.get("class_names"), list | None):
+            raise ValueError(f"its layers are {layers}, and its features have the shape {list(main)}")
+    else:
+        check_codec(store.meta)
+        height, width, scheme = (store.meta[key] for key in ("height", "width", "scheme"))
+        numbers = None if height is None else height * width * (3 if scheme == "rgb" else 1)
+        wanted = (rows, numbers) if store.kind == "tokens" else (rows, height, width, 3)
+        if (scheme == "pixels") != (store.kind == "pixels") or store.whole != (height is None):
+            raise ValueError(f"its scheme is {scheme}, and it holds {', '.join(store.names)}")
+        if main != ((main[0], 3) if store.whole else wanted):
+            raise ValueError(f"its {store.kind} have the shape {list(main)}, and {list(wanted)} is told")
+    for name, wanted in (("labels", (rows,)), ("images", (rows,)), (SHAPES, (rows, 2))):
+        if name in store.names and (store.shape(name) != wanted or store.dtype(name).kind != "i"):
+            raise ValueError(f"its {name} are {store.dtype(name)} {list(store.shape(name))} for {rows} rows")
+    if store.dtype(store.kind) not in KINDS[store.kind]:
+        raise ValueError(f"its {store.kind} are {store.dtype(store.kind)}")
 
 
 def open_foreign(path: str | Path) -> zarr.Array | None:
@@ -317,9 +383,18 @@ def array_names(path: Path) -> list[str]:
 def chunk_files(store: Store, name: str) -> Iterator[str]:
     """The files of an array, by the path inside the store (zarr v3 default keys: name/c/i/j)."""
     array = store.arrays[name]
-    grid = [range(-(-n // chunk)) for n, chunk in zip(array.shape, array.chunks)]
-    for index in itertools.product(*grid):
+    for index in _indices([-(-n // chunk) for n, chunk in zip(array.shape, array.chunks)]):
         yield "/".join([name, "c", *map(str, index)])
+
+
+def _indices(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """All places of a grid in C order, one after another: itertools.product would hold the sides as lists first."""
+    if not grid:
+        yield ()
+        return
+    for first in range(grid[0]):
+        for rest in _indices(grid[1:]):
+            yield first, *rest
 
 
 def verify(path: str | Path) -> list[str]:
@@ -331,6 +406,8 @@ def verify(path: str | Path) -> list[str]:
         array = store.arrays[name]
         for key in chunk_files(store, name):
             where = [int(i) for i in key.split("/")[2:]]
+            if len(faults) == MOST_NAMED:
+                return faults
             if not (path / key).is_file():
                 faults.append(f"{key} is missing")
                 continue
@@ -354,6 +431,6 @@ def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
     """C-order blocks of about a chunk each: the leading indices one by one, then runs of rows."""
     axis = next((i for i, c in enumerate(array.chunks) if c > 1), array.ndim - 1)
     rows = array.chunks[axis]
-    for lead in itertools.product(*(range(n) for n in array.shape[:axis])):
+    for lead in _indices(array.shape[:axis]):
         for start in range(0, array.shape[axis], rows):
             yield array[(*lead, slice(start, start + rows))]

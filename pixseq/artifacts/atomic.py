@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts.layout import MADE, OWNER, RECIPE, delete, foreign, is_artifact
+from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -236,9 +237,8 @@ def _write_owner(folder: Path, record: Mapping[str, Any]) -> None:
 def read_owner(folder: Path) -> dict[str, Any] | None:
     """Who is making what is in a folder; None where no such record is."""
     try:
-        with (folder / OWNER).open("rb") as file:
-            found = json.loads(file.read(MOST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / OWNER, "", MOST_BYTES)
+    except (OSError, PixseqError):
         return None
     fine = isinstance(found, dict) and isinstance(found.get("command"), str)
     return found if fine and isinstance(found.get("resumable"), bool) else None

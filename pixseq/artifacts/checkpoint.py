@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixseq.artifacts import atomic, layout, manifest
+from pixseq.artifacts.codec import check_codec, is_texts
+from pixseq.bounded.structure import read_json, read_object
 from pixseq.errors import PixseqError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Weights = Mapping[str, "Tensor"]
-
-CODEC = {"scheme", "height", "width", "n_vocab", "palette", "palette_id", "class_names"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Raises PixseqError where `path` is no checkpoint."""
     path = Path(path)
     record = manifest.expect(path, "checkpoint")
+    again = "copy the checkpoint again"
     try:
-        codec = json.loads((path / "codec.json").read_text())
-        if not isinstance(codec, dict) or not codec.keys() >= CODEC:
-            raise ValueError(f"it does not say {', '.join(sorted(CODEC))}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise PixseqError(f"{path}/codec.json cannot be read: {error}", "copy the checkpoint again") from None
+        codec = read_object(path / "codec.json", again)
+        check_codec(codec)
+    except (OSError, ValueError) as error:
+        raise PixseqError(f"{path}/codec.json cannot be read: {error}", again) from None
+    summary = record["summary"]
+    if not isinstance(summary.get("shape"), dict) or not is_texts(summary.get("weights")):
+        raise PixseqError(f"{path}/manifest.json does not tell the model's shape and weights", again)
     return Checkpoint(path, record, codec)
 
 
@@ -214,8 +217,8 @@ def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwr
 def _recipe_of(folder: Path) -> Any:
     """What the run in a folder was begun with; None where that is not told."""
     try:
-        return json.loads((folder / layout.RECIPE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / layout.RECIPE, "")
+    except (OSError, PixseqError):
         return None
 
 
@@ -229,9 +232,9 @@ def _finished(partial: Path) -> manifest.Manifest | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path, "")
         ids, shape = record["summary"]["weights"], record["summary"]["shape"]
-        codec = json.loads((partial / "codec.json").read_bytes())
+        codec = read_json(partial / "codec.json", "")
         weights = {name: read_weights(partial / f"{name}.safetensors") for name in ids}
         whole = all(weights_id(weights[name], codec, shape) == ids[name] for name in ids)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, PixseqError):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pixseq import __version__
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.structure import parse_json, read_json, read_object
 from pixseq.errors import PixseqError
 
 KEY = "pixseq"
@@ -119,25 +121,19 @@ def reference(path: str | Path, manifest: Manifest) -> dict[str, str]:
     return {"path": _text(str(path)), "id": manifest["id"]}
 
 
-def _json_in(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
-        raise PixseqError(
-            f"{path} is not readable as JSON: {error}", "the file is damaged or cut short; make it again"
-        ) from None
+DAMAGED = "the file is damaged or cut short; make it again"
 
 
 def _embedded(path: Path) -> Manifest | None:
     """The manifest inside `path`, or None where there is none."""
     if path.is_dir():
         if (path / "manifest.json").is_file():
-            return _json_in(path / "manifest.json")
+            return read_json(path / "manifest.json", DAMAGED)
         if (path / "zarr.json").is_file():
-            found = _json_in(path / "zarr.json")
-            return found.get("attributes", {}).get(KEY) if isinstance(found, dict) else None
+            attributes = read_object(path / "zarr.json", DAMAGED).get("attributes")
+            return attributes.get(KEY) if isinstance(attributes, dict) else None
         return None
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(8)
     if head == b"\x89PNG\r\n\x1a\n":
         from PIL import Image
@@ -148,12 +144,11 @@ def _embedded(path: Path) -> Manifest | None:
         except Exception as error:
             raise PixseqError(f"{path} is not a readable PNG: {error}", "make the picture again") from None
         try:
-            return json.loads(text) if text else None
-        except (ValueError, RecursionError):  # a chunk of that name by another hand
+            return parse_json(text) if text else None
+        except (ValueError, TypeError):  # a chunk of that name by another hand
             return None
     if head.lstrip()[:1] == b"{":
-        found = _json_in(path)
-        return found.get(KEY) if isinstance(found, dict) else None
+        return read_object(path, DAMAGED).get(KEY)
     return None
 
 
@@ -161,7 +156,8 @@ def _is_manifest(found: Any) -> bool:
     """Whether it has the keys of a manifest, and what they hold is of the types that every reader relies on."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in KEYS.items()):
         return False
-    return all(isinstance(parent, dict) for parent in found["inputs"].values())
+    parents = found["inputs"].values()
+    return found["format"] >= 1 and all(isinstance(p, dict) and isinstance(p.get("id", ""), str) for p in parents)
 
 
 def read(path: str | Path) -> Manifest:

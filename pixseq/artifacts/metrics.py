@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.structure import parse_json, read_object
 from pixseq.errors import PixseqError
+
+MOST_LINE = 1 << 20  # bytes of a log's row
 
 
 def write_metrics(
@@ -47,19 +52,39 @@ def _id(path: str | Path, numbers: Mapping[str, Any]) -> str:
 def read_metrics(path: str | Path) -> tuple[manifest.Manifest, dict[str, Any]]:
     """The manifest and the numbers. Raises PixseqError where `path` holds no metrics."""
     record = manifest.expect(path, "metrics")
-    return record, {key: value for key, value in json.loads(Path(path).read_text()).items() if key != manifest.KEY}
+    found = read_object(path, manifest.DAMAGED)
+    return record, {key: value for key, value in found.items() if key != manifest.KEY}
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a log.jsonl. A last line cut short by a kill is left out."""
+    """The rows of a log.jsonl, each with its whole `step`. A last line cut short by a kill is left out.
+
+    Raises PixseqError for anything else.
+    """
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(keepends=True), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if line.endswith("\n"):
-                raise PixseqError(f"{path} line {number} is not JSON", "the log is damaged") from None
+    with open_regular(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MOST_LINE)
+            try:
+                row = parse_json(line, finite=False) if line else None
+            except ValueError as error:
+                if line.endswith(b"\n") or len(line) == MOST_LINE:
+                    raise PixseqError(f"{path} line {number} is not JSON: {error}", "the log is damaged") from None
+                row = None
+            if row is None:
+                return rows
+            rows.append(_checked_row(row, f"{path} line {number}"))
     return rows
+
+
+def _checked_row(row: Any, where: str) -> dict[str, Any]:
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 62:
+        raise PixseqError(f"{where} tells no step", "the log is damaged")
+    for key in ("loss", "val_loss", "ema_val_loss"):
+        if not isinstance(row.get(key, 0.0), int | float):
+            raise PixseqError(f"{where}: its {key} is no number", "the log is damaged")
+    return row
 
 
 class Log:

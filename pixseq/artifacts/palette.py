@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from pixseq.artifacts import atomic, manifest
+from pixseq.bounded.files import read_bytes
+from pixseq.bounded.numpy_files import load_small
+from pixseq.bounded.structure import parse_json, read_object
 from pixseq.errors import PixseqError
 
 MAX_COLORS = 65535  # tokens are uint16, and 65535 marks rows that were never written
@@ -86,7 +89,7 @@ def load_palette(path: str | Path, inside: bool = False) -> Palette:
     if path.is_file():
         if path.stat().st_size > MAX_BYTES:
             raise PixseqError(f"{path} is too large for a palette ({path.stat().st_size:,} bytes)", f"pass {FORMS}")
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES)
         if data.startswith(b"\x93NUMPY"):
             return _from_npy(path)
         if data.lstrip()[:1] == b"{" and (found := _json_object(path, data)).keys() & {"clusters", "colors"}:
@@ -104,8 +107,9 @@ def load_palette(path: str | Path, inside: bool = False) -> Palette:
 
 def _json_object(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = parse_json(data)
+        return found if isinstance(found, dict) else {}
+    except ValueError as error:
         raise PixseqError(f"{path} is not readable as JSON: {error}", "the file is damaged or cut short") from None
 
 
@@ -127,8 +131,8 @@ def _from_json(path: Path, found: dict[str, Any]) -> Palette:
 
 def _from_npy(path: Path) -> Palette:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        values = load_small(path, MAX_BYTES)
+    except (ValueError, OSError) as error:
         raise PixseqError(f"{path} is not a readable .npy: {error}", f"pass {FORMS}") from None
     return _foreign(path, values, f"npy {values.dtype}")
 
@@ -136,10 +140,11 @@ def _from_npy(path: Path) -> Palette:
 def _from_codec(path: Path, record: manifest.Manifest) -> Palette:
     """The palette that travels in a tokens store (group attributes) or a checkpoint (codec.json)."""
     where = path / ("zarr.json" if record["kind"] == "tokens" else "codec.json")
+    damaged = "the artifact is damaged: copy it again"
     try:
-        codec = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PixseqError(f"{where} cannot be read: {error}", "the artifact is damaged: copy it again") from None
+        codec = read_object(where, damaged)
+    except OSError as error:
+        raise PixseqError(f"{where} cannot be read: {error}", damaged) from None
     codec = codec.get("attributes", {}) if record["kind"] == "tokens" else codec
     if codec.get("palette") is None:
         scheme = codec.get("scheme")
@@ -170,7 +175,7 @@ def _colours(path: Path, values: Any) -> np.ndarray:
         if colors.dtype.kind not in "fiu":
             raise ValueError(f"they are of type {colors.dtype}")
         colors = colors.astype(np.float64)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise PixseqError(f"{path}: its colours are not numbers: {error}", f"pass {FORMS}") from None
     if colors.ndim != 2 or colors.shape[1] != 3 or not 1 <= len(colors) <= MAX_COLORS:
         raise PixseqError(

@@ -18,8 +18,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.numpy_files import read_header
 from pixseq.data import labels
-from pixseq.data.binary import labelled, stream_rows
+from pixseq.data.binary import check_packed, check_pixels, labelled, stream_rows
 from pixseq.data.decode import NARROW, to_bytes
 from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading, shown
 from pixseq.data.shards import few, incomplete, shards_of_split
@@ -30,6 +32,9 @@ IMAGE_KEYS = {"images", "image", "imgs", "x", "data", "arr_0"}
 LABEL_KEYS = {*labels.NAMES, "arr_1"} - {"classes", "categories"}  # here these are names of classes
 CLASS_NAME_KEYS = {"class_names", "label_names"}
 DOWNSAMPLED = re.compile(r"(train_data_batch_\d+|val_data)\.npz")  # Downsampled ImageNet's, with classes from 1
+MOST_LABEL_BYTES = 1 << 27  # of an array that is held whole: 16 million labels of 8 bytes
+MOST_TEXTS = 1 << 22  # labels that are texts, each of which Python holds apart
+MOST_FORTRAN_BYTES = 1 << 28
 Notes = list[str]
 
 
@@ -56,13 +61,25 @@ class Member:
                 archive = stack.enter_context(zipfile.ZipFile(self.file))
                 yield stack.enter_context(archive.open(f"{self.key}.npy"))
 
-    def load(self) -> np.ndarray:
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self, most: int = MOST_LABEL_BYTES) -> np.ndarray:
+        """The whole array. Raises PixseqError where it has more than `most` bytes."""
+        if max(self.nbytes, math.prod(self.shape)) > most:
+            raise PixseqError(f"{self} has {self.nbytes:,} bytes, more than the {most:,} that are held in memory")
         with self.open() as handle:
             return np.lib.format.read_array(handle, allow_pickle=False)
 
     def rows(self, low: int, high: int) -> Iterator[np.ndarray]:
         if self.fortran:  # the bytes of one image are then scattered over the file: there is no way but to hold it
-            yield self.load()[low:high]
+            if self.nbytes > MOST_FORTRAN_BYTES:
+                raise PixseqError(
+                    f"{self} is in Fortran order, which has to be held whole, and has {self.nbytes:,} bytes",
+                    "save it again in C order: numpy.ascontiguousarray",
+                )
+            yield self.load(MOST_FORTRAN_BYTES)[low:high]
             return
         with self.open() as handle:
             handle.seek(self.offset + low * math.prod(self.shape[1:]) * self.dtype.itemsize)
@@ -156,7 +173,7 @@ def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dic
     for key, member in members.items():
         split, role = _role(key)
         if role in CLASS_NAME_KEYS and member.dtype.kind == "U" and len(member.shape) == 1:
-            class_names = [shown(name) for name in member.load()]
+            class_names = [shown(name) for name in _texts(member)]
         is_target = role in LABEL_KEYS if wanted.label_column is None else wanted.label_column in (key, role)
         for found, is_one in ((images, role in IMAGE_KEYS and not is_target), (answers, is_target)):
             if is_one and split in found and found is answers and wanted.label_column is None:
@@ -190,7 +207,7 @@ def _likeliness(member: Member) -> int:
 
 
 def _part(path: Path, images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted) -> Part:
-    arrange = _arrangement(images, wanted.bit_depth)
+    arrange = _arrangement(images, wanted.bit_depth, wanted.max_pixels)
     if not wanted.labels:
         return Part(images, arrange, None, None, "none were asked for")
     if targets is None:
@@ -234,19 +251,20 @@ def _without(role: str, words: set[str]) -> str:
 
 def npy_member(file: Path) -> Member:
     """The array of an .npy, from its header alone. Raises PixseqError where the file's size contradicts it."""
-    with reading(file), open(file, "rb") as handle:
+    with reading(file), open_regular(file) as handle:
         return _header(handle, file, None, file.stat().st_size)
 
 
 def _members(file: Path) -> dict[str | None, Member]:
     """The arrays of a file by key, from their headers alone."""
-    with reading(file), open(file, "rb") as handle:
+    with reading(file), open_regular(file) as handle:
         if handle.read(2) != b"PK":
             return {None: npy_member(file)}
         members: dict[str | None, Member] = {}
         with zipfile.ZipFile(handle) as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
+                    check_packed(info)
                     with archive.open(info) as inside:
                         key = info.filename.removesuffix(".npy")
                         members[key] = _header(inside, file, key, info.file_size)
@@ -254,15 +272,11 @@ def _members(file: Path) -> dict[str | None, Member]:
 
 
 def _header(handle: BinaryIO, file: Path, key: str | None, size: int) -> Member:
-    version = np.lib.format.read_magic(handle)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(handle)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"{key or 'it'} has the shape {list(shape)}")
-    promised = handle.tell() + math.prod(shape) * dtype.itemsize
-    if promised != size and not dtype.hasobject:
-        raise ValueError(f"{key or 'it'} has {size} bytes, but its header promises {promised}")
-    return Member(file, key, shape, dtype, fortran, handle.tell())
+    try:
+        header = read_header(handle, size)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}" if key else str(error)) from None
+    return Member(file, key, header.shape, header.dtype, header.fortran, header.offset)
 
 
 def _labels(images: Member, targets: Member, class_names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
@@ -280,6 +294,10 @@ def _labels(images: Member, targets: Member, class_names: list[str] | None) -> t
     if targets.dtype.kind in "iu":
         return values, names
     classes = {name: i for i, name in enumerate(class_names)} if class_names and isinstance(values, list) else None
+    if len(values) > MOST_TEXTS:
+        raise PixseqError(
+            f"{targets} holds {targets.dtype}: of more than {MOST_TEXTS:,} labels, whole numbers are read"
+        )
     try:
         numbers = np.array([labels.number(value, classes) for value in np.asarray(values).tolist()], dtype=np.int64)
     except (ValueError, KeyError, OverflowError) as error:
@@ -291,11 +309,13 @@ def _texts(member: Member) -> list[str]:
     """The labels of an array of texts; none of another."""
     if member.dtype.kind not in "US":
         return []
-    values = member.load().reshape(-1).tolist()
+    if math.prod(member.shape) > MOST_TEXTS:
+        raise PixseqError(f"{member} holds {math.prod(member.shape):,} texts, more than {MOST_TEXTS:,}")
+    values = member.load(MOST_LABEL_BYTES // 2).reshape(-1).tolist()
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
 
 
-def _arrangement(member: Member, bit_depth: int | None) -> Callable[[np.ndarray], np.ndarray]:
+def _arrangement(member: Member, bit_depth: int | None, most: int) -> Callable[[np.ndarray], np.ndarray]:
     """How rows of this array become uint8 [n, H, W] or [n, H, W, 3]. Raises PixseqError where that is not clear."""
     if member.dtype not in (np.dtype("u1"), np.dtype("<u2"), np.dtype(">u2")):
         raise PixseqError(
@@ -312,6 +332,7 @@ def _arrangement(member: Member, bit_depth: int | None) -> Callable[[np.ndarray]
             f"{member} has the shape {list(member.shape)}, which is no stack of pictures",
             "[N, H, W], [N, H, W, 3] or [N, 3, H, W] is; so are rows of H*H greys or of 3 planes of H*H",
         )
+    check_pixels(member, _pixels(shape), most)
     if member.dtype.itemsize == 1:
         return to_pixels
     if bit_depth is None and _first_most(member) < 256:
@@ -331,6 +352,13 @@ def _arrangement(member: Member, bit_depth: int | None) -> Callable[[np.ndarray]
 def _first_most(member: Member) -> int:
     """The largest value of the first pictures."""
     return int(next(member.rows(0, min(member.shape[0], 16))).max())
+
+
+def _pixels(shape: tuple[int, ...]) -> int:
+    """Of one picture."""
+    planes = len(shape) == 1 and 3 * math.isqrt(shape[0] // 3) ** 2 == shape[0]
+    coloured = len(shape) == 3 and 3 in (shape[0], shape[-1])
+    return math.prod(shape) // (3 if planes or coloured else 1)
 
 
 def _reorder(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray] | None:

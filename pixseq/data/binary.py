@@ -9,18 +9,21 @@ import gzip
 import math
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from pixseq.data.records import Pixels, Source, pick_split, reading, shown
+from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading, shown
 from pixseq.data.split_names import split_of
 from pixseq.errors import PixseqError
 
 BLOCK_BYTES = 8 << 20
 MAX_IMAGE_BYTES = 1 << 28  # a header may claim anything
+MAX_LABELS = 1 << 27
+DEFLATE_MOST = 1032  # times: no byte of gzip or zip unfolds to more
 
 
 def stream_rows(
@@ -44,6 +47,23 @@ def stream_rows(
         raise ValueError("it goes on after its last image")
 
 
+def check_pixels(path: object, count: int, most: int) -> None:
+    """Raises PixseqError for pictures of more pixels than are allowed: the bound that files of one picture have."""
+    if count > most:
+        raise PixseqError(
+            f"{shown(path)} holds pictures of {count:,} pixels, more than the {most:,} allowed",
+            "raise it with --max-pixels",
+        )
+
+
+def check_packed(info: zipfile.ZipInfo) -> None:
+    """Raises ValueError for a member of a zip that cannot be what it declares, or is packed as arrays never are."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is packed by a method that numpy never writes")
+    if info.file_size > DEFLATE_MOST * (info.compress_size + 64):
+        raise ValueError(f"{info.filename} declares {info.file_size:,} bytes and has {info.compress_size:,}")
+
+
 def labelled(blocks: Iterator[np.ndarray], labels: np.ndarray | None, start: int) -> Iterator[Pixels]:
     """Pairs blocks of images with their labels; the first image is number `start`."""
     for block in blocks:
@@ -54,13 +74,13 @@ def labelled(blocks: Iterator[np.ndarray], labels: np.ndarray | None, start: int
 # ------------------------------------------------------------------------------------------------------------ idx
 
 
-def open_idx(path: Path, files: dict[str, list[Path]], wanted: str) -> Source:
+def open_idx(path: Path, files: dict[str, list[Path]], wanted: Wanted) -> Source:
     """`files` holds idx files by kind: images, labels. A file and its .gz are the same one; the plain file is read."""
     images, labels = ({_stem(f): f for f in sorted(files[kind], key=_packed_first)} for kind in ("images", "labels"))
     splits: dict[str | None, list[str]] = {}
     for stem in images:
         splits.setdefault(split_of(stem), []).append(stem)
-    split = pick_split(path, [name for name in splits if name], wanted)
+    split = pick_split(path, [name for name in splits if name], wanted.split)
     stems = splits[split if split in splits else None]
     if len(stems) > 1:
         raise PixseqError(
@@ -70,12 +90,8 @@ def open_idx(path: Path, files: dict[str, list[Path]], wanted: str) -> Source:
     file, label_file = images[stems[0]], labels.get(stems[0])
     with _open(file) as handle:
         count, height, width = _header(handle, file, axes=3)
-    targets = None if label_file is None else _labels(label_file)
-    if targets is not None and len(targets) != count:
-        raise PixseqError(
-            f"{shown(file)} has {count} images, but {shown(label_file.name)} has {len(targets)} labels",
-            "the two belong to different sets: copy or download them again",
-        )
+    check_pixels(file, height * width, wanted.max_pixels)
+    targets = None if label_file is None else _labels(label_file, file, count)
     # EMNIST keeps NIST's column-major order; MNIST and its other relatives store rows.
     transposed = file.name.lower().startswith("emnist")
 
@@ -124,6 +140,8 @@ def _header(handle: BinaryIO, file: Path, axes: int) -> tuple[int, ...]:
         if min(sizes) < 1:
             raise ValueError(f"it declares the sizes {sizes}")
         if isinstance(handle, gzip.GzipFile):  # a packed file's size shows only at its end, where its checksum is
+            if math.prod(sizes) > DEFLATE_MOST * file.stat().st_size:
+                raise ValueError(f"it declares {math.prod(sizes):,} bytes, more than so small a file can hold")
             return sizes
         expected, actual = len(head) + math.prod(sizes), os.fstat(handle.fileno()).st_size
         if actual != expected:
@@ -131,10 +149,18 @@ def _header(handle: BinaryIO, file: Path, axes: int) -> tuple[int, ...]:
     return sizes
 
 
-def _labels(file: Path) -> np.ndarray:
+def _labels(file: Path, images: Path, wanted: int) -> np.ndarray:
+    """uint8 [N]. Raises PixseqError where there are not as many as images, before they are read."""
     with _open(file) as handle:
         (count,) = _header(handle, file, axes=1)
+        if count != wanted:
+            raise PixseqError(
+                f"{shown(images)} has {wanted} images, but {shown(file.name)} has {count} labels",
+                "the two belong to different sets: copy or download them again",
+            )
         with reading(file):
+            if count > MAX_LABELS:
+                raise ValueError(f"it declares {count:,} labels")
             return np.concatenate(list(stream_rows(handle, np.dtype("u1"), (), count, to_end=True)))
 
 

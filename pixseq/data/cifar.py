@@ -8,13 +8,14 @@ https://www.cs.toronto.edu/~kriz/cifar.html gives both layouts.
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pixseq.bounded.files import read_bytes
+from pixseq.bounded.tars import open_tar
 from pixseq.data import unpickle
 from pixseq.data.records import Pixels, Source, Wanted, parts, pick_split, reading, shown
 from pixseq.data.shards import few, incomplete
@@ -25,7 +26,7 @@ BATCH = re.compile(r"(?P<kind>data_batch_(?P<number>\d+)|test_batch|train|test)(
 NAMES = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 PLANES = 3 * 32 * 32  # bytes an image: red, green, blue, each 32 rows of 32
 BATCHES = 5  # of CIFAR-10's training set
-MAX_MEMBER_BYTES = 1 << 29  # the largest official file has 155 MB
+MAX_MEMBER_BYTES = 160 << 20  # the largest official file has 155 MB, and so have all of a split together
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
         order, early = list(rows), {}
         for name, data in _files(path, rows):  # in one pass: an archive has its own order, so some batches wait
             early[name] = data
+            if sum(map(len, early.values())) > MAX_MEMBER_BYTES:
+                raise PixseqError(
+                    f"{shown(path)} holds its batches in reverse, and they are larger than CIFAR's",
+                    "unpack it and name the folder",
+                )
             while order and order[0] in early:
                 name = order.pop(0)
                 batch = _parse(f"{shown(path)}/{name}", name, early.pop(name))
@@ -97,7 +103,7 @@ def _check_complete(path: Path, batches: dict[int, str], counts: Collection[int]
 
 def is_archive(path: Path) -> bool:
     """Whether a tar holds CIFAR: told by the names of its first few members, content unread."""
-    with reading(path), tarfile.open(path, "r|*") as tar:
+    with reading(path), open_tar(path, "r|*") as tar:
         for _, member in zip(range(4), (m for m in tar if debris_in(m.name) is None)):
             name = member.name.rpartition("/")[2]
             if member.isfile() and (name in NAMES or BATCH.fullmatch(name)):
@@ -115,9 +121,9 @@ def _files(path: Path, only: Collection[str] = ()) -> Iterator[tuple[str, bytes]
         for file in sorted(path.iterdir()):
             if wanted(file.name) and file.is_file():
                 with reading(file):
-                    yield file.name, file.read_bytes()
+                    yield file.name, read_bytes(file, MAX_MEMBER_BYTES)
         return
-    with reading(path), tarfile.open(path, "r|*") as tar:
+    with reading(path), open_tar(path, "r|*") as tar:
         for member in tar:
             name = member.name.rpartition("/")[2]
             if member.isfile() and wanted(name):

@@ -20,6 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decod
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bomb, and here the warning is an error
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
+AT_ONCE = 1 << 20  # values
 NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
 
 
@@ -157,4 +158,8 @@ def narrow_bits(counts: dict[str, int]) -> int | None:
 def to_bytes(values: np.ndarray, bit_depth: int) -> np.ndarray:
     """Whole numbers below 2^bit_depth to uint8, rounded: 255 is the largest; of 16 bits x / 257."""
     most = (1 << bit_depth) - 1
-    return ((values.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
+    scaled, flat = np.empty(values.shape, np.uint8), np.ascontiguousarray(values).reshape(-1)
+    for low in range(0, flat.size, AT_ONCE):  # not all at once: a large picture's copies of 32 bits add up
+        block = flat[low : low + AT_ONCE].astype(np.uint32)
+        scaled.reshape(-1)[low : low + AT_ONCE] = (block * 510 + most) // (2 * most)
+    return scaled

@@ -18,7 +18,7 @@ from PIL import Image, ImageColor
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import centre, joined, resized
-from pixseq.data.records import Encoded, Pixels, Source, shown
+from pixseq.data.records import MAX_PIXELS, Encoded, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
 
@@ -26,7 +26,6 @@ DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
-MAX_PIXELS = 64_000_000  # of a picture, unless more are allowed
 MOST_PIXELS = 2**31 - 1  # Pillow counts no further
 MOST_SIDE = 4096  # pixels
 FILTERS = {

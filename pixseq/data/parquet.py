@@ -7,19 +7,21 @@ opening, to know the classes of texts and how many rows have none. Pictures may 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from pixseq.bounded.pages import rows_at_once
 from pixseq.data.labels import Value, is_missing, names_of, number
 from pixseq.data.parquet_columns import Columns, find_columns
 from pixseq.data.records import Encoded, Source, Wanted, parts, reading, shown
 from pixseq.data.shards import shards_of_split
 from pixseq.errors import PixseqError
 
+FREE_ROWS = 1 << 20  # beside one a byte: a row with a picture takes more
 ROWS = 256  # of a row group held at a time
 LABEL_ROWS = 1 << 16  # where only labels are read
 
@@ -60,6 +62,12 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
             rows += counts[-1]
     if not sum(counts):
         raise PixseqError(f"{shown(path)} has no rows")
+    most = FREE_ROWS + sum(file.stat().st_size for file in files)
+    if not 0 < sum(counts) <= most or min(counts) < 0:
+        raise PixseqError(
+            f"{shown(path)} is damaged: it declares {sum(counts):,} rows, more than its bytes can hold",
+            "copy or download it again",
+        )
     columns = find_columns(files[0], schema, wanted)
     labels = _survey(columns, files, of_all_splits, wanted.skip)
     why = columns.why
@@ -89,21 +97,27 @@ def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tup
 
     with reading(file), pq.ParquetFile(file) as shard:
         columns = [image, *([label] if label else [])]
-        for batch in shard.iter_batches(ROWS, row_groups=[group], columns=columns, use_threads=False):
+        rows = _at_once(file, shard, columns, ROWS, [group])
+        for batch in shard.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
             pictures = batch.column(image).to_pylist()
             yield from zip(pictures, batch.column(label).to_pylist() if label else [None] * len(pictures))
 
 
+def _at_once(file: Path, shard: Any, columns: list[str], most: int, groups: Iterable[int] | None = None) -> int:
+    """How many rows of some columns to read together, see bounded.pages. Raises ValueError."""
+    chunks = []
+    for group in range(shard.metadata.num_row_groups) if groups is None else groups:
+        found = shard.metadata.row_group(group)
+        every = (found.column(i) for i in range(found.num_columns))
+        chunks += [chunk for chunk in every if chunk.path_in_schema.partition(".")[0] in columns]
+    return rows_at_once(file, chunks, most)
+
+
 def _classes(files: list[Path], label: str) -> np.ndarray:
     """Numbers that tell the classes of all rows apart, of labels of any type; -1 for none."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = []
-    for file in files:
-        with reading(file), pq.ParquetFile(file) as shard:
-            columns += shard.read([label], use_threads=False).column(0).chunks
-    return pa.chunked_array(columns).combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+    numbers: dict[Value, int] = {None: -1}
+    values = (value for file in files for value in _values(file, label))
+    return np.fromiter((numbers.setdefault(value, len(numbers) - 1) for value in values), np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -158,7 +172,8 @@ def _values(file: Path, column: str) -> Iterator[Value]:
     with reading(file), pq.ParquetFile(file) as shard:
         if column not in shard.schema_arrow.names:
             return
-        for batch in shard.iter_batches(LABEL_ROWS, columns=[column], use_threads=False):
+        rows = _at_once(file, shard, [column], LABEL_ROWS)
+        for batch in shard.iter_batches(rows, columns=[column], use_threads=False):
             yield from batch.column(column).to_pylist()
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixseq.bounded.structure import parse_json
 from pixseq.data import labels
-from pixseq.data.records import Wanted, reading, shown
+from pixseq.data.records import Wanted, shown
 from pixseq.data.shards import few
 from pixseq.errors import PixseqError
 
@@ -36,8 +36,7 @@ def find_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
     """Raises PixseqError where it is not clear which column is meant, and where the one asked for is none."""
     features = {}
     if b"huggingface" in (schema.metadata or {}):
-        with reading(file):
-            features = json.loads(schema.metadata[b"huggingface"]).get("info", {}).get("features", {})
+        features = _features(schema.metadata[b"huggingface"])
     columns = {field.name: field.type for field in schema}
     image = _image(file, columns)
     if not wanted.labels:
@@ -61,7 +60,19 @@ def find_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
         could = f"; could be: {few(others)} (--label-column NAME)" if others else ""
         return Columns(image, None, None, f"no column is called like labels{could}")
     names = features.get(label, {}).get("names")
+    names = names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
     return Columns(image, label, [shown(name) for name in names] if names else None, f"the column {shown(label)}")
+
+
+def _features(text: bytes) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata say of each column; nothing where they are of another form."""
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {name: each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
 
 
 def _label(file: Path, usable: list[str], classed: list[str]) -> str | None:

@@ -44,12 +44,16 @@ DAMAGE = (
 )
 
 
+MAX_PIXELS = 64_000_000  # of a picture, unless more are allowed
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the user asks of a source.
 
     label_column  the column (parquet) or key (.npz, .json members) that holds the labels; NO_LABELS: none are read.
     bit_depth     how many bits of 16-bit values are used; None: all 16.
+    max_pixels    of a picture in an array; those in files are measured when they are decoded.
     skip          of an incomplete set what is there is read, and pictures without a label are passed over.
     """
 
@@ -57,6 +61,7 @@ class Wanted:
     label_column: str | None = None
     bit_depth: int | None = None
     skip: bool = False
+    max_pixels: int = MAX_PIXELS
 
     @property
     def labels(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
+from pixseq.bounded.files import open_regular
 from pixseq.data.records import reading
 
 HEAD_BYTES = 512  # one tar header
@@ -72,7 +73,7 @@ def kind_of(path: str | Path) -> str | None:
 
     Sees through gzip.
     """
-    with reading(path), open(path, "rb") as file:
+    with reading(path), open_regular(path) as file:
         head = file.read(HEAD_BYTES)
     if head[:2] == b"\x1f\x8b":
         with reading(path), gzip.open(path) as file:

@@ -23,7 +23,7 @@ from pixseq.data import (
     webdataset,
     zips,
 )
-from pixseq.data.records import Encoded, Pixels, Source, Wanted, shown
+from pixseq.data.records import MAX_PIXELS, Encoded, Pixels, Source, Wanted, shown
 from pixseq.data.shards import few
 from pixseq.data.sniff import kind_of
 from pixseq.data.split_names import split_of
@@ -49,13 +49,14 @@ def open_source(
     label_column: str | None = None,
     bit_depth: int | None = None,
     on_error: str = "fail",
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """Open the pictures that `spec` names: `digits` (the embedded set; a folder of that name is ./digits), `-`, a path.
 
     With on_error skip an incomplete set is read as far as it goes; the rest is in records.Wanted. Raises PixseqError if
     it does not exist, is nothing known or more than one thing, is damaged, or lacks `split`.
     """
-    opened = open_any(spec, split, label_column, bit_depth, on_error)
+    opened = open_any(spec, split, label_column, bit_depth, on_error, max_pixels)
     if isinstance(opened, TokenSource):
         raise PixseqError(
             f"{opened.ids} holds {opened.ids.dtype} {list(opened.ids.shape)}: palette ids, which are no pictures",
@@ -70,9 +71,10 @@ def open_any(
     label_column: str | None = None,
     bit_depth: int | None = None,
     on_error: str = "fail",
+    max_pixels: int = MAX_PIXELS,
 ) -> Source | TokenSource:
     """The same, of pictures or of palette ids."""
-    wanted = Wanted(split, label_column, bit_depth, on_error == "skip")
+    wanted = Wanted(split, label_column, bit_depth, on_error == "skip", max_pixels)
     opened = _open(spec, wanted)
     if wanted.labels and label_column is not None and opened.name not in WITH_COLUMNS:
         raise UsageError(
@@ -114,7 +116,7 @@ def _open_file(path: Path, wanted: Wanted) -> Source | TokenSource:
             return cifar.open_cifar(path, wanted)
         return webdataset.open_webdataset(path, wanted, [path])
     if kind == "idx-images":
-        return binary.open_idx(path, binary.idx_siblings(path), wanted.split)
+        return binary.open_idx(path, binary.idx_siblings(path), wanted)
     if kind == "zip" and not zips.holds_arrays(path):
         return zips.open_zip(path, wanted.split)
     if kind in ("npy", "zip"):
@@ -149,7 +151,7 @@ def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
     if name == "STL-10":
         return binary.open_stl10(path, wanted.split)
     if name == "idx images":
-        return binary.open_idx(path, {"images": files, "labels": labels}, wanted.split)
+        return binary.open_idx(path, {"images": files, "labels": labels}, wanted)
     if len(files) == 1 and (name in ("npy", "npz", "zip") or (name == "tar" and cifar.is_archive(files[0]))):
         return _open_file(files[0], wanted)
     if name == "palette ids":

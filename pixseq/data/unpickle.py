@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from pixseq.data.records import DAMAGE, shown
 from pixseq.errors import PixseqError
 
+MEMOS = {"PUT", "BINPUT", "LONG_BINPUT"}
 CONTAINERS = {"list": list, "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -42,8 +44,29 @@ class _Array:
         self.array = np.frombuffer(raw, dtype.plain).reshape(shape, order="F" if fortran else "C")
 
 
+def _check_sizes(data: bytes) -> None:
+    """Raises Refused where a step asks for memory that no bytes stand behind, ValueError for no pickle.
+
+    The unpickler in C makes room for a memo of as many entries as a number in the file says.
+    """
+    for count, (step, argument, _) in enumerate(pickletools.genops(data)):  # raises for lengths beyond the end
+        if step.name in MEMOS and argument > count:
+            raise Refused(f"it numbers a value {argument:,} after {count:,} steps")
+
+
 class ArraysOnly(pickle.Unpickler):
     """For dicts of lists and arrays, as Python 2 and 3 and numpy 1 and 2 write them at protocols 0 to 5."""
+
+    def __init__(self, data: bytes):
+        # "bytes" keeps Python 2's strings as they are: array buffers and latin-1 file names alike.
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self.left = len(data)  # what may still be made by calls: each could be repeated without end
+
+    def _spend(self, made: Any) -> Any:
+        self.left -= len(made)
+        if self.left < 0:
+            raise Refused("it makes more than it holds")
+        return made
 
     def find_class(self, module: str, name: str) -> Any:
         where = (module.replace("numpy._core", "numpy.core"), name)
@@ -56,9 +79,9 @@ class ArraysOnly(pickle.Unpickler):
         if where == ("numpy", "dtype"):
             return lambda *arguments: _DType(*arguments)
         if where == ("_codecs", "encode"):  # how Python 3 writes bytes at protocols 0 to 2
-            return _latin1
+            return lambda text, encoding: self._spend(_latin1(text, encoding))
         if module in ("builtins", "__builtin__") and name in CONTAINERS:
-            return CONTAINERS[name]
+            return lambda *values: self._spend(CONTAINERS[name](*values))
         raise Refused(f"it asks for {module}.{name}, which is neither an array nor a container")
 
 
@@ -83,8 +106,8 @@ def _text(value: str | bytes) -> str:
 def load(data: bytes, where: str) -> dict[str, Any]:
     """The dict in a CIFAR pickle, its keys as text. Raises PixseqError, naming `where`, for anything else."""
     try:
-        # encoding="bytes" keeps Python 2's strings as they are: array buffers and latin-1 file names alike.
-        content = ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+        _check_sizes(data)
+        content = ArraysOnly(data).load()
         return {_text(key): value.array if isinstance(value, _Array) else value for key, value in dict(content).items()}
     except Refused as error:
         raise PixseqError(

@@ -7,14 +7,15 @@ key and a text for messages.
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.structure import parse_json
+from pixseq.bounded.tars import open_tar
 from pixseq.data import labels, layout
 from pixseq.data.folders import as_source
 from pixseq.data.records import Encoded, NoSuchSplit, Source, Wanted, reading, shown
@@ -24,6 +25,7 @@ from pixseq.data.tree import ArchiveTree, debris_in
 from pixseq.errors import PixseqError
 
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB: no picture of 64 megapixels needs more
+MAX_LABEL_BYTES = 1 << 20  # of a .cls or a .json
 LABEL_FIELDS = ("cls", "label", "class", "target")  # endings of members with one label
 OTHERS_LISTED = 1000  # members that are looked at to say what a tar without pictures holds
 
@@ -107,9 +109,9 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
 
 def _names(file: Path) -> Iterator[str]:
     """The names of a tar's files: of one that is not compressed without reading what they hold."""
-    with open(file, "rb") as handle:
+    with reading(file), open_regular(file) as handle:
         packed = handle.read(262)[257:] != b"ustar"
-    with reading(file), tarfile.open(file, "r|*" if packed else "r:") as tar:
+    with reading(file), open_tar(file, "r|*" if packed else "r:") as tar:
         for member in tar:
             tar.members = []
             if member.isfile():
@@ -154,8 +156,8 @@ def _label(fields: dict[str, tuple[str, bytes]], column: str | None) -> labels.V
     if "json" in fields:
         name, data = fields["json"]
         try:
-            content = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(data, finite=False)
+        except ValueError as error:
             raise PixseqError(f"{shown(name)} is no JSON: {shown(error)}", "mend or remove it") from None
         for key in labels.NAMES if column is None else (column,):
             if isinstance(content, dict) and key in content:
@@ -180,7 +182,7 @@ def _texts(files: list[Path], wanted: Wanted) -> set[str]:
 
 def _members(file: Path) -> Iterator[tuple[str, bytes]]:
     """Pictures and labels in a tar, in its order, without what systems leave there."""
-    with reading(file), tarfile.open(file, "r|*") as tar:
+    with reading(file), open_tar(file, "r|*") as tar:
         for member in tar:
             tar.members = []  # tarfile would keep every header it has seen
             field = member.name.rpartition("/")[2].partition(".")[2].lower()
@@ -188,8 +190,9 @@ def _members(file: Path) -> Iterator[tuple[str, bytes]]:
                 continue
             if debris_in(member.name) is not None:
                 continue
-            if member.size > MAX_MEMBER_BYTES:
-                raise ValueError(f"{member.name} declares {member.size} bytes")
+            most = MAX_MEMBER_BYTES if _is_picture(member.name) else MAX_LABEL_BYTES
+            if member.size > most:
+                raise ValueError(f"{member.name} declares {member.size:,} bytes, more than the {most:,} that are read")
             data = tar.extractfile(member).read()
             if len(data) < member.size:
                 raise EOFError(f"{member.name} is cut short")
@@ -212,7 +215,7 @@ def _instead(file: Path) -> str:
 
 def _check_end(file: Path) -> None:
     """tarfile takes a tar cut between two members for a whole one; but a whole one ends in a block of zeros."""
-    with reading(file), open(file, "rb") as handle:
+    with reading(file), open_regular(file) as handle:
         if handle.read(262)[257:] == b"ustar":  # else compressed: then the checksum tells
             handle.seek(-min(512, file.stat().st_size), 2)
             if handle.read().strip(b"\0"):

@@ -8,7 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pixseq.errors import UsageError
+from pixseq.bounded.files import read_bytes
+from pixseq.bounded.structure import MOST_YAML, parse_yaml
+from pixseq.errors import PixseqError, UsageError
 
 
 def preset_names() -> list[str]:
@@ -26,8 +28,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(path, MOST_YAML).decode()
+    except PixseqError as error:
+        raise UsageError(error.message, "pass a YAML file") from None
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "pass a YAML file") from None
     return _parse_yaml(text, str(path))
 
@@ -37,12 +41,10 @@ def _presets():
 
 
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend the file") from None
+        found = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not YAML: {error}", "mend the file") from None
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -97,7 +97,7 @@ def run(
     )
     atomic.check_target(out, overwrite)
     codec, inputs = _codec(scheme, size, resize, palette)
-    opened = open_any(source, split, label_column, bit_depth, on_error)
+    opened = open_any(source, split, label_column, bit_depth, on_error, prep.max_pixels)
     config = {"scheme": scheme, "split": opened.split, "limit": limit, **asdict(prep)}
     config |= {"val_fraction": val_fraction, "part": part}
     if label_column is not None:

@@ -17,6 +17,7 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store, open_foreign, open_store
 from pixseq.artifacts.manifest import content_id, reference, whole
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.bounded.files import open_regular
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import form, frechet_distance, kid
 from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
@@ -152,7 +153,7 @@ def _check_enough(path: Path, rows: int) -> None:
 
 def _npy(path: Path) -> np.ndarray:
     """The array, mapped."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         magic = file.read(6)
     if magic != b"\x93NUMPY":
         raise PixseqError(f"{path} is neither features nor an .npy array", TAKEN)

@@ -64,7 +64,7 @@ def run_fit(
         max_pixels=max_pixels or MAX_PIXELS,
         bit_depth=bit_depth,
     )
-    opened = open_source(source, split, label_column, bit_depth, on_error)
+    opened = open_source(source, split, label_column, bit_depth, on_error, prep.max_pixels)
     for note in opened.notes:
         progress.say(f"note: {note}")
     part = part_of_source(opened, max_images)

@@ -17,8 +17,9 @@ from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest
+from pixseq.bounded.numpy_files import load_small
 from pixseq.config import PretrainFile, as_dict
-from pixseq.errors import UsageError
+from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.flops import COUNTING
 from pixseq.models.output import Output
@@ -40,6 +41,8 @@ from pixseq.stages.training import (
 )
 from pixseq.stages.validation import validation_sums
 from pixseq.streams import Stream
+
+MOST_ORDER_BYTES = 1 << 26  # of a file of a permutation
 
 
 def run(
@@ -208,8 +211,10 @@ def _order(order: str, rows: int, columns: int, channels: int, seed: int) -> np.
     if order in NAMED:
         return order_of(order, rows, columns, channels, seed)
     try:
-        cells = np.load(order, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        cells = load_small(order, MOST_ORDER_BYTES)
+    except PixseqError as error:
+        raise UsageError(error.message, f"names: {', '.join(NAMED)}") from None
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"sequence.order {order!r} is neither a readable .npy nor a name ({error})", f"names: {', '.join(NAMED)}"
         ) from None

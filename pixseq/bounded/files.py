@@ -1,0 +1,48 @@
+"""Files of which only so much is read, and never one that would make a reader wait: pipes, sockets, devices."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from pixseq.errors import PixseqError
+
+OTHERS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file to read. Raises PixseqError for what is no file, without waiting for it, and OSError."""
+    try:
+        # Without O_NONBLOCK a pipe opens when somebody writes to it.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if os.path.exists(path) and not os.path.isfile(path):  # a socket has no opening
+            raise _no_file(path, os.stat(path).st_mode) from None
+        raise error
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise _no_file(path, mode)
+    return open(handle, "rb")
+
+
+def _no_file(path: str | Path, mode: int) -> PixseqError:
+    return PixseqError(f"{path} is {OTHERS.get(stat.S_IFMT(mode), 'something else')}, not a file", "name a file")
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """All of a file of at most `most` bytes. Raises PixseqError for another, and OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise PixseqError(f"{path} has {size:,} bytes, more than the {most:,} that are read", "is it the right file?")
+    return data

@@ -1,0 +1,148 @@
+"""JSON and YAML by strangers, as plain values: neither deep nor swollen, of numbers and texts that can be used.
+
+Whatever is wrong with the text comes as one ValueError whose message is a line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pixseq.bounded.files import read_bytes
+from pixseq.errors import PixseqError
+
+MOST_JSON = 1 << 24  # bytes: a store's metadata with a palette of 65,535 colours takes half of it
+MOST_YAML = 1 << 20
+MOST_NODES = 100_000  # values in a YAML file, each alias counted as what it stands for
+MOST_DIGITS = 100  # of a whole number: a count of all there is takes 80
+DEEPEST = 100  # levels
+
+
+def parse_json(text: str | bytes, finite: bool = True) -> Any:
+    """A value. With `finite`, NaN and the infinities are refused, for which JSON has no word.
+
+    Raises ValueError.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        found = json.loads(
+            text,
+            parse_int=_whole,
+            parse_float=_finite if finite else None,
+            parse_constant=_refuse_constant if finite else None,
+        )
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
+    if text.count("[") + text.count("{") > DEEPEST and _depth(found) > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    if "\\u" in text and _has_half(json.dumps(found, ensure_ascii=False)):
+        raise ValueError("it holds half of a surrogate pair")  # which can be written nowhere
+    return found
+
+
+def _has_half(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"it holds a number too large to count with, {digits[:20]}")
+    return value
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"it holds {word}, which is no number")
+
+
+def _depth(value: Any) -> int:
+    """How many levels there are, level by level and not by recursion."""
+    depth, level = 0, [value]
+    while level and depth <= DEEPEST:
+        depth += 1
+        level = [
+            each
+            for one in level
+            if isinstance(one, dict | list)
+            for each in (one.values() if isinstance(one, dict) else one)
+            if isinstance(each, dict | list)
+        ]
+    return depth
+
+
+def read_json(path: str | Path, hint: str, most: int = MOST_JSON) -> Any:
+    """The value in a file. Raises PixseqError with `hint` for anything wrong with it, OSError where it is not there."""
+    try:
+        return parse_json(read_bytes(path, most))
+    except ValueError as error:
+        raise PixseqError(f"{path} is not readable as JSON: {error}", hint) from None
+
+
+def read_object(path: str | Path, hint: str, most: int = MOST_JSON) -> dict[str, Any]:
+    """The same, of a file that holds keys and values."""
+    found = read_json(path, hint, most)
+    if not isinstance(found, dict):
+        raise PixseqError(f"{path} holds a {type(found).__name__}, not keys and values", hint)
+    return found
+
+
+def parse_yaml(text: str) -> Any:
+    """A value: what aliases stand for is counted before it is made. Raises ValueError."""
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it has {len(text):,} characters, more than the {MOST_YAML:,} that are read")
+    try:
+        return _load_yaml(text)
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
+    except Exception as error:  # PyYAML's constructors raise nearly anything for values like 2001-13-45
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(said) from None
+
+
+def _load_yaml(text: str) -> Any:
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        """Counts the nodes as if no two shared any, and the levels."""
+
+        count, depth = 0, 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            before, alias = self.count, self.check_event(yaml.AliasEvent)
+            self.depth += 1
+            if self.depth > DEEPEST:
+                raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+            self.count += 1
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            if alias and id(node) not in self.sizes:
+                raise ValueError("it holds a value that holds itself")
+            if alias:
+                self.count += self.sizes[id(node)]
+            if self.count > MOST_NODES:
+                raise ValueError(f"it unfolds to more than {MOST_NODES:,} values")
+            self.sizes[id(node)] = self.count - before
+            number = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float")
+            if number and len(node.value) > MOST_DIGITS:
+                raise ValueError(f"it holds a number of {len(node.value):,} digits")
+            return node
+
+    loader = Bounded(text)
+    loader.sizes = {}
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

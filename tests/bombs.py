@@ -1,0 +1,370 @@
+"""Small files that ask for gigabytes, and what must refuse them: run under a hard limit of the address space.
+
+    python -m tests.bombs FOLDER      all of them, a line of JSON each
+
+`BOMBS` maps a name to a function that makes the files in a folder and returns the call that meets them.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from pixseq.errors import PixseqError
+
+MOST = 1 << 30  # bytes beside what the program itself takes
+BOMBS = {}
+
+
+def bomb(make):
+    BOMBS[make.__name__] = make
+    return make
+
+
+def edit(path, change):
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def store(folder, **options):
+    from tests.conftest import write_tokens
+
+    return write_tokens(folder / "t.zarr", count=8, **options)
+
+
+def opened(path):
+    from pixseq.stages.opening import open_images, read_all
+
+    return lambda: read_all(open_images(path, "tokens"))
+
+
+# ---- artifacts
+
+
+@bomb
+def rows_without_chunks(folder):
+    path = store(folder)
+    for name in ("tokens", "labels"):
+        edit(path / name / "zarr.json", lambda found: found["shape"].__setitem__(0, 10**9))
+    return opened(path)
+
+
+@bomb
+def rows_without_chunks_verified(folder):
+    from pixseq.stages import show
+
+    opened_path = rows_without_chunks(folder)
+    del opened_path
+    return lambda: show.run(folder / "t.zarr", verify=True)
+
+
+@bomb
+def a_chunk_of_gigabytes(folder):
+    path = store(folder)
+    for name in ("tokens", "labels"):
+        edit(
+            path / name / "zarr.json",
+            lambda found: found["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(0, 10**9),
+        )
+    return opened(path)
+
+
+@bomb
+def a_chunk_that_unfolds(folder):
+    from numcodecs import Zstd
+
+    path = store(folder)
+    chunk = path / "tokens" / "c" / "0" / "0"
+    run = b"\x02\x00\x10" + b"\0"  # 128 KiB of one byte, of Zstandard
+    chunk.write_bytes(Zstd().encode(b"")[:4] + b"\x00\x38" + run * 40_000 + b"\x03\x00\x10\0")
+    return opened(path)
+
+
+@bomb
+def a_chunk_that_declares_gigabytes(folder):
+    path = store(folder)
+    chunk = path / "tokens" / "c" / "0" / "0"
+    chunk.write_bytes(b"\x28\xb5\x2f\xfd\xe0" + (8 << 30).to_bytes(8, "little") + b"\x03\x00\x10\0")
+    return opened(path)
+
+
+@bomb
+def aliases(folder):
+    from pixseq.config import PretrainFile, effective
+
+    lines = ["about:", "  a: &a [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"  {chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]" for i in range(8)]
+    (folder / "c.yaml").write_text("\n".join([*lines, "train:", "  lr: *i", ""]))
+    return lambda: effective(PretrainFile, file=folder / "c.yaml")
+
+
+@bomb
+def a_manifest_that_has_no_end(folder):
+    from pixseq.artifacts import manifest
+
+    with (folder / "manifest.json").open("wb") as file:
+        file.write(b'{"kind": "')
+        file.truncate(8 << 30)  # a hole: nothing on the disk
+    return lambda: manifest.read(folder)
+
+
+@bomb
+def a_log_that_has_no_end(folder):
+    from pixseq.artifacts.metrics import read_log
+
+    with (folder / "log.jsonl").open("wb") as file:
+        file.truncate(8 << 30)
+    return lambda: read_log(folder / "log.jsonl")
+
+
+@bomb
+def a_palette_that_promises(folder):
+    from pixseq.artifacts.palette import load_palette
+
+    (folder / "p.npy").write_bytes(npy_header((10**10, 3), "<f8") + bytes(48))
+    return lambda: load_palette(folder / "p.npy")
+
+
+def npy_header(shape, dtype, fortran=False):
+    text = repr({"descr": dtype, "fortran_order": fortran, "shape": tuple(shape)}).encode()
+    text += b" " * (-(11 + len(text)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+# ---- sources of pictures
+
+
+def encoded(path, **options):
+    """All pictures of a source, as encode reads them."""
+    from pixseq.data.images import Preparation, Reader
+    from pixseq.data.sources import open_source
+
+    def read():
+        source = open_source(str(path), **options)
+        return [len(batch.images) for batch in Reader(source, Preparation(size=2), limit=5)]
+
+    return read
+
+
+def npz(path, **members):
+    """Of each member its first bytes and how many zeros follow."""
+    import zipfile
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, (head, zeros) in members.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                file.write(head)
+                for _ in range(zeros >> 20):
+                    file.write(bytes(1 << 20))
+                file.write(bytes(zeros % (1 << 20)))
+    return path
+
+
+SMALL = (2, 8, 8)
+LARGE = 72 << 20  # bytes: gigabytes would take seconds to write, and the caps lie below
+
+
+@bomb
+def npz_class_names(folder):
+    names = (npy_header((1,), f"<U{LARGE >> 2}"), LARGE)
+    pictures = (npy_header(SMALL, "|u1"), 128)
+    return encoded(npz(folder / "a.npz", x=pictures, y=(npy_header((2,), "|u1"), 2), class_names=names))
+
+
+@bomb
+def npz_header(folder):
+    head = b"\x93NUMPY\x02\x00" + (1 << 31).to_bytes(4, "little")
+    return encoded(npz(folder / "a.npz", x=(head, 1 << 20)))
+
+
+@bomb
+def npz_labels(folder):
+    count = 17 << 20
+    pictures = (npy_header((count, 2, 2), "|u1"), 4 * count)
+    return encoded(npz(folder / "a.npz", x=pictures, y=(npy_header((count,), "<i8"), 8 * count)))
+
+
+@bomb
+def npz_texts(folder):
+    count = 6 << 20
+    pictures = (npy_header((count, 2, 2), "|u1"), 4 * count)
+    return encoded(npz(folder / "a.npz", x=pictures, y=(npy_header((count,), "<U2"), 8 * count)))
+
+
+@bomb
+def npz_in_fortran_order(folder):
+    count = 110_000
+    return encoded(npz(folder / "a.npz", x=(npy_header((count, 50, 50), "|u1", fortran=True), 2500 * count)))
+
+
+@bomb
+def npz_that_declares(folder):
+    import zipfile
+
+    path = npz(folder / "a.npz", x=(npy_header(SMALL, "|u1"), 128))
+    with zipfile.ZipFile(path) as archive:
+        real = archive.getinfo("x.npy").file_size
+    data, declared = path.read_bytes(), (4 << 30) - 2
+    path.write_bytes(data.replace(real.to_bytes(4, "little"), declared.to_bytes(4, "little")))
+    return encoded(path)
+
+
+@bomb
+def a_picture_beyond_the_cap(folder):
+    with (folder / "a.npy").open("wb") as file:
+        file.write(npy_header((1, 11_000, 11_000), "<u2"))
+        file.truncate(file.tell() + 2 * 11_000**2)
+    return encoded(folder / "a.npy")
+
+
+@bomb
+def idx_labels(folder):
+    import gzip
+
+    count = (1 << 31) - 1
+    head = bytes((0, 0, 8, 3)) + b"".join(n.to_bytes(4, "big") for n in (count, 2, 2))
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + bytes(1 << 20)))
+    head = bytes((0, 0, 8, 1)) + count.to_bytes(4, "big")
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(head + bytes(1 << 20)))
+    return encoded(folder)
+
+
+def tar_header(name, size, kind=b"0"):
+    import tarfile
+
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def tar_gz(path, *parts):
+    """Of bytes, and of numbers of zeros."""
+    import zlib
+
+    packed = zlib.compressobj(1, zlib.DEFLATED, 31)
+    with path.open("wb") as file:
+        for part in parts:
+            if isinstance(part, int):
+                for _ in range(part >> 20):
+                    file.write(packed.compress(bytes(1 << 20)))
+                part = bytes(part % (1 << 20))
+            file.write(packed.compress(part))
+        file.write(packed.flush())
+    return path
+
+
+@bomb
+def tar_records(folder):
+    return encoded(tar_gz(folder / "a.tar.gz", tar_header("PaxHeader", 2 << 30, b"x"), 1 << 20))
+
+
+@bomb
+def tar_long_name(folder):
+    return encoded(tar_gz(folder / "a.tar.gz", tar_header("././@LongLink", 2 << 30, b"L"), 1 << 20))
+
+
+@bomb
+def tar_json_label(folder):
+    from tests.pictures import pngs
+
+    picture = pngs(1)[0]
+    padded = picture + bytes(-len(picture) % 512)
+    label = b"[" + b"[]," * (2 << 20) + b"0]"
+    label += bytes(-len(label) % 512)
+    parts = tar_header("a.png", len(picture)), padded, tar_header("a.json", len(label)), label, 1024
+    return encoded(tar_gz(folder / "a.tar.gz", *parts))
+
+
+@bomb
+def tar_of_reversed_batches(folder):
+    record, many = 3073, 10_000
+    parts = []
+    for number in (5, 4, 3, 2, 1):
+        size = record * many * 2
+        parts += [tar_header(f"data_batch_{number}.bin", size), size + -size % 512]
+    return encoded(tar_gz(folder / "a.tar.gz", *parts, 1024))
+
+
+@bomb
+def cifar_memo(folder):
+    import pickle
+
+    (folder / "data_batch_1").write_bytes(b"\x80\x02}r" + (1 << 29).to_bytes(4, "little") + b".")
+    (folder / "test_batch").write_bytes(pickle.dumps({}, 2))
+    return encoded(folder)
+
+
+@bomb
+def cifar_calls(folder):
+    """One list of a megabyte, made over and over from the same bytes."""
+    made = b"\x80\x02](cbuiltins\nlist\nq\x01" + b"B" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)
+    made += b"\x85q\x02R" + b"h\x01h\x02R" * 1000 + b"e."
+    (folder / "data_batch_1").write_bytes(made)
+    return encoded(folder)
+
+
+@bomb
+def parquet_dictionary(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    once = pa.array([bytes(16 << 20)], pa.binary())
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), once)
+    table = pa.table({"image": rows, "label": pa.array([0] * 256)})
+    whole = {"store_schema": False, "dictionary_pagesize_limit": 64 << 20}
+    pq.write_table(table, folder / "a.parquet", compression="zstd", **whole)
+    return encoded(folder / "a.parquet")
+
+
+@bomb
+def parquet_rows(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": pa.nulls(1 << 21, pa.binary())}), folder / "a.parquet")
+    return encoded(folder / "a.parquet")
+
+
+# ---- the run under the limit
+
+
+def said(call):
+    """The message of the PixseqError that is raised, and whether memory ran out on the way."""
+    try:
+        call()
+    except PixseqError as error:
+        chain, each = [], error
+        while each is not None:
+            chain.append(each)
+            each = each.__cause__ or each.__context__
+        return error.message, any(isinstance(each, MemoryError) or "alloc" in str(each) for each in chain)
+    except BaseException as error:
+        return f"not refused in words: {error!r}", True
+    return "taken as it is", True
+
+
+def main(folder):
+    import torch  # noqa: F401 (what the program itself takes is taken before the limit)
+
+    import pixseq.artifacts.arrays
+    import pixseq.data.sources
+    import pixseq.models.family
+    import pixseq.stages.opening
+    import pixseq.stages.show  # noqa: F401
+
+    calls = {}
+    for name, make in BOMBS.items():
+        (folder / name).mkdir()
+        calls[name] = make(folder / name)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MOST, taken + MOST))
+    for name, call in calls.items():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        message, burst = said(call)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print(json.dumps({"name": name, "message": message, "burst": burst, "megabytes": grown >> 10}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,166 @@
+"""Bytes by strangers: no small file takes a gigabyte, and whatever it holds is refused by a line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixseq.artifacts import manifest
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.palette import load_palette
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.structure import parse_json, parse_yaml
+from pixseq.config import PretrainFile, effective
+from pixseq.errors import MOST_SHOWN, PixseqError, UsageError
+from tests.bombs import BOMBS, edit
+
+
+@pytest.fixture(scope="module")
+def burst(tmp_path_factory):
+    """Name: what was said of each bomb, met in one process that may take a gigabyte beside itself."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bombs", str(tmp_path_factory.mktemp("bombs"))],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {row["name"]: row for row in rows} | {None: done.stderr[-2000:]}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_no_small_file_takes_a_gigabyte(burst, name):
+    assert name in burst, burst[None]
+    assert not burst[name]["burst"], burst[name]
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("[" * 100_000, "without end"),
+        ('{"a":' * 200 + "1" + "}" * 200, "deeper than"),
+        ("9" * 400, "400 digits"),
+        ("9" * 5000, "5,000 digits"),
+        ("[1e999]", "too large"),
+        ("[NaN]", "NaN"),
+        ('["\\ud800"]', "surrogate"),
+        (b'["\xff"]', "utf-8"),
+    ],
+    ids=["endless", "deep", "digits", "more digits", "infinite", "nan", "half", "not text"],
+)
+def test_json_by_strangers(text, why):
+    with pytest.raises(ValueError, match=why):
+        parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("[" * 5000, "nested"),
+        ("a: " + "9" * 400, "400 digits"),
+        ("a: &a [*a]", "holds itself"),
+        ("a: 2001-13-45", "month"),
+        ("a: !!timestamp x", "."),
+        ("a: !!python/object:os.system {}", "constructor"),
+        ("a: 1" + ":1" * 50_000, "digits"),
+        ("? [a]\n: b", "unhashable"),
+    ],
+)
+def test_yaml_by_strangers(text, why):
+    with pytest.raises(ValueError, match=why) as caught:
+        parse_yaml(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_keeps_what_aliases_and_merges_mean():
+    text = "a: &a {lr: 1.0e-3, steps: 3}\nb: {<<: *a, steps: 4}\nc: [*a, *a]"
+    assert parse_yaml(text)["b"] == {"lr": 1e-3, "steps": 4}
+
+
+def test_a_long_value_is_shown_short():
+    with pytest.raises(UsageError) as caught:
+        effective(PretrainFile, sets=["train.lr=" + "x" * 100_000])
+    assert len(caught.value.message) <= MOST_SHOWN
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        manifest.read,
+        load_palette,
+        lambda path: effective(PretrainFile, file=path),
+        open_regular,
+    ],
+)
+def test_nobody_waits_for_a_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "p.json")
+    with pytest.raises(PixseqError, match="is a pipe, not a file"):
+        read(tmp_path / "p.json")
+    with pytest.raises(PixseqError, match="is a device"):
+        read("/dev/zero")
+
+
+@pytest.fixture
+def copied(tokens, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(tokens, tmp_path / "t.zarr"))
+
+
+@pytest.mark.parametrize(
+    "file, key, value",
+    [
+        ("labels", ("shape",), [5]),
+        ("labels", ("shape",), [-1]),
+        ("tokens", ("shape",), "96"),
+        ("tokens", ("shape",), [96, 35]),
+        ("tokens", ("chunk_grid", "configuration", "chunk_shape"), [0, 36]),
+        ("tokens", ("chunk_grid",), 7),
+        ("tokens", ("data_type",), {"name": "numpy.datetime64"}),
+        ("tokens", ("codecs",), [{"name": "sharding_indexed"}]),
+        (".", ("attributes", "height"), "six"),
+        (".", ("attributes", "height"), 0),
+        (".", ("attributes", "n_vocab"), 1e300),
+        (".", ("attributes", "palette"), [[1, 2]]),
+        (".", ("attributes", "class_names"), {"a": 1}),
+        (".", ("attributes", "pixseq", "inputs"), {"tokens": 3}),
+        (".", ("attributes", "pixseq", "kind"), ["tokens"]),
+        (".", ("attributes", "pixseq", "format"), -3),
+        (".", ("attributes",), []),
+    ],
+)
+def test_a_store_of_odd_structure_is_refused_on_opening(copied, file, key, value):
+    def change(found):
+        for each in key[:-1]:
+            found = found[each]
+        found[key[-1]] = value
+
+    edit(copied / file / "zarr.json", change)
+    with pytest.raises(PixseqError):
+        open_store(copied, "tokens")
+
+
+@pytest.mark.parametrize(
+    "file, key, value",
+    [
+        ("codec.json", "height", -1),
+        ("codec.json", "palette", "red"),
+        ("codec.json", "class_names", [1, 2]),
+        ("codec.json", "scheme", ["rgb"]),
+        ("manifest.json", "summary", {"weights": {"model": "x"}}),
+        ("manifest.json", "summary", {"shape": {}, "weights": {"model": 3}}),
+        ("manifest.json", "summary", 3),
+    ],
+)
+def test_a_checkpoint_of_odd_structure_is_refused_on_opening(checkpoints, tmp_path, file, key, value):
+    import shutil
+
+    path = Path(shutil.copytree(checkpoints["ar"], tmp_path / "m"))
+    edit(path / file, lambda found: found.__setitem__(key, value))
+    with pytest.raises(PixseqError):
+        open_checkpoint(path)
