@@ -33,6 +33,29 @@ def store(folder, **options):
     return write_tokens(folder / "t.zarr", count=8, **options)
 
 
+def model(folder, **changes):
+    """A checkpoint of a tiny Image GPT, untrained."""
+    import dataclasses
+
+    from pixseq.artifacts.checkpoint import finish_checkpoint
+    from pixseq.models.family import build
+    from pixseq.models.igpt import Shape
+
+    shape = Shape(n_layer=2, n_head=2, d_model=8, n_vocab=16, n_ctx=36)
+    codec = {
+        "scheme": "palette",
+        "height": 6,
+        "width": 6,
+        "n_vocab": 16,
+        "palette": [[0.0, 0.0, x / 16] for x in range(16)],
+    }
+    codec |= {"palette_id": "sha256:one", "class_names": list("abcd")}
+    weights = {name: x.clone().fill_(0.01) for name, x in build(shape).state_dict().items()}
+    folder.mkdir(parents=True)
+    finish_checkpoint(folder, {"model": weights}, dataclasses.asdict(shape), codec, "pretrain", {}, {}, {}, {})
+    return folder
+
+
 def opened(path):
     from pixseq.stages.opening import open_images, read_all
 
@@ -135,14 +158,14 @@ def npy_header(shape, dtype, fortran=False):
 # ---- sources of pictures
 
 
-def encoded(path, **options):
+def encoded(path, limit=5, **options):
     """All pictures of a source, as encode reads them."""
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
 
     def read():
         source = open_source(str(path), **options)
-        return [len(batch.images) for batch in Reader(source, Preparation(size=2), limit=5)]
+        return [len(batch.images) for batch in Reader(source, Preparation(size=2), limit=limit)]
 
     return read
 
@@ -278,12 +301,10 @@ def tar_json_label(folder):
 
 @bomb
 def tar_of_reversed_batches(folder):
-    record, many = 3073, 10_000
-    parts = []
-    for number in (5, 4, 3, 2, 1):
-        size = record * many * 2
+    size, parts = 3073 * 30_000, []
+    for number in (3, 2, 1):
         parts += [tar_header(f"data_batch_{number}.bin", size), size + -size % 512]
-    return encoded(tar_gz(folder / "a.tar.gz", *parts, 1024))
+    return encoded(tar_gz(folder / "a.tar.gz", *parts, 1024), None, on_error="skip")
 
 
 @bomb
@@ -324,6 +345,87 @@ def parquet_rows(folder):
 
     pq.write_table(pa.table({"image": pa.nulls(1 << 21, pa.binary())}), folder / "a.parquet")
     return encoded(folder / "a.parquet")
+
+
+# ---- weights
+
+
+def hf_config(folder, **changes):
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 1024, "n_positions": 64, "vocab_size": 1_000_001}
+    (folder / "config.json").write_text(json.dumps({"model_type": "imagegpt", **sizes, **changes}))
+
+
+@bomb
+def torch_strides_of_zero(folder):
+    import torch
+
+    from pixseq.interop.huggingface import read_hf
+
+    hf_config(folder)
+    once = torch.zeros(1)
+    shapes = {"wte.weight": (1_000_001, 1024), "wpe.weight": (64, 1024), "ln_f.weight": (1024,)}
+    torch.save(
+        {f"transformer.{name}": once.as_strided(shape, [0] * len(shape)) for name, shape in shapes.items()},
+        folder / "pytorch_model.bin",
+    )
+    return lambda: read_hf(folder)
+
+
+@bomb
+def torch_views_of_one(folder):
+    """Each within what is stored, and all of them together far beyond it."""
+    import torch
+
+    from pixseq.interop.huggingface import read_hf
+
+    hf_config(folder)
+    stored = torch.zeros(1 << 18)
+    torch.save({f"h.{i}": stored.view(512, 512) for i in range(4000)}, folder / "pytorch_model.bin")
+    return lambda: read_hf(folder)
+
+
+@bomb
+def torch_calls(folder):
+    import pickle
+
+    import torch
+
+    from pixseq.interop.files import load_tensors
+
+    class Bytes:
+        def __reduce__(self):
+            return bytearray, (8 << 30,)
+
+    with (folder / "a.bin").open("wb") as file:
+        pickle.dump({"a": Bytes()}, file, protocol=2)
+    torch.save({"a": Bytes()}, folder / "b.bin")
+    return lambda: load_tensors(folder / "b.bin")
+
+
+@bomb
+def empty_tensors(folder):
+    from pixseq.interop.huggingface import read_hf
+
+    hf_config(folder)
+    one = ",".join(f'"{i:x}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(120_000))
+    header = f"{{{one}}}".encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return lambda: read_hf(folder)
+
+
+@bomb
+def a_shape_of_no_model(folder):
+    from pixseq.runtime import machine
+    from pixseq.stages.opening import open_model
+
+    path = model(folder / "m")
+    edit(path / "manifest.json", lambda found: found["summary"]["shape"].update(n_layer=1000, d_model=1 << 16))
+
+    def read():
+        with machine("cpu", "fp32") as where:
+            open_model(path, where)
+
+    return read
 
 
 # ---- the run under the limit

@@ -243,7 +243,7 @@ def test_damaged_missing_and_foreign_files(copy, tmp_path):
     np.save(tmp_path / "short.npy", np.random.default_rng(0).uniform(-1, 1, (256, 3)))
     refused("has 256 colours, the model's vocabulary has 512", palette=tmp_path / "short.npy")
     (copy / "config.json").write_text('{"model_type": "image')
-    refused("cannot be read as JSON")
+    refused("not readable as JSON")
     assert not list(tmp_path.glob("m*"))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import check_codec, is_texts
 from pixseq.bounded.structure import read_json, read_object
+from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ class Checkpoint:
             there = sorted(p.stem for p in self.path.glob("*.safetensors"))
             raise PixseqError(f"{self.path} has no weights {name!r}", f"it has: {', '.join(there) or 'none'}")
         return read_weights(path)
+
+    def count(self, name: str = "model") -> int:
+        """The numbers in a set of weights, told by the file's header; 0 where it cannot be read."""
+        try:
+            return sum(map(math.prod, read_shapes(self.path / f"{name}.safetensors").values()))
+        except (OSError, ValueError, PixseqError):
+            return 0
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -141,8 +150,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        read_shapes(path)
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise PixseqError(f"{path} is damaged: {error}", "copy the checkpoint again, or train it again") from None
 
 

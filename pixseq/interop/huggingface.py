@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixseq.bounded.structure import read_object
 from pixseq.errors import PixseqError
 from pixseq.interop.files import Tensors, load_tensors
 from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, refuse_bias, some, type_name
@@ -106,19 +107,14 @@ def read_hf(folder: str | Path) -> Foreign:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, "download it again", MAX_JSON_BYTES)
     except FileNotFoundError:
         raise PixseqError(
             f"{path.parent} has no {path.name} (it holds {_content(path.parent)})",
             "name the downloaded folder that holds config.json and model.safetensors",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise PixseqError(f"{path} cannot be read as JSON: {error}", "download it again") from None
-    if not isinstance(found, dict):
-        raise PixseqError(f"{path} holds no JSON object", "download it again")
-    return found
 
 
 def _content(folder: Path) -> str:

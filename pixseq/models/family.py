@@ -6,6 +6,7 @@ configuration in config.py, and a line in each table here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pixseq.errors import PixseqError
 from pixseq.models import aim_checks, igpt_checks
-from pixseq.models.aim import AIM, AimShape
+from pixseq.models.aim import AIM, ATTENTIONS, AimShape
 from pixseq.models.certificates import Check
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.igpt import Shape as IgptShape
@@ -136,13 +137,56 @@ class Model(Protocol):
 
 def shape_from(record: Mapping[str, Any]) -> Shape:
     """The shape that a checkpoint's manifest states. Raises PixseqError for one that this version does not know."""
+    family = record.get("family", IgptShape.family)
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
-        return SHAPES[record.get("family", IgptShape.family)](**fields)
-    except (KeyError, TypeError) as error:
+        shape = SHAPES[family](**fields)
+        _check_fields(shape)
+        return shape
+    except (KeyError, TypeError, ValueError) as error:
         raise PixseqError(
             f"the checkpoint's shape is of no model known here: {error}", "it may be of a newer pixseq: upgrade"
         ) from None
+
+
+# The values that fields of names may have.
+CHOICES = {
+    "igpt": {"objective": ("ar", "bert")},
+    "aim": {"target": ("norm-pixels", "pixels", "codes"), "attention": ("causal", "prefix"), "adapted": ATTENTIONS},
+}
+# The most of each size of a shape: beyond what any model has, and little enough to lay out.
+MOST = {
+    "n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "n_vocab": 1 << 24, "n_ctx": 1 << 20, "n_classes": 1 << 24,
+    "patch_size": 1 << 12, "height": 1 << 16, "width": 1 << 16, "head_depth": 1024, "head_width": 1 << 17,
+    "n_codes": 1 << 24, "probe_heads": 1024,
+}  # fmt: skip
+MAY_BE_ZERO = ("n_classes", "head_depth", "n_codes", "probe_heads")
+MOST_POSITIONS = 1 << 28  # numbers: positions that are fixed stand in no file of weights
+
+
+def _check_fields(shape: Shape) -> None:
+    """Raises ValueError for a field of another type, and for sizes that no model has."""
+    defaults = {field.name: field.type for field in dataclasses.fields(shape)}
+    for name, kind in defaults.items():
+        value = getattr(shape, name)
+        if name in MOST:
+            least = 0 if name in MAY_BE_ZERO else 1
+            fine = type(value) is int and least <= value <= MOST[name]
+        elif kind == "bool":
+            fine = isinstance(value, bool)
+        elif kind == "str":
+            fine = isinstance(value, str)
+        else:  # layers of a probe
+            fine = isinstance(value, tuple) and len(value) <= 1024 and all(type(n) is int and n >= 0 for n in value)
+        if not fine:
+            raise ValueError(f"its {name} is {value!r}")
+    if shape.d_model % shape.n_head:
+        raise ValueError(f"its d_model {shape.d_model} cannot be split over {shape.n_head} heads")
+    if not 1 <= shape.n_ctx <= MOST["n_ctx"] or shape.n_ctx * shape.d_model > MOST_POSITIONS:
+        raise ValueError(f"it has {shape.n_ctx:,} positions of {shape.d_model:,} numbers")
+    for name, choices in CHOICES[shape.family].items():
+        if getattr(shape, name) not in choices:
+            raise ValueError(f"its {name} is {getattr(shape, name)!r}, not one of {', '.join(choices)}")
 
 
 def build(shape: Shape) -> Model:

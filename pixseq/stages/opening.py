@@ -29,6 +29,7 @@ from pixseq.runtime import Machine, host_memory_bytes, placed
 from pixseq.stages.images import Images
 from pixseq.stages.parts import check_apart
 
+MOST_BESIDE = 1 << 20  # weights that a shape may count and a file not hold
 BLOCK_PIXELS = 1 << 25  # of whole pictures: 100 MB read at once
 
 
@@ -167,6 +168,12 @@ def use_attention(model: Model, path: Path, attention: str | None) -> None:
 
 def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -> Model:
     """A model of `shape` filled from the checkpoint. Raises PixseqError if the tensors are not those of its shape."""
+    promised, held = shape.parameter_count(), checkpoint.count(weights)
+    if held and promised > 2 * held + MOST_BESIDE:  # before it is laid out
+        raise PixseqError(
+            f"{checkpoint.path}: its shape promises {promised:,} weights, its {weights}.safetensors holds {held:,}",
+            "the checkpoint is damaged: copy it again",
+        )
     with torch.device("meta"):
         model = build(shape)
     tensors = checkpoint.weights(weights)
