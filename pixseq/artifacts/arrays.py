@@ -134,17 +134,26 @@ class StoreWriter:
         """The recipe that a partial was begun with. Raises PixseqError where what it tells does not fit its arrays."""
         found = unfinished if isinstance(unfinished, dict) else {}
         recipe, rows, state = (found.get(key) for key in ("recipe", "rows", "state"))
-        there = set(array_names(self.path)) == set(self.specs) or recipe != self.recipe
-        fits = there and all(
-            group[name].shape[spec.row_axis] >= rows and group[name].ndim == len(spec.shape)
-            for name, spec in self.specs.items()
-            if isinstance(rows, int) and not spec.whole and recipe == self.recipe
-        )
-        if not (isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int and rows >= 0 and fits):
+        told = isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int and rows >= 0
+        if not told or (recipe == self.recipe and not self._holds(group, rows)):
             raise PixseqError(
                 f"{self.path} does not tell how far it came: it is damaged", "begin anew with --overwrite, no --resume"
             )
         return recipe
+
+    def _holds(self, group: zarr.Group, rows: int) -> bool:
+        """Whether the arrays of a group are those that are being written, with at least so many rows."""
+        try:
+            arrays = {name: group[name] for name in self.specs}
+        except Exception:  # damaged metadata comes as many types
+            return False
+        shapes = {name: (arrays[name].shape, spec) for name, spec in self.specs.items()}
+        return all(
+            arrays[name].dtype == spec.dtype
+            and shape == spec.sized(shape[spec.row_axis] if len(shape) > spec.row_axis else 0)
+            and (spec.whole or shape[spec.row_axis] >= rows)
+            for name, (shape, spec) in shapes.items()
+        )
 
     def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Add the same number of rows to every array; `state` is where the caller stands after them."""
