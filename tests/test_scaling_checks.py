@@ -54,7 +54,7 @@ def grid(tmp_path, stores, text, val="v.zarr"):
         ("completions: {count: 20, reference_budget: -1.0}\n", "reference_budget"),
         ("completions: {count: 20, reference_budget: 1.0e+3}\n", "below one step"),
         ("completions: {count: 20, images: all}\n", "spread"),
-        ("completions: {count: 0}\nprobe: {c: abc}\n", "no list of numbers"),
+        ("completions: {count: 0}\nprobe: {c: abc}\n", "probe.c 'abc' is no list of numbers"),
         ("completions: {count: 0}\nprobe: {c: '0'}\n", "positive"),
         ("completions: {count: 0}\nprobe: {layers: some}\n", "probe.layers"),
         ("completions: {count: 0}\nprobe: {layers: '1,9'}\n", "probe.layers asks for layer 9"),

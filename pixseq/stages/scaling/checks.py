@@ -70,7 +70,10 @@ def check_ranges(grid: GridFile) -> None:
     if how.layer is not None and (how.layer < 0 or not has_layers(how.extractor)):
         why = "layers count from 0" if has_layers(how.extractor) else f"{how.extractor} has no layers"
         raise UsageError(f"completions.layer is {how.layer}, and {why}", "leave it out")
-    probe.Recipe.checked("logistic", grid.probe.c, 0.1, None, 0, 1, None, {})
+    try:
+        probe.Recipe.checked("logistic", grid.probe.c, 0.1, None, 0, 1, None, {})
+    except UsageError as fault:
+        raise UsageError(fault.message.replace("--c", "probe.c", 1), fault.hint) from None
     probe_layers(grid)
 
 
