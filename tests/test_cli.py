@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from pixseq.cli import COMMANDS, GROUPS, main
+from pixseq.cli.output import emit
 from pixseq.cli.stdio import Patient
 from pixseq.config import preset_names, read_preset
 
@@ -279,7 +280,7 @@ def test_a_full_disk_behind_stdout_is_said_and_nothing_is_undone(work):
     assert run.returncode == 1 and "what was made stands" in run.stderr and (work / "f.json").is_file()
 
 
-def test_a_terminal_that_goes_away_is_no_fault():
+def test_a_terminal_that_goes_away_is_no_fault(monkeypatch):
     class Gone(io.StringIO):
         def write(self, text=""):
             raise OSError(errno.EIO, "Input/output error")
@@ -292,6 +293,8 @@ def test_a_terminal_that_goes_away_is_no_fault():
     with open(os.devnull, "w") as null:
         stream = Patient(Gone())
         assert stream.write("lost") == 4 and stream.flush() is None and not stream.isatty()
+        monkeypatch.setattr(sys, "stdout", Gone())
+        assert emit("lost") is None  # what was made is made
 
 
 def test_shell_completion_is_offered():

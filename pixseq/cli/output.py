@@ -44,10 +44,11 @@ def emit(text: str) -> None:
     try:
         print(text, flush=True)
     except OSError as error:
+        gone = stdio.is_gone(error, sys.stdout)
         stdio.silence(sys.stdout)  # or Python complains at exit
         if error.errno == errno.EPIPE:
             raise SystemExit(CLOSED_PIPE) from None
-        if error.errno == errno.EBADF:
+        if gone:
             return  # as good as closed: nobody wants to hear
         why = f"the result cannot be written to stdout: {error.strerror}"
         raise PixseqError(why, "what was made stands: pixseq show tells of it") from None

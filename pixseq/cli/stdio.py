@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from typing import Any, TextIO
 
@@ -29,6 +31,12 @@ def silence(stream: Any) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
+
+
+def is_gone(error: OSError, stream: Any) -> bool:
+    """Whether what a stream wrote to is closed, or a terminal that hung up; not a file that failed."""
+    terminal = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    return error.errno == errno.EBADF or (error.errno == errno.EIO and terminal)
 
 
 def _null(mode: str) -> TextIO:
