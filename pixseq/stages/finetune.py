@@ -243,7 +243,10 @@ def count_classes(store: Store, images: Images, held: Images, val: str | Path) -
         if labels is None:
             raise PixseqError(f"{path} has no labels", "fine-tuning needs a source with labels, such as class folders")
         if labels.min() < 0:
-            raise PixseqError(f"{path}: {(labels < 0).sum()} rows have no label", "encode labelled images only")
+            raise PixseqError(
+                f"{path}: {(labels < 0).sum()} images to fine-tune or validate on have no label",
+                "encode labelled images only",
+            )
         if labels.max() >= MOST_CLASSES:
             raise PixseqError(f"{path} holds the label {labels.max()}", f"labels count classes, up to {MOST_CLASSES}")
     names = store.meta.get("class_names")
