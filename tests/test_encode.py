@@ -124,6 +124,33 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(folder, tmp_pat
     assert verify(out) == []
 
 
+def test_what_only_lacks_its_name_is_published_where_recipe_and_content_match(folder, tmp_path, monkeypatch):
+    settings = {"palette": folder / "p.json", "size": 8, "on_error": "skip"}
+    out, partial = tmp_path / "t.zarr", tmp_path / "t.zarr.partial"
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(atomic, "publish", killed)
+        encode.run(str(folder / "pictures"), out, **settings)
+    assert partial.exists() and not out.exists()
+    with pytest.raises(PixseqError, match="another recipe"):
+        encode.run(str(folder / "pictures"), out, **settings | {"size": 9}, resume=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "_encode", killed)  # nothing is encoded again
+        record = encode.run(str(folder / "pictures"), out, **settings, resume=True)
+    assert record == manifest.read(out) and not verify(out) and sorted(os.listdir(tmp_path)) == ["t.zarr"]
+    assert sorted(os.listdir(out)) == ["labels", "tokens", "zarr.json"]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(atomic, "publish", killed)
+        encode.run(str(folder / "pictures"), tmp_path / "u.zarr", **settings)
+    (tmp_path / "u.zarr.partial" / "labels" / "c" / "0").unlink()
+    again = encode.run(str(folder / "pictures"), tmp_path / "u.zarr", **settings, resume=True)
+    assert again["id"] == record["id"] and not verify(tmp_path / "u.zarr")
+
+
 def test_without_resume_an_interrupted_encode_starts_again(folder, tmp_path, monkeypatch, small_chunks):
     out, settings = tmp_path / "t.zarr", {"palette": folder / "p.json", "size": 8, "on_error": "skip"}
     with monkeypatch.context() as patched:

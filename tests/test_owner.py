@@ -1,5 +1,6 @@
 """One owner of a target, from begin to publish: kills at every step, two at once, strangers' files, links."""
 
+import errno
 import json
 import os
 import signal
@@ -8,13 +9,13 @@ import sys
 
 import pytest
 
-from pixseq.artifacts import atomic, layout
+from pixseq.artifacts import atomic, layout, renaming
 from pixseq.errors import PixseqError
 
 
 def child(code, *args):
     """Run `code` in another process, where `atomic` and the folder `here` are at hand; returns what it left behind."""
-    head = "import os, signal, sys\nfrom pathlib import Path\nfrom pixseq.artifacts import atomic\n"
+    head = "import os, signal, sys\nfrom pathlib import Path\nfrom pixseq.artifacts import atomic, renaming\n"
     head += "here = Path(sys.argv[1])\n"
     return subprocess.run([sys.executable, "-c", head + code, *map(str, args)], capture_output=True, text=True)
 
@@ -117,7 +118,7 @@ def test_a_partial_that_is_a_file_or_tells_no_owner_is_left(tmp_path):
     assert (tmp_path / "x.partial").read_text() == "a download" and read(tmp_path / "y.partial") == "old"
 
 
-STEPS = ["_write_owner", "flush", "_exchange", "_fsync", "delete", "_forget_owner"]
+STEPS = ["_write_owner", "flush", "exchange", "_fsync", "delete", "_forget_owner"]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -147,26 +148,122 @@ with atomic.own(here / 'x', True, 'pretrain', resumable=True) as partial:
     assert read(tmp_path / "x") == "new" and names(tmp_path) == ["x"] and names(tmp_path / "x") == ["zarr.json"]
 
 
-def test_a_swap_without_help_of_the_system_is_undone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("killed", [1, 2, 3])
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_swap_without_help_of_the_system_is_finished_or_undone(tmp_path, killed, resumable):
+    """Two renames in place of one step: the next command gives the target its name back, or deletes the old one."""
     store(tmp_path / "x", "old")
-    renames = iter([os.rename])
+    interrupted = tmp_path / "x.old.partial"  # of another target, x.old
+    interrupted.mkdir()
+    (interrupted / "log.jsonl").write_text("{}")
+    child(
+        f"""
+rename, renames = os.rename, [1]
+def counted(a, b):
+    if len(renames) == {killed}: {DIE}
+    renames.append(rename(a, b))
+with atomic.own(here / 'x', True, 'pretrain', resumable={resumable}) as partial:
+    made = partial if {resumable} else partial / 'made'
+    made.mkdir(exist_ok=True)
+    (made / 'zarr.json').write_text('new')
+    renaming.renamed = lambda *how: False
+    os.rename = counted
+    if {killed} == 3: atomic.delete = lambda path: {DIE}
+    atomic.publish(made, here / 'x')
+""",
+        tmp_path,
+    )
+    with pytest.raises(PixseqError, match="already exists"), atomic.own(tmp_path / "x", False, "pretrain", resumable):
+        pass
+    with atomic.own(tmp_path / "x", True, "pretrain", resumable):
+        assert read(tmp_path / "x") == ("new" if killed == 3 else "old")
+    assert names(tmp_path / "x") == ["zarr.json"] and names(interrupted) == ["log.jsonl"]
 
-    def rename(a, b):
-        next(renames, sys.exit)(a, b)
 
-    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda _: None)
-    monkeypatch.setattr(atomic.os, "rename", rename)
-    with pytest.raises(TypeError), atomic.writing(tmp_path / "x", True) as new:
-        store(new, "new")
+def test_a_swap_that_fails_in_its_middle_is_undone(tmp_path, monkeypatch):
+    store(tmp_path / "x", "old")
+    monkeypatch.setattr(renaming, "renamed", lambda *how: False)
+    with pytest.raises(FileNotFoundError), atomic.writing(tmp_path / "x", True):
+        monkeypatch.setattr(atomic, "flush", lambda path: None)  # nothing was made, and nobody notices before
+    assert read(tmp_path / "x") == "old" and names(tmp_path) == ["x"]
+
+
+def test_what_was_published_in_between_is_not_replaced(tmp_path, monkeypatch):
+    """Both found no target; the second waited for the first's lock to go, or wrote without any."""
+    taken = atomic._locked
+
+    def late(target, partial):
+        (tmp_path / "x").write_text("theirs")
+        return taken(target, partial)
+
+    monkeypatch.setattr(atomic, "_locked", late)
+    with pytest.raises(PixseqError, match="already exists"), atomic.writing(tmp_path / "x"):
+        pass
     monkeypatch.undo()
-    assert not (tmp_path / "x").exists()
-    atomic.check_target(tmp_path / "x", True)
-    assert read(tmp_path / "x") == "old"
+    for resumable in (False, True):
+        with (
+            pytest.raises(PixseqError, match="appeared while"),
+            atomic.own(tmp_path / "y", False, "encode", resumable) as partial,
+        ):
+            made = partial if resumable else partial / "made"
+            store(made / "a", "ours") if resumable else made.write_text("ours")
+            (tmp_path / "y").write_text("theirs")
+            atomic.publish(made, tmp_path / "y")
+        assert (tmp_path / "y").read_text() == "theirs"
+        (tmp_path / "y").unlink()
+    assert (tmp_path / "y.partial" / "a" / "zarr.json").exists()  # to go on with
+
+
+def test_a_file_put_into_the_old_one_meanwhile_stays(tmp_path):
+    store(tmp_path / "x", "old")
+    with pytest.raises(PixseqError, match="thesis"), atomic.writing(tmp_path / "x", True) as new:
+        store(new, "new")
+        (tmp_path / "x" / "thesis.txt").write_text("x")
+    assert read(tmp_path / "x") == "old" and names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "000001.png", "notes"])
+def test_names_of_other_kinds_of_folders_are_foreign(tmp_path, name):
+    """A README.md is pixseq's in an exported model, and the user's in a checkpoint or a store."""
+    for kind, files in (("store", ["zarr.json"]), ("checkpoint", ["manifest.json", "codec.json", "model.safetensors"])):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for made in (*files, name):
+            (folder / made).write_text("{}")
+        with pytest.raises(PixseqError, match=name), atomic.writing(folder, True):
+            pass
+        assert (folder / name).exists()
+
+
+def test_fifos_are_foreign_and_hang_nothing(tmp_path):
+    for folder, name in ((tmp_path / "x.partial", "owner.json"), (store(tmp_path / "y", "{}"), "zarr.json.new")):
+        folder.mkdir(exist_ok=True)
+        os.mkfifo(folder / name)
+    for target in ("x", "y"):
+        with pytest.raises(PixseqError, match="which pixseq did not make"), atomic.writing(tmp_path / target, True):
+            pass
+
+
+def test_a_resumable_and_another_run_of_one_command_are_two(tmp_path):
+    """Steps that pretrain keeps have targets of their own; an interrupted run of that very name is not theirs."""
+    with atomic.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
+        (partial / "log.jsonl").write_text("{}")
+    with pytest.raises(PixseqError, match="interrupted pretrain"), atomic.writing(tmp_path / "x", True, "pretrain"):
+        pass
+    assert (partial / "log.jsonl").exists()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    for making in (atomic.own(tmp_path / "x", False, "pretrain", resumable=True), atomic.writing(tmp_path / "x")):
+        with pytest.raises(PixseqError, match=f"disk is full: {tmp_path}/x"), making:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_owner_records_of_any_form_are_read_or_left(tmp_path):
-    for text in ("", "[", "[]", "{}", '{"command": 1}', "[" * 100_000, '{"command": "a", "resumable": "yes"}'):
+    record = {"command": "a", "resumable": True, "process": 1, "host": "b"}
+    wrong = [json.dumps({**record, key: None}) for key in record]
+    for text in ("", "[", "[]", "{}", '{"command": 1}', "[" * 100_000, *wrong):
         (tmp_path / "owner.json").write_text(text)
         assert atomic.read_owner(tmp_path) is None
-    (tmp_path / "owner.json").write_text(json.dumps({"command": "a", "resumable": True}))
+    (tmp_path / "owner.json").write_text(json.dumps(record))
     assert atomic.read_owner(tmp_path)["command"] == "a"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from pixseq.artifacts import layout, manifest
+from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import MOST_SIDE, check_codec
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
@@ -69,7 +69,8 @@ class StoreWriter:
     """Appends rows in order to NAME.partial, in whole chunks; memory holds at most one chunk of rows.
 
     Each flush also saves the caller's `state`, so that `resume` goes on from exactly there. `rows` is how many rows are
-    safely written. On resume, a partial of another recipe raises PixseqError, or with `restart` is begun anew.
+    safely written. On resume, a partial of another recipe raises PixseqError, or with `restart` is begun anew; of one
+    that is whole and only lacks its name, `finished` is the manifest, and there is nothing to write.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class StoreWriter:
         self.recipe = json.loads(manifest.canonical_json(recipe))
         self.buffer: dict[str, list[np.ndarray]] = {name: [] for name in specs}
         self.buffered, self.restart = 0, restart
+        self.finished: manifest.Manifest | None = None
         partial.mkdir(exist_ok=True)
         if not (resume and self._reopen()):
             layout.delete(partial, keep=True)
@@ -108,22 +110,28 @@ class StoreWriter:
         self._commit({})
 
     def _reopen(self) -> bool:
-        """False where there is nothing to go on from: killed before the first commit, or after the last."""
+        """False where there is nothing to go on from: killed before the first commit."""
         if not (self.path / "zarr.json").is_file():
             return False
         group = _open_group(self.path, mode="r+")
         unfinished = group.attrs.get(UNFINISHED)
         if unfinished is None:
-            return False
-        if self.restart and (not isinstance(unfinished, dict) or unfinished.get("recipe") != self.recipe):
-            return False
-        theirs = self._checked(group, unfinished)
+            theirs = atomic.read_recipe(self.path)
+            if not isinstance(theirs, dict) or (theirs != self.recipe and self.restart):
+                return False
+        else:
+            if self.restart and (not isinstance(unfinished, dict) or unfinished.get("recipe") != self.recipe):
+                return False
+            theirs = self._checked(group, unfinished)
         if theirs != self.recipe:
             differing = sorted(k for k in {*self.recipe, *theirs} if self.recipe.get(k) != theirs.get(k))
             raise PixseqError(
                 f"{self.path} was begun with another recipe (it differs in: {', '.join(differing)})",
                 "repeat the command that began it, or start again without --resume",
             )
+        if unfinished is None:
+            self.finished = _whole(self.path, group)
+            return self.finished is not None
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         for name, spec in self.specs.items():
             entries = count_pixels(group[SHAPES][: self.rows]) if spec.whole else self.rows
@@ -205,6 +213,8 @@ class StoreWriter:
         id = store_id(self.group, kind, meta)
         format = 1 if kind == "pixels" and SHAPES not in self.specs else None  # squares are what they always were
         record = manifest.build(kind, id, stage, config, inputs, summary, format)
+        if (self.path / layout.OWNER).is_file():  # a partial folder, which says what it was begun with until the end
+            atomic.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))
         self.group.attrs.put({manifest.KEY: record, **meta})
         return record
 
@@ -408,9 +418,20 @@ def _indices(grid: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def verify(path: str | Path) -> list[str]:
     """Read every chunk and compare the content id. Returns the faults, each naming its file; none when all is well."""
-    path = Path(path)
-    store = _open(path, manifest.read(path))
-    faults = []
+    return _faults(_open(Path(path), manifest.read(path)))
+
+
+def _whole(partial: Path, group: zarr.Group) -> manifest.Manifest | None:
+    """The manifest of a store that only lacks its name, None where something is amiss with it."""
+    record = group.attrs.get(manifest.KEY)
+    try:
+        return None if not manifest.is_manifest(record) or _faults(_open(partial, record)) else record
+    except PixseqError:
+        return None
+
+
+def _faults(store: Store) -> list[str]:
+    path, faults = store.path, []
     for name in store.names:
         array = store.arrays[name]
         for key in chunk_files(store, name):

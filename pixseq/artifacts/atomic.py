@@ -2,14 +2,14 @@
 
 Who makes NAME works in the folder NAME.partial beside it, which it holds locked and whose owner.json says who that is.
 A stage that can go on where it was killed builds its artifact in that very folder, any other as the one thing inside.
-All is flushed to disk and renamed last. What an interrupted command left belongs to that command: another one refuses.
+All is flushed to disk and renamed last; what it replaces keeps its name until then. What an interrupted command left
+belongs to that command: another one refuses.
 Nothing that pixseq did not make is ever deleted, and no link is followed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import functools
@@ -18,20 +18,29 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts.layout import MADE, OWNER, RECIPE, delete, foreign, is_artifact
+from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, delete, foreign, kind_of
+from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some network disks
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)  # some network disks
 
 MOST_BYTES = 1 << 20  # of an owner's record
 
-_owned: dict[Path, Path] = {}  # targets that this process owns, and their partial folders
+
+@dataclass(frozen=True)
+class _Owned:
+    partial: Path
+    overwrite: bool
+
+
+_owned: dict[Path, _Owned] = {}  # by the targets that this process owns
 
 
 def partial_path(target: str | Path) -> Path:
@@ -46,7 +55,6 @@ def partial_path(target: str | Path) -> Path:
 def check_target(target: str | Path, overwrite: bool) -> Path:
     """Raises PixseqError if the target exists (without overwrite), cannot be written, or somebody is making it."""
     target = Path(target)
-    _restore(target)
     if target.name in ("", ".."):
         raise UsageError(f"{target} cannot be a target", "name the file or folder to make")
     if os.path.lexists(target) and not overwrite:
@@ -66,12 +74,13 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if not is_artifact(folder):
+    kind = kind_of(folder)
+    if kind is None:
         raise PixseqError(
             f"{folder} is a folder that pixseq did not make",
             "choose another --out: --overwrite replaces artifacts only",
         )
-    theirs = foreign(folder)
+    theirs = foreign(folder, kind)
     if theirs is not None:
         raise PixseqError(
             f"{folder} holds {theirs.relative_to(folder)}, which pixseq did not make and --overwrite would delete",
@@ -128,24 +137,31 @@ def own(target: str | Path, overwrite: bool, command: str, resumable: bool = Fal
     """
     key = Path(os.path.abspath(target))
     if key in _owned:
-        yield _owned[key]
+        yield _owned[key].partial
         return
     target = check_target(target, overwrite)
     partial = partial_path(target)
-    handle = _locked(target, partial)
+    with _disk_full_said(target):
+        handle = _locked(target, partial)
+        keep = True  # what another run left
+        try:
+            check_target(target, overwrite)  # again: whoever held it before may have published in between
+            _take(partial, command, resumable)
+            _owned[key], keep = _Owned(partial, overwrite), resumable
+            yield partial
+        finally:
+            _owned.pop(key, None)
+            _leave(target, partial, handle, keep)
+
+
+def _leave(target: Path, partial: Path, handle: int, keep: bool) -> None:
+    """Let go of a partial folder; `keep`: it stays where there is something in it to go on with."""
     try:
-        _take(partial, command, resumable)
-    except BaseException:
-        os.close(handle)
-        raise
-    try:
-        _owned[key] = partial
-        yield partial
+        if partial.is_dir() and os.path.samestat(os.fstat(handle), os.lstat(partial)):
+            restore(partial, target)
+            if not (keep and holds_work(partial)):
+                delete(partial)
     finally:
-        del _owned[key]
-        still = partial.is_dir() and os.path.samestat(os.fstat(handle), os.lstat(partial))
-        if still and not (resumable and holds_work(partial)):
-            delete(partial)
         os.close(handle)
 
 
@@ -160,6 +176,7 @@ def _locked(target: Path, partial: Path) -> int:
         handle = _open_locked(partial)
         same = os.path.lexists(partial) and os.path.samestat(os.fstat(handle), os.lstat(partial))
         if same and not _is_new(target):
+            restore(partial, target)
             return handle
         os.close(handle)
 
@@ -189,7 +206,7 @@ def _lock(handle: int, folder: Path) -> None:
     except BlockingIOError:
         os.close(handle)
         owner = read_owner(folder)
-        told = f": {owner['command']}, process {owner.get('process')} on {owner.get('host')}" if owner else ""
+        told = f": {owner['command']}, process {owner['process']} on {owner['host']}" if owner else ""
         raise PixseqError(
             f"another process is writing {folder}{told}", "wait for it to end, or choose another --out"
         ) from None
@@ -199,26 +216,44 @@ def _lock(handle: int, folder: Path) -> None:
             raise
 
 
+def give_up(target: str | Path) -> None:
+    """Delete what an interrupted command left of `target`. Raises PixseqError as `own` does."""
+    target = Path(target)
+    partial = partial_path(target)
+    if not os.path.lexists(partial):
+        return
+    handle = _locked(target, partial)
+    try:
+        _check_ours(partial)
+        delete(partial)
+    finally:
+        os.close(handle)
+
+
 def holds_work(partial: Path) -> bool:
     """Whether there is more in the folder than the records of who owns it and of what is to be made."""
     return any(path.name.removesuffix(".new") not in (OWNER, RECIPE) for path in partial.iterdir())
 
 
-def _take(partial: Path, command: str, resumable: bool) -> None:
-    """Make the locked folder this command's, or refuse to."""
+def _check_ours(partial: Path) -> None:
     theirs = foreign(partial)
     if theirs is not None:
         raise PixseqError(
             f"{partial} holds {theirs.relative_to(partial)}, which pixseq did not make",
             "move it elsewhere, or choose another --out",
         )
+
+
+def _take(partial: Path, command: str, resumable: bool) -> None:
+    """Make the locked folder this command's, or refuse to."""
+    _check_ours(partial)
     owner = read_owner(partial)
     if holds_work(partial) and owner is None:
         raise PixseqError(
             f"{partial} does not tell which command began it", "remove or rename it, or choose another --out"
         )
     mine = owner is not None and owner["command"] == command
-    if holds_work(partial) and owner["resumable"] and not mine:
+    if holds_work(partial) and owner["resumable"] and not (mine and resumable):
         raise PixseqError(
             f"{partial} holds an interrupted {owner['command']}, and this is {command}",
             f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {partial}",
@@ -236,12 +271,23 @@ def _write_owner(folder: Path, record: Mapping[str, Any]) -> None:
 
 def read_owner(folder: Path) -> dict[str, Any] | None:
     """Who is making what is in a folder; None where no such record is."""
+    path = folder / OWNER
     try:
-        found = read_json(folder / OWNER, "", MOST_BYTES)
+        found = None if path.is_symlink() else read_json(path, "", MOST_BYTES)
     except (OSError, PixseqError):
         return None
-    fine = isinstance(found, dict) and isinstance(found.get("command"), str)
-    return found if fine and isinstance(found.get("resumable"), bool) else None
+    kinds = {"command": str, "resumable": bool, "process": int, "host": str}
+    fine = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+    return found if fine else None
+
+
+def read_recipe(folder: Path) -> Any:
+    """What the artifact in a folder was begun with; None where that is not told."""
+    path = folder / RECIPE
+    try:
+        return None if path.is_symlink() else read_json(path, "")
+    except (OSError, PixseqError):
+        return None
 
 
 # ---- writing
@@ -251,7 +297,7 @@ def read_owner(folder: Path) -> dict[str, Any] | None:
 def writing(target: str | Path, overwrite: bool = False, command: str = "another command") -> Iterator[Path]:
     """Yields a path to write a file or a folder at; publishes it on success, and leaves nothing on any failure."""
     target = Path(target)
-    with own(target, overwrite, command) as partial, _disk_full_said(target):
+    with own(target, overwrite, command) as partial:
         yield partial / MADE
         publish(partial / MADE, target)
 
@@ -260,7 +306,7 @@ def writing(target: str | Path, overwrite: bool = False, command: str = "another
 def resuming(target: str | Path, overwrite: bool = False, command: str = "another command") -> Iterator[Path]:
     """Yields the partial folder with whatever an interrupted run of the same command left; publishes it on success."""
     target = Path(target)
-    with own(target, overwrite, command, resumable=True) as partial, _disk_full_said(target):
+    with own(target, overwrite, command, resumable=True) as partial:
         yield partial
         publish(partial, target)
 
@@ -273,7 +319,7 @@ def _disk_full_said(target: Path) -> Iterator[None]:
         if error.errno not in NO_SPACE:
             raise
         raise PixseqError(
-            f"the disk is full: {target} could not be written",
+            f"the disk is full: {error.filename or target} could not be written",
             f"free space on the disk that holds {target.parent.resolve()}, or choose another --out",
         ) from error
 
@@ -281,9 +327,13 @@ def _disk_full_said(target: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
     """One process at a time in a folder that is there; others wait. The lock goes when the process does."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(handle)
@@ -293,20 +343,24 @@ def publish(partial: Path, target: Path) -> None:
     """Flush `partial` to disk and rename it to `target`; what stood there before is swapped out in the same step.
 
     A folder takes its owner's record along, which tells what it replaces: after a kill between the swap and the end,
-    the next command knows what stands at NAME.partial, and finishes.
+    the next command knows what stands at NAME.partial, and finishes. Raises PixseqError where the target appeared
+    while it was made, or somebody put a file into it.
     """
-    swap = os.path.lexists(target) and (target.is_dir() or partial.is_dir())
+    owned = _owned.get(Path(os.path.abspath(target)))
+    swap = os.path.lexists(target) and (owned is None or owned.overwrite)
+    if swap and target.is_dir():
+        _check_replaceable(target)
     owner = read_owner(partial) if partial.is_dir() else None
     if swap and owner is not None:
         _write_owner(partial, {**owner, "replaces": _number(target)})
     flush(partial)
     if swap:
-        _exchange(partial, target)
+        old = exchange(partial, target)
     else:
-        os.replace(partial, target)
+        give_name(partial, target)
     _fsync(target.parent)
     if swap:
-        delete(partial)
+        delete(old)
     if owner is not None:
         _forget_owner(target)
 
@@ -324,13 +378,17 @@ def _is_new(target: Path) -> bool:
 
 def finish_publishing(target: Path) -> None:
     """Do what a publication that was killed after its swap had still to do. Raises PixseqError while it goes on."""
-    handle = os.open(target, os.O_RDONLY)
+    handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     _lock(handle, target)
-    partial, owner = partial_path(target), read_owner(target)
-    if owner is not None and os.path.lexists(partial) and owner.get("replaces") == _number(partial):
-        delete(partial)
-    _forget_owner(target)
-    os.close(handle)
+    try:
+        partial, owner = partial_path(target), read_owner(target)
+        if owner is not None and os.path.lexists(partial) and owner.get("replaces") == _number(partial):
+            delete(partial)
+        if os.path.lexists(target / REPLACED):
+            delete(target / REPLACED)
+        _forget_owner(target)
+    finally:
+        os.close(handle)
 
 
 def _forget_owner(target: Path) -> None:
@@ -365,24 +423,3 @@ def _fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _exchange(a: Path, b: Path) -> None:
-    """Swap two names atomically where the system can (Linux renameat2), else by renames that `_restore` can undo."""
-    at_fdcwd, rename_exchange = -100, 2
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    if renameat2 and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
-        return
-    os.rename(b, _aside(b))
-    os.rename(a, b)
-    os.rename(_aside(b), a)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(target.name + ".old.partial")
-
-
-def _restore(target: Path) -> None:
-    """Give a target its name back that was moved aside by a publication that did not end."""
-    if os.path.lexists(_aside(target)) and not os.path.lexists(target):
-        os.rename(_aside(target), target)

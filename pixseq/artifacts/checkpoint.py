@@ -188,7 +188,7 @@ def run_folder(
     """
     target = Path(target)
     recipe = json.loads(manifest.canonical_json(recipe))
-    if resume and _recipe_of(target) == recipe:  # killed when it had its name already
+    if resume and atomic.read_recipe(target) == recipe:  # killed when it had its name already
         atomic.finish_publishing(target)
         yield target, None, manifest.read(target)
         return
@@ -212,7 +212,7 @@ def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwr
         return
     if not resume and not overwrite:
         raise PixseqError(f"{partial} holds an interrupted run", "go on with --resume, or begin anew with --overwrite")
-    theirs = _recipe_of(partial)
+    theirs = atomic.read_recipe(partial)
     if theirs == recipe and resume:
         return
     if not overwrite:
@@ -222,14 +222,6 @@ def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwr
             "repeat the command that began it with --resume, or begin anew with --overwrite",
         )
     layout.delete(partial, keep=True)
-
-
-def _recipe_of(folder: Path) -> Any:
-    """What the run in a folder was begun with; None where that is not told."""
-    try:
-        return read_json(folder / layout.RECIPE, "")
-    except (OSError, PixseqError):
-        return None
 
 
 def _finished(partial: Path) -> manifest.Manifest | None:

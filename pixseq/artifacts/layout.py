@@ -13,54 +13,84 @@ from pathlib import Path
 OWNER = "owner.json"  # of an unfinished target: who makes it, see atomic.own
 RECIPE = "recipe.json"  # of an unfinished training run: what must be the same to go on
 MADE = "made"  # in a partial folder: the file or folder that a command without a resume point makes
+REPLACED = "replaced"  # in a partial folder: what had the target's name, where two names cannot be swapped at once
 
+MOST_CONFIG_BYTES = 16 << 20
+
+_UNFINISHED = rf"({OWNER}|{RECIPE})(\.new)?"
 _WEIGHTS = r"(model|best|last|ema|best-\d+|model-\d{5}-of-\d{5})\.safetensors"
-_FILES = re.compile(
-    "|".join(
+_FILES = {
+    "checkpoint": "|".join(
         (
-            rf"{OWNER}(\.new)?|(manifest|codec|recipe)\.json(\.new)?|config\.yaml(\.new)?|(log|refit)\.jsonl(\.new)?",
+            r"(manifest|codec)\.json(\.new)?|config\.yaml(\.new)?|(log|refit)\.jsonl(\.new)?",
             rf"{_WEIGHTS}(\.new)?|(resume/)?state\.pt(\.new)?",
             r"(resume/)?refit/(log\.jsonl|(resume/)?state\.pt)(\.new)?",  # a second run that follows the first
-            # zarr writes each file under a name with a random suffix first
-            r"([a-z_]+/)?zarr\.json(\.[0-9a-f]{32}\.partial)?|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
-            r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json",
-            r"[0-9]{6,}\.png",
         )
-    )
-)
-_FOLDERS = re.compile(r"resume|(resume/)?refit(/resume)?|cells|[a-z_]+(/c(/\d+)*)?")
+    ),
+    # zarr writes each file under a name with a random suffix first
+    "store": r"([a-z_]+/)?zarr\.json(\.[0-9a-f]{32}\.partial)?|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
+    "export": r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json|" + _WEIGHTS,
+    "pictures": r"[0-9]{6,}\.png",
+    "plan": r"manifest\.json",
+    "empty": r"(?!)",
+}
+_FOLDERS = {
+    "checkpoint": r"resume|(resume/)?refit(/resume)?",
+    "store": r"[a-z_]+(/c(/\d+)*)?",
+    "export": r"(?!)",
+    "pictures": r"(?!)",
+    "plan": r"cells",
+    "empty": r"(?!)",
+}
 
 
-def _is_ours(path: Path, folder: Path, names: re.Pattern) -> bool:
-    """Whether pixseq gives such names in an artifact, or in a partial folder with one."""
-    name = path.relative_to(folder).as_posix()
-    return not path.is_symlink() and (name == MADE or bool(names.fullmatch(name.removeprefix(f"{MADE}/"))))
+def _pattern(names: dict[str, str], kind: str | None) -> re.Pattern:
+    """Of one kind of folder; None: of any."""
+    return re.compile("|".join((_UNFINISHED, *(names.values() if kind is None else [names[kind]]))))
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """All that is in a folder, the deepest first, each with whether pixseq gives such names. No link is followed."""
+def _entries(folder: Path, kind: str | None = None) -> Iterator[tuple[Path, bool]]:
+    """All that is in a folder, the deepest first, each with whether pixseq gives such names. No link is followed.
+
+    Of no `kind`: in an artifact or in a partial folder with one.
+    """
+    files_of, folders_of = _pattern(_FILES, kind), _pattern(_FOLDERS, kind)
     for here, folders, files in os.walk(folder, topdown=False):
         for name in files:
             path = Path(here, name)
-            yield path, _is_ours(path, folder, _FILES)
+            yield path, _is_ours(path, folder, files_of) and path.is_file()
         for name in folders:
             path = Path(here, name)
-            yield path, _is_ours(path, folder, _FOLDERS)
+            yield path, _is_ours(path, folder, folders_of)
 
 
-def foreign(folder: Path) -> Path | None:
-    """Something in `folder` that pixseq did not make, or None."""
-    return next((path for path, ours in _entries(folder) if not ours), None)
+def _is_ours(path: Path, folder: Path, names: re.Pattern) -> bool:
+    name = path.relative_to(folder).as_posix()
+    for prefix in (MADE, REPLACED):
+        if name == prefix:
+            return not path.is_symlink()
+        name = name.removeprefix(f"{prefix}/")
+    return not path.is_symlink() and bool(names.fullmatch(name))
 
 
-def is_artifact(folder: Path) -> bool:
-    """An artifact, an exported model, a folder of numbered pictures, or nothing at all."""
+def foreign(folder: Path, kind: str | None = None) -> Path | None:
+    """Something in `folder` that pixseq did not make, or None; of a `kind`: that it does not put into such a folder."""
+    return next((path for path, ours in _entries(folder, kind) if not ours), None)
+
+
+def kind_of(folder: Path) -> str | None:
+    """store, checkpoint, export, pictures (numbered) or empty; None for a folder that pixseq did not make."""
     names = {path.name for path in folder.iterdir()}
-    if "zarr.json" in names or {"manifest.json", "codec.json"} <= names:
-        return True
-    if {"config.json", "model.safetensors"} <= names:
-        return '"pixseq"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-    return names <= {OWNER} or all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names)
+    if "zarr.json" in names:
+        return "store"
+    if {"manifest.json", "codec.json"} <= names:
+        return "checkpoint"
+    if {"config.json", "model.safetensors"} <= names and (folder / "config.json").is_file():
+        with (folder / "config.json").open("rb") as file:
+            return "export" if b'"pixseq"' in file.read(MOST_CONFIG_BYTES) else None
+    if names <= {OWNER}:
+        return "empty"
+    return "pictures" if all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names) else None
 
 
 def delete(path: Path, keep: bool = False) -> None:

@@ -152,7 +152,7 @@ def _embedded(path: Path) -> Manifest | None:
     return None
 
 
-def _is_manifest(found: Any) -> bool:
+def is_manifest(found: Any) -> bool:
     """Whether it has the keys of a manifest, and what they hold is of the types that every reader relies on."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in KEYS.items()):
         return False
@@ -176,7 +176,7 @@ def read(path: str | Path) -> Manifest:
             )
         raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")
     manifest = _embedded(path)
-    if not _is_manifest(manifest):
+    if not is_manifest(manifest):
         raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")
     known = FORMATS.get(manifest["kind"])
     if known is None or manifest["format"] > known:

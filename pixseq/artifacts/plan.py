@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from pixseq.artifacts import atomic, manifest
 from pixseq.errors import PixseqError
 
 Cell = dict[str, Any]
+
+FOLDERS = ("cells", "reference")  # in a plan's: what is made of its cells, and of what judges them
+CELL_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|[.](?![.]|partial$)){0,99}", re.IGNORECASE)
+DAMAGED = "it is damaged, or no plan that pixseq wrote: plan again, into another folder"
 
 
 def write_plan(
@@ -34,18 +39,53 @@ def write_plan(
 
 
 def read_plan(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
-    """The manifest and the cells. Raises PixseqError where `path` holds no plan."""
+    """The manifest and the cells, whose folders lie in the plan's.
+
+    Raises PixseqError where `path` holds no plan, where its cells are not those of its content id, where an id is no
+    name of a folder, and where what it is run in is a link to elsewhere.
+    """
+    record, cells = _read(path)
+    if _id(cells) != record["id"]:
+        raise PixseqError(f"{path}: its cells are not those of its id {record['id']}", DAMAGED)
+    _check_cells(path, cells)
+    for folder in (*(Path(path, name) for name in FOLDERS), *(Path(path, "cells", cell["id"]) for cell in cells)):
+        if folder.is_symlink():
+            raise PixseqError(
+                f"{folder} is a link, and what is made there would lie outside the plan",
+                "put the whole plan where there is room: it may be moved, or be a link itself",
+            )
+    return record, cells
+
+
+def _read(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
     record = manifest.expect(path, "plan")
     cells = record.pop("cells", None)
-    if not isinstance(cells, list):
-        raise PixseqError(f"{path}/manifest.json lists no cells", "it is damaged: plan again, into another folder")
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise PixseqError(f"{path}/manifest.json lists no cells", DAMAGED)
     return record, cells
+
+
+def _check_cells(path: str | Path, cells: Sequence[Cell]) -> None:
+    """What becomes part of a path: ids that are names and distinct, also where case does not count; resolutions."""
+    seen: set[str] = set()
+    for cell in cells:
+        id, side = cell.get("id"), cell.get("resolution")
+        if not isinstance(id, str) or not CELL_ID.fullmatch(id):
+            raise PixseqError(f"{path} has a cell of the id {id!r}, which is no name of a folder in it", DAMAGED)
+        if id.lower() in seen:
+            raise PixseqError(f"{path} has two cells of the id {id!r}", DAMAGED)
+        if type(side) is not int or side < 1:
+            raise PixseqError(f"{path} has a cell {id} of the resolution {side!r}, which is no side", DAMAGED)
+        seen.add(id.lower())
 
 
 def plan_id(path: str | Path) -> str:
     """The content id of a plan's cells."""
-    return _id(read_plan(path)[1])
+    return _id(_read(path)[1])
 
 
 def _id(cells: Sequence[Cell]) -> str:
-    return manifest.content_id("plan", {}, {"cells": list(cells)})
+    try:
+        return manifest.content_id("plan", {}, {"cells": list(cells)})
+    except (ValueError, RecursionError) as error:  # not finite, or text that UTF-8 cannot say
+        raise PixseqError(f"the cells of a plan have no content id: {error}", DAMAGED) from None

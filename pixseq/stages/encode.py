@@ -130,6 +130,8 @@ def run(
     _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec["n_vocab"])
     with atomic.resuming(out, overwrite, "encode") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
+        if writer.finished:
+            return writer.finished
         try:
             tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
         except BaseException:

@@ -179,6 +179,8 @@ def _write(
     recipe = recipe_of(config, inputs, {})
     with atomic.resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
+        if writer.finished:
+            return writer.finished
         start = writer.rows // masks
         with progress.track("features", total, "images", start) as bar:
             for first, images in image_batches(store, batch, start, codec):

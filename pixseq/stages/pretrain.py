@@ -95,7 +95,7 @@ def run(
             def keep_step(run: Run) -> None:
                 if run.step not in kept or not where.leads:
                     return
-                with atomic.writing(step_folder(out, run.step), overwrite, "pretrain") as folder:
+                with atomic.writing(step_folder(out, run.step), overwrite, "pretrain --keep") as folder:
                     folder.mkdir()
                     shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
                     now = {**run.snapshot(), "stopped_early": False}

@@ -294,12 +294,11 @@ def begin(
     """`run_folder` for all ranks: the first one makes and locks it, the others read it."""
     if machine.leads:
         with run_folder(out, command, recipe, resume, overwrite) as opened:
-            machine.wait()
+            machine.any(opened[2] is not None)
             yield opened
         return
-    machine.wait()
+    finished = machine.any(False)  # from the first rank, which may give the folder its name at once
     partial = atomic.partial_path(out)
-    finished = (partial / "manifest.json").is_file() or not partial.exists()
     yield partial, None if finished else load_state(partial), {} if finished else None
 
 

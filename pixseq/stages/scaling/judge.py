@@ -204,7 +204,7 @@ def _copy(store: Store, rows: np.ndarray, out: Path) -> None:
     if labels is not None:
         arrays["labels"] = labels[rows]
     specs = {name: Spec(str(array.dtype), (None, *array.shape[1:])) for name, array in arrays.items()}
-    with atomic.writing(out) as partial:
+    with atomic.writing(out, command="scaling run") as partial:
         writer = StoreWriter(partial, specs, {}, chunk_rows=1024)
         writer.append(arrays, {})
         writer.finish(

@@ -5,8 +5,10 @@ N parameters, D tokens, C training FLOPs, T positions.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,18 +50,36 @@ def run(
     """
     config = checked(effective(GridFile, file=grid))
     if recentre:
-        study = open_study(out)
-        _check_same(study, config, grid)
-        resolutions = dict.fromkeys(cell["resolution"] for cell in study.cells)
-        remarks = [rates.told(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
-        changed = [b for r, b in groups(study.measured) if move(study, r, b)]
-        remarks.append(f"{len(changed)} budgets were centred anew")
-        same = {"counting": study.counting, "references": judge.references(study)}
-        return {**same, "cells": study.cells, "remarks": remarks}
-    if Path(out).exists():
+        return _recentred(grid, config, out)
+    with _holding(out, overwrite):
+        return _planned(config, out, timed, device, precision)
+
+
+def _recentred(grid: str | Path, config: GridFile, out: str | Path) -> dict[str, Any]:
+    study = open_study(out)
+    _check_same(study, config, grid)
+    resolutions = dict.fromkeys(cell["resolution"] for cell in study.cells)
+    remarks = [rates.told(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
+    changed = [b for r, b in groups(study.measured) if move(study, r, b)]
+    remarks.append(f"{len(changed)} budgets were centred anew")
+    same = {"counting": study.counting, "references": judge.references(study)}
+    return {**same, "cells": study.cells, "remarks": remarks}
+
+
+@contextlib.contextmanager
+def _holding(out: str | Path, overwrite: bool) -> Iterator[None]:
+    """One process at a time plans there. A plan that stands keeps its folder: only its cells are replaced."""
+    if not os.path.lexists(out):
+        with atomic.own(out, overwrite, "scaling plan"):
+            yield
+        return
+    _check_replaceable(out, overwrite)
+    with atomic.in_turn(Path(out)):
         _check_replaceable(out, overwrite)
-    else:
-        atomic.check_target(out, overwrite)
+        yield
+
+
+def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precision: str) -> dict[str, Any]:
     config = checks.absolute(config)
     inputs = checks.extractor_inputs(config)
     cells: list[Cell] = []

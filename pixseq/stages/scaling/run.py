@@ -5,7 +5,6 @@ Budgets of a resolution run in ascending order, so that the sizes of each can be
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ def run(
     check_parents(study)
     for each in study.cells if again else ():
         if study.status(each) == DIVERGED and cell in (None, each["id"]):
-            shutil.rmtree(study.folder(each))
+            study.forget(each)
     if cell is not None:
         from pixseq.stages.scaling import cell as one
 

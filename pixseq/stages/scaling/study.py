@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import manifest
+from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.artifacts.plan import Cell, read_plan, write_plan
@@ -76,11 +76,25 @@ class Study:
         return rows
 
     def rewrite(self, cells: list[Cell]) -> None:
-        """Other cells in place of those not begun."""
-        self.manifest = write_plan(
-            self.path, self.manifest["config"], self.manifest["inputs"], cells, self.manifest["summary"]
-        )
-        self.cells = cells
+        """Other cells in place of those not begun; where another process was first, its cells."""
+        with atomic.in_turn(self.path):
+            now, theirs = read_plan(self.path)
+            if now["id"] == self.manifest["id"]:
+                summary = self.manifest["summary"]
+                now = write_plan(self.path, self.manifest["config"], self.manifest["inputs"], cells, summary)
+                theirs = cells
+            self.manifest, self.cells = now, theirs
+
+    def forget(self, cell: Cell) -> None:
+        """Delete what a cell that diverged has made, so that it is made anew.
+
+        Raises PixseqError where another process is at it, or what stands there is not pixseq's.
+        """
+        folder = self.folder(cell)
+        atomic.give_up(folder / "model")
+        (folder / "result.json").unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 EXTRACTOR = "extractor"  # its role among the inputs of a plan
