@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixseq.artifacts import arrays
+from pixseq.artifacts import specs
 from pixseq.artifacts.arrays import StoreWriter, open_store, verify
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.quantize import byte_counts, channel_statistics
@@ -221,7 +221,7 @@ def test_whole_pictures_interrupted_anywhere_and_resumed_reach_the_same_id(
     """After a chunk is committed, or when its pixels are written and it is not."""
     monkeypatch.setattr(encode, "CHUNK_TOKENS", 4 * 341 * 3 // 2)  # chunks of 4 rows, batches of 3 images
     monkeypatch.setattr(encode, "BATCH_BYTES", 3 * 16 * 16 * 3)
-    monkeypatch.setattr(arrays, "CHUNK_PIXELS", 1000)
+    monkeypatch.setattr(specs, "CHUNK_PIXELS", 1000)
     settings = {"size": 16, "scheme": "pixels", "resize": "whole", "limit": 18}
     whole = encode.run(str(mixed) if source == "mixed" else "digits", tmp_path / "whole.zarr", **settings)
     assert open_store(tmp_path / "whole.zarr", "pixels").group["pixels"].chunks == (1000, 3)

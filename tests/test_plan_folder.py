@@ -8,6 +8,7 @@ from pixseq.artifacts import atomic, layout
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.plan import _id, read_plan, write_plan
 from pixseq.errors import PixseqError
+from pixseq.stages.scaling import judge
 from pixseq.stages.scaling.study import DIVERGED, WAITING, Study
 
 CELL = {"id": "r8-b0-s0", "resolution": 8}
@@ -44,11 +45,12 @@ def test_a_resolution_is_a_side(plan, side):
         read_plan(plan)
 
 
-@pytest.mark.parametrize("link", ["cells", "reference", "cells/r8-b0-s1"])
+@pytest.mark.parametrize("link", ["cells", "reference", "cells/r8-b0-s1", "reference/r8"])
 def test_nothing_is_made_through_a_link(plan, tmp_path, link):
     (tmp_path / "elsewhere").mkdir()
     if link == "cells":
         (plan / "cells").rmdir()
+    (plan / link).parent.mkdir(exist_ok=True)
     (plan / link).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(PixseqError, match=f"{link} is a link"):
         read_plan(plan)
@@ -83,6 +85,19 @@ def test_a_diverged_cell_is_forgotten_and_nothing_else(plan):
     write_metrics(folder / "result.json", "scaling run", {}, {}, {"status": DIVERGED})
     study.forget(CELL)
     assert study.status(CELL) == WAITING
+
+
+def test_references_of_a_plan_that_is_replaced_go_and_nothing_else(plan):
+    for name in ("prompts.zarr", "others.features.zarr"):
+        folder = plan / "reference" / "r8" / name
+        folder.mkdir(parents=True)
+        (folder / "zarr.json").write_text("{}")
+    (folder / "thesis.txt").write_text("x")
+    with pytest.raises(PixseqError, match=r"thesis\.txt"):
+        judge.forget(plan)
+    (folder / "thesis.txt").rename(plan / "reference" / "r8" / "thesis.txt")
+    judge.forget(plan)
+    assert [path.name for path in (plan / "reference").rglob("*")] == ["r8", "thesis.txt"]
 
 
 def test_other_cells_of_another_process_are_taken_over(plan):

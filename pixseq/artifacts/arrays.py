@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +17,14 @@ import zarr
 
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import MOST_SIDE, check_codec
+from pixseq.artifacts.filters import check_codecs
+from pixseq.artifacts.specs import SHAPES, Spec, fill_value
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
 
 UNFINISHED = "pixseq_unfinished"
-SHAPES = "shapes"  # of whole pictures, int32 [N, 2]: then `pixels` is [P, 3], all of them one after the other
-CHUNK_PIXELS = 1 << 21  # of whole pictures: 6 MB
 MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
 KINDS = {"tokens": ("uint16",), "pixels": ("uint8",), "features": ("float16", "float32")}
-
-
-def fill_value(dtype: np.dtype) -> float | int:
-    """A value no real array holds: NaN, the largest uint16 (palettes are smaller), the least int32. Bytes have none."""
-    if dtype.kind == "f":
-        return float("nan")
-    limits = np.iinfo(dtype)
-    return int(limits.max if dtype.kind == "u" else limits.min)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One array of a store. `shape` has None where the rows grow: (None, T) or (layers, None, D).
-
-    `whole`: a row is a picture, which takes as many entries as the store's SHAPES say it has pixels.
-    """
-
-    dtype: str
-    shape: tuple[int | None, ...]
-    whole: bool = False
-
-    @property
-    def row_axis(self) -> int:
-        return self.shape.index(None)
-
-    @property
-    def row_bytes(self) -> int:
-        return np.dtype(self.dtype).itemsize * math.prod(n for n in self.shape if n is not None)
-
-    def sized(self, rows: int) -> tuple[int, ...]:
-        return tuple(rows if n is None else n for n in self.shape)
-
-    def chunks(self, rows: int) -> tuple[int, ...]:
-        """One leading index (a layer) and `rows` rows a chunk, so that one layer reads alone."""
-        rows = CHUNK_PIXELS if self.whole else rows
-        return tuple(1 if axis < self.row_axis else rows if n is None else n for axis, n in enumerate(self.shape))
 
 
 class StoreWriter:
@@ -380,6 +342,7 @@ def open_foreign(path: str | Path) -> zarr.Array | None:
     path = Path(path)
     if not any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
         return None
+    check_codecs(path)
     try:
         found = zarr.open(path, mode="r")
         ours = {manifest.KEY, UNFINISHED} & found.attrs.asdict().keys()

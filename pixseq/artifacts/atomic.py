@@ -230,6 +230,15 @@ def give_up(target: str | Path) -> None:
         os.close(handle)
 
 
+def discard(target: str | Path) -> None:
+    """Delete an artifact and what is unfinished of it. Raises PixseqError where either is not pixseq's alone."""
+    target = Path(target)
+    give_up(target)
+    if target.is_dir() and not target.is_symlink():
+        _check_replaceable(target)
+    delete(target)
+
+
 def holds_work(partial: Path) -> bool:
     """Whether there is more in the folder than the records of who owns it and of what is to be made."""
     return any(path.name.removesuffix(".new") not in (OWNER, RECIPE) for path in partial.iterdir())

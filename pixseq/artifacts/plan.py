@@ -48,7 +48,12 @@ def read_plan(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
     if _id(cells) != record["id"]:
         raise PixseqError(f"{path}: its cells are not those of its id {record['id']}", DAMAGED)
     _check_cells(path, cells)
-    for folder in (*(Path(path, name) for name in FOLDERS), *(Path(path, "cells", cell["id"]) for cell in cells)):
+    used = [
+        *FOLDERS,
+        *(f"cells/{cell['id']}" for cell in cells),
+        *(f"reference/r{cell['resolution']}" for cell in cells),
+    ]
+    for folder in (Path(path, name) for name in used):
         if folder.is_symlink():
             raise PixseqError(
                 f"{folder} is a link, and what is made there would lie outside the plan",

@@ -26,9 +26,13 @@ def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:
 
 
 def to_json(value: Any) -> str:
-    """One line. Raises PixseqError for a number that is not finite, for which JSON has no word."""
+    """One line, in which what steers a terminal (controls, the direction of text) is spelt as \\u....
+
+    Raises PixseqError for a number that is not finite, for which JSON has no word.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
     except ValueError:
         raise PixseqError(
             "the result holds a number that is not finite, which JSON cannot say",
@@ -37,12 +41,12 @@ def to_json(value: Any) -> str:
 
 
 def emit(text: str) -> None:
-    """Write to stdout; a closed pipe ends the program silently.
+    """Write to stdout, on a terminal without what would steer it; a closed pipe ends the program silently.
 
     Raises PixseqError where stdout takes no more, as on a full disk: what was made stands all the same.
     """
     try:
-        print(text, flush=True)
+        print(progress.printable(text) if sys.stdout.isatty() else text, flush=True)
     except OSError as error:
         gone = stdio.is_gone(error, sys.stdout)
         stdio.silence(sys.stdout)  # or Python complains at exit

@@ -5,6 +5,7 @@ Its code blocks run as they stand, in the folder that holds the card's folder.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import yaml
 
 from pixseq.progress import shown
+
+PUNCTUATION = str.maketrans({c: f"\\{c}" for c in "\\`[]<>&|#"})  # what Markdown or HTML would take for more than text
 
 Row = tuple[str, str, float]  # data, metric, value
 
@@ -155,7 +158,7 @@ def model_card(
     best = _best(summary.get("best") or {}, weights, shape)
     parts = [
         _header(name, task, rows),
-        f"# {shown(name)}",
+        f"# {_quoted(name)}",
         f"An Image GPT over {side}x{side} pictures in a palette of {v} colours: {shape['n_layer']} layers, "
         f"width {shape['d_model']}, {shape['n_head']} heads, {parameters:,} parameters (without the zero "
         f"biases that this form carries). Each pixel is one token, {colours}, in raster order.",
@@ -164,12 +167,12 @@ def model_card(
         use.format(**facts),
         sos.format(**facts),
         "## Recipe",
-        f"Made by `pixseq {manifest['stage']}` {manifest['version']}, content id `{manifest['id']}`"
-        f"{_part(summary, weights, shape)}, with",
-        f"```yaml\n{recipe.strip()}\n```",
+        f"Made by {_code('pixseq ' + manifest['stage'])} {_quoted(manifest['version'])}, "
+        f"content id {_code(manifest['id'])}{_part(summary, weights, shape)}, with",
+        _fenced(recipe, "yaml"),
         "## Data",
         "\n".join(
-            f"- {shown(role)}: {shown(Path(parent['path']).name)}, id `{parent['id']}`"
+            f"- {_quoted(role)}: {_quoted(Path(str(parent.get('path'))).name)}, id {_code(parent.get('id'))}"
             for role, parent in manifest["inputs"].items()
         ),
         _run(summary, known),
@@ -179,15 +182,39 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _quoted(text: Any) -> str:
+    """Text of another hand as text, whatever Markdown or HTML would make of it."""
+    return shown(text).translate(PUNCTUATION)
+
+
+def _code(text: Any) -> str:
+    """A code span that no backtick in the text ends."""
+    text = shown(text)
+    if "`" not in text:
+        return f"`{text}`"
+    ticks = "`" * (_longest_ticks(text) + 1)
+    return f"{ticks} {text} {ticks}"
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block that no line of the text ends, without what would steer a terminal."""
+    ticks = "`" * max(_longest_ticks(text) + 1, 3)
+    return "\n".join([ticks + language, *map(shown, text.strip().split("\n")), ticks])
+
+
+def _longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
 def _run(summary: Mapping[str, Any], processed: bool) -> str:
-    if "steps" not in summary:
+    if not all(isinstance(summary.get(key), int) for key in ("steps", "images")):
         return IMPORTED
     return RUN.format(**summary) + (f" {SQUASHED}" if processed else "")
 
 
 def _part(summary: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> str:
     """What of the checkpoint is exported, where it is not all of it."""
-    some = "" if weights == "model" else f", its weights `{weights}` of id `{summary['weights'][weights]}`"
+    some = "" if weights == "model" else f", its weights {_code(weights)} of id {_code(summary['weights'][weights])}"
     if summary["shape"].get("head", True) and not shape["head"]:
         return f"{some} without the prediction head"
     if summary["shape"]["n_classes"] and not shape["n_classes"]:
@@ -205,7 +232,8 @@ def _best(best: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> It
     start = "ema_val_" if weights == "ema" else "val_"
     joint = "val_accuracy" in best  # the loss is then that of both heads, and says nothing of one
     for key, value in best.items():
-        if key.startswith(start) and _fits(key, shape) and not (joint and "loss" in key):
+        number = isinstance(value, int | float)
+        if number and key.startswith(start) and _fits(key, shape) and not (joint and "loss" in key):
             yield f"validation while training, best at step {best['step']}", key, value
 
 
@@ -219,7 +247,7 @@ def _measured(measured: Iterable[tuple[str, Mapping[str, Any]]], shape: Mapping[
 def _table(rows: list[Row]) -> str:
     if not rows:
         return "None were measured."
-    cells = [(shown(on).replace("|", "\\|"), key, f"{value:.6g}") for on, key, value in rows]
+    cells = [(_quoted(on), _quoted(key), f"{value:.6g}") for on, key, value in rows]
     return "\n".join(["| on | metric | value |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)])
 
 
@@ -230,7 +258,7 @@ def _header(name: str, task: str, rows: Iterable[Row]) -> str:
         {
             "task": {"type": task},
             "dataset": {"name": shown(on), "type": shown(on)},
-            "metrics": [{"type": key, "value": float(f"{value:.6g}")}],
+            "metrics": [{"type": shown(key), "value": float(f"{value:.6g}")}],
         }
         for on, key, value in rows
     ]

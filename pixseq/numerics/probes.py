@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -365,12 +365,16 @@ def _tally(classes: np.ndarray, weights: np.ndarray | None, K: int) -> np.ndarra
 
 
 def knn_predict(
-    train: Labelled, queries: np.ndarray, k: int = KNN_NEIGHBOURS, temperature: float = KNN_TEMPERATURE
+    train: Labelled,
+    queries: np.ndarray,
+    k: int = KNN_NEIGHBOURS,
+    temperature: float = KNN_TEMPERATURE,
+    advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
     """The class of each query row: its k nearest rows by cosine vote with weight exp(cosine / temperature).
 
-    Raises ValueError if train has fewer than k rows. Memory holds CELLS_AT_ONCE cosines, whatever numbers the labels
-    are.
+    `advance` hears of rows that are done. Raises ValueError if train has fewer than k rows. Memory holds CELLS_AT_ONCE
+    cosines, whatever numbers the labels are.
     """
     rows = len(train.X)
     if k > rows:
@@ -385,6 +389,7 @@ def knn_predict(
         weights = np.exp(np.take_along_axis(cosines, nearest, axis=1).astype(np.float64) / temperature)
         votes = _tally(labels[nearest], weights, len(classes))
         predictions[start : start + block] = classes[votes.argmax(axis=1)]
+        advance(len(cosines))
     return predictions
 
 

@@ -51,7 +51,7 @@ def run(
         checkpoint.manifest,
         weights,
         shape.parameter_count(),
-        (checkpoint.path / "config.yaml").read_text(),
+        (checkpoint.path / "config.yaml").read_text(encoding="utf-8", errors="replace"),
         [_measured(path, checkpoint, weights) for path in metrics],
     )
     with atomic.writing(target, overwrite, "export hf") as partial:

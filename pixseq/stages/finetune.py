@@ -70,8 +70,9 @@ def run(
         parent = open_checkpoint(model)
         before = shape_from(parent.shape)
         side = side_of(parent.codec)
+        scratch = Path(out).absolute().parent
         store, images, held, inputs = read_images(
-            tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side
+            tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
         )
         check_pairing(parent.path, parent.codec, store)
         n_classes = count_classes(store, images, held, tokens if val is None else val)

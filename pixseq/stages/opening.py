@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from pixseq import progress
-from pixseq.artifacts.arrays import CHUNK_PIXELS, SHAPES, Store, open_store
+from pixseq.artifacts.arrays import SHAPES, Store, open_store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
+from pixseq.artifacts.specs import CHUNK_PIXELS
 from pixseq.data.batches import split_validation
 from pixseq.data.pictures import SHOWN, Pictures, as_seen
 from pixseq.errors import PixseqError, UsageError
@@ -41,14 +42,16 @@ def open_images(path: str | Path, *kinds: str) -> Store:
     return store
 
 
-def read_all(store: Store) -> np.ndarray | Pictures:
-    """All images of a store: in memory, or mapped from an unnamed file beside the store if they are too many."""
+def read_all(store: Store, scratch: Path | None = None) -> np.ndarray | Pictures:
+    """All images of a store: in memory, or if they are too many mapped from an unnamed file in the folder `scratch`,
+    where the result will be too (None: beside the store, whose folder need not be writable).
+    """
     if not store.whole:
-        images = _room(store)
+        images = _room(store, scratch)
         for first, block in image_batches(store, 4096):
             images[first : first + len(block)] = block
         return images
-    pixels = _room(store)
+    pixels = _room(store, scratch)
     for first in range(0, len(pixels), CHUNK_PIXELS):
         pixels[first : first + CHUNK_PIXELS] = store.read(store.kind, slice(first, first + CHUNK_PIXELS))
     return _of_whole(store, pixels, store.read(SHAPES))
@@ -61,17 +64,25 @@ def _of_whole(store: Store, pixels: np.ndarray, shapes: np.ndarray) -> np.ndarra
     return pixels.reshape(-1, *store.one_size, 3)
 
 
-def _room(store: Store) -> np.ndarray:
+def _room(store: Store, scratch: Path | None) -> np.ndarray:
     """For the numbers of the store's main array."""
     shape, dtype = store.shape(store.kind), np.dtype(np.uint16 if store.kind == "tokens" else np.uint8)
     size = dtype.itemsize * math.prod(shape)
     if size <= host_memory_bytes() / 4:
         images = np.empty(shape, dtype)
     else:
-        with tempfile.TemporaryFile(dir=store.path.parent) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
-            images = np.memmap(file, dtype, "w+", shape=shape)
+        folder = scratch or store.path.parent
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk now, not a SIGBUS later
+                images = np.memmap(file, dtype, "w+", shape=shape)
+        except OSError as error:
+            raise PixseqError(
+                f"{store.path} takes {size / 1e9:.1f} GB, more than memory has for it, and {folder} has no room for a "
+                f"copy: {error.strerror}",
+                "free some space there, or choose another --out",
+            ) from None
     return images
 
 
@@ -249,11 +260,12 @@ def read_images(
     seed: int,
     classes: bool = False,
     side: int | None = None,
+    scratch: Path | None = None,
 ) -> tuple[Store, Images, Images | None, dict[str, Any]]:
     """The store of that kind, its training images, the validation images (or None) and the parents' references.
 
-    `side` is that of the model's pictures, see seen_codec. Raises UsageError for a val_fraction that is no fraction,
-    PixseqError if val does not pair with tokens.
+    `side` is that of the model's pictures, see seen_codec; `scratch` is for read_all. Raises UsageError for a
+    val_fraction that is no fraction, PixseqError if val does not pair with tokens.
     """
     check_fraction(val, val_fraction)
     store = open_images(tokens, kind)
@@ -268,9 +280,10 @@ def read_images(
             progress.say(f"note: {val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)
     split = None if val_fraction is None else split_rows(store, val_fraction, seed)
-    images = Images(read_all(store), store.labels(), grid(codec), shows=store.images())
+    images = Images(read_all(store, scratch), store.labels(), grid(codec), shows=store.images())
     if other is not None:
-        return store, images, Images(read_all(other), other.labels(), images.grid, shows=other.images()), inputs
+        held = Images(read_all(other, scratch), other.labels(), images.grid, shows=other.images())
+        return store, images, held, inputs
     if split is None:
         return store, images, None, inputs
     train_rows, val_rows = split

@@ -68,7 +68,9 @@ def run(
     with machine(device, precision, ranks=True) as where:
         kind = SHAPES[config.model.family].reads
         side = config.model.image_size
-        store, images, held, inputs = read_images(tokens, kind, val, val_fraction, train_config.seed, side=side)
+        store, images, held, inputs = read_images(
+            tokens, kind, val, val_fraction, train_config.seed, side=side, scratch=Path(out).absolute().parent
+        )
         shape, codec = model_shape(config, store), seen_codec(store, side)
         if side and train_config.augment.startswith("resized-crop") and not images.are_larger:
             progress.say(

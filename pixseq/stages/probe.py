@@ -281,14 +281,14 @@ def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe
 def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
     workers = max(1, min(_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
-    probe = _prober(pair, split, recipe)
     rows = []
     # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
     with progress.track(name, len(layers), "layers") as bar, ThreadPool(workers) as pool:
+        probe = _prober(pair, split, recipe, bar.advance)
         for layer, found in zip(layers, pool.imap(lambda layer: probe([layer]), layers)):
             rows.append({"layer": layer, **found})
             bar.note(f"layer {layer}: {found['val_accuracy']:.4f} held out, {found['test_accuracy']:.4f} test")
-            bar.advance(1)
+            bar.advance(0 if recipe.method == "knn" else 1)
     return rows
 
 
@@ -296,8 +296,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prober(pair: Pair, split, recipe: Recipe) -> Callable[[Sequence[int]], Row]:
-    """Layers, taken side by side -> c, val_accuracy, test_accuracy, converged and what was tried."""
+def _prober(pair: Pair, split, recipe: Recipe, advance: Callable[[float], None]) -> Callable[[Sequence[int]], Row]:
+    """Layers, taken side by side -> c, val_accuracy, test_accuracy, converged and what was tried.
+
+    knn lets `advance` hear of the parts of such a row that are done.
+    """
 
     def logistic(layers: Sequence[int]) -> Row:
         train, test = pair.read(layers, recipe.standardize)
@@ -306,10 +309,16 @@ def _prober(pair: Pair, split, recipe: Recipe) -> Callable[[Sequence[int]], Row]
     def knn(layers: Sequence[int]) -> Row:
         train, test = pair.read(layers, recipe.standardize)
         fit, held = (train.take(images) for images in split)
+        queries = len(held.X) + len(test.X)
+
+        def accuracy(known: probes.Labelled, asked: probes.Labelled) -> float:
+            found = probes.knn_predict(known, asked.X, advance=lambda rows: advance(rows / queries))
+            return probes.accuracy(found, asked, recipe.seed)
+
         return {
             "c": None,
-            "val_accuracy": probes.accuracy(probes.knn_predict(fit, held.X), held, recipe.seed),
-            "test_accuracy": probes.accuracy(probes.knn_predict(train, test.X), test, recipe.seed),
+            "val_accuracy": accuracy(fit, held),
+            "test_accuracy": accuracy(train, test),
             "converged": None,
         }
 
@@ -331,7 +340,8 @@ def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
     window = probes.concat_window(pair.layers.index(best), count, len(pair.layers))
     layers = [pair.layers[i] for i in window]
     progress.say(f"probe: layers {layers[0]} to {layers[-1]} side by side")
-    return {"layers": layers, **_prober(pair, split, recipe)(layers)}
+    with progress.track("probe", 1, "fits") as bar:
+        return {"layers": layers, **_prober(pair, split, recipe, bar.advance)(layers)}
 
 
 def _low_data(pair: Pair, layers: Sequence[int], best: int, few: Few, recipe: Recipe) -> Row:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import manifest
+from pixseq.artifacts import atomic, manifest
 from pixseq.errors import PixseqError
 
 
+@atomic.owns("show", "plot")
 def run(
     path: str | Path, verify: bool = False, plot: str | Path | None = None, overwrite: bool = False
 ) -> dict[str, Any]:

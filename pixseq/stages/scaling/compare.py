@@ -33,6 +33,7 @@ PAPER_RESOLUTION = "as resolution rises, model size must grow much faster than d
 Row = dict[str, Any]
 
 
+@atomic.owns("scaling compare", "out")
 def run(
     fit: str | Path,
     budget: float | None = None,
@@ -54,8 +55,6 @@ def run(
             raise UsageError(f"--{name} is {value}", "a positive number, as 1.3e6")
     if budget is not None and not 0 < budget < math.inf:
         raise UsageError(f"--budget is {budget}", "it is a positive number of FLOPs, as 7e19")
-    if out is not None:
-        atomic.check_target(out, overwrite)
     opened = open_fit(fit, method)
     budget = opened.studied()[1] if budget is None else float(budget)
     remarks: list[str] = []

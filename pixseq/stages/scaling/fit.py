@@ -27,6 +27,7 @@ OUTLYING = 4.5  # scales of the noise off a law from which on a run is named
 NAMED = 4  # runs that one remark names
 
 
+@atomic.owns("scaling fit", "out", "plot")
 def run(
     source: str | Path,
     out: str | Path | None = None,
@@ -51,8 +52,6 @@ def run(
     if resamples < 0 or 0 < resamples < FEWEST_DRAWS:
         raise UsageError(f"--bootstrap is {resamples}", f"at least {FEWEST_DRAWS}, or 0 for no intervals")
     check_png(plot)
-    for target in filter(None, (out, plot)):
-        atomic.check_target(target, overwrite)
     if plot is not None:
         from pixseq.stages.scaling import figures
 

@@ -27,6 +27,7 @@ FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
 Row = dict[str, Any]
 
 
+@atomic.owns("scaling forecast", "out", "plot")
 def run(
     fit: str | Path,
     growth: float,
@@ -61,8 +62,6 @@ def run(
             "use --method varpro or direct",
         )
     check_png(plot)
-    for target in filter(None, (out, plot)):
-        atomic.check_target(target, overwrite)
     if plot is not None:
         from pixseq.stages.scaling import forecast_figure as figure
 

@@ -14,7 +14,6 @@ below, give the same order with less between them. At 8x8 the floor is 0.24, mod
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +141,16 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
 
 
 def forget(plan: str | Path) -> None:
-    """Remove what was made for a plan that is replaced: another grid has other references."""
-    folder = Path(plan) / REFERENCE
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    """Remove what was made for a plan that is replaced: another grid has other references.
+
+    Raises PixseqError where something there is not pixseq's.
+    """
+    products = ["model", *(f"{side}.{what}" for side in ("prompts", "others") for what in ("zarr", "features.zarr"))]
+    for folder in (Path(plan) / REFERENCE).glob("r*"):
+        for name in products:
+            atomic.discard(folder / name)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def once(path: Path, make: Callable[[Path], Any]) -> Path:
