@@ -62,7 +62,7 @@ def test_cells_are_those_of_the_id(plan):
     with pytest.raises(PixseqError, match="not those of its id"):
         read_plan(plan)
     (plan / "manifest.json").write_text(text.replace('"resolution": 8', '"resolution": NaN', 1))
-    with pytest.raises(PixseqError, match="have no content id"):
+    with pytest.raises(PixseqError, match="it holds NaN"):
         read_plan(plan)
 
 

@@ -146,10 +146,12 @@ def forget(plan: str | Path) -> None:
     Raises PixseqError where something there is not pixseq's.
     """
     products = ["model", *(f"{side}.{what}" for side in ("prompts", "others") for what in ("zarr", "features.zarr"))]
-    for folder in (Path(plan) / REFERENCE).glob("r*"):
+    every = Path(plan) / REFERENCE
+    for folder in every.glob("r*"):
         for name in products:
             atomic.discard(folder / name)
-        if not any(folder.iterdir()):
+    for folder in (*every.glob("r*"), every):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
