@@ -12,6 +12,8 @@ import numpy as np
 from pixseq.artifacts import atomic, manifest
 from pixseq.errors import PixseqError, UsageError
 
+MOST_PIXELS = 64_000_000
+
 
 def check_png(*targets: str | Path | None) -> None:
     """Called before any work. Raises UsageError for a picture whose name ends as that of another format."""
@@ -63,8 +65,10 @@ def picture_id(path: str | Path) -> str:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes
         raise PixseqError(f"{path} is damaged: {error}", "make the picture again") from None
     return manifest.content_id("picture", {"image": manifest.whole(pixels)}, {})

@@ -13,6 +13,8 @@ from pixseq.errors import PixseqError
 
 Cell = dict[str, Any]
 
+# What every reader of a cell relies on.
+NUMBERS = ("budget", "n_layer", "d_model", "params", "tokens", "steps", "batch_size", "lr", "flops")
 FOLDERS = ("cells", "reference")  # in a plan's: what is made of its cells, and of what judges them
 CELL_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|[.](?![.]|partial$)){0,99}", re.IGNORECASE)
 DAMAGED = "it is damaged, or no plan that pixseq wrote: plan again, into another folder"
@@ -81,7 +83,14 @@ def _check_cells(path: str | Path, cells: Sequence[Cell]) -> None:
             raise PixseqError(f"{path} has two cells of the id {id!r}", DAMAGED)
         if type(side) is not int or side < 1:
             raise PixseqError(f"{path} has a cell {id} of the resolution {side!r}, which is no side", DAMAGED)
+        wrong = [key for key in NUMBERS if not _is_positive(cell.get(key))]
+        if wrong:
+            raise PixseqError(f"{path} has a cell {id} without a usable {', '.join(wrong)}", DAMAGED)
         seen.add(id.lower())
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def plan_id(path: str | Path) -> str:

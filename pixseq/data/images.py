@@ -24,6 +24,7 @@ from pixseq.streams import Stream
 
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
+IN_FLIGHT_BYTES = 256 << 20  # of encoded pictures that wait for their turn, of whatever size each is
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
 MOST_PIXELS = 2**31 - 1  # Pillow counts no further
@@ -227,17 +228,17 @@ class Reader:
             for job in self._jobs():
                 yield job()
             return
-        window: deque[Future[_Result]] = deque()
+        window: deque[tuple[Future[_Result], int]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for job in self._jobs():
-                    window.append(pool.submit(job))
-                    if len(window) > 2 * self.workers:
-                        yield window.popleft().result()
+                    window.append((pool.submit(job), _held_by(job)))
+                    while len(window) > 2 * self.workers or sum(size for _, size in window) > IN_FLIGHT_BYTES:
+                        yield window.popleft()[0].result()
                 while window:
-                    yield window.popleft().result()
+                    yield window.popleft()[0].result()
             finally:
-                for future in window:
+                for future, _ in window:
                     future.cancel()
 
     def _jobs(self) -> Iterator[Callable[[], _Result]]:
@@ -359,6 +360,12 @@ class Reader:
             pixels = np.asarray(image.resize((size, size), method, box))
             row[:] = pixels[..., None] if pixels.ndim == 2 else pixels
         return rows
+
+
+def _held_by(job: partial) -> int:
+    """The bytes of encoded pictures in a chunk."""
+    files = job.args[0]
+    return sum(len(file.data) for file in files if isinstance(file.data, bytes)) if isinstance(files, list) else 0
 
 
 def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.isoflop import SAME_BUDGET, group_budgets
 from pixseq.stages.scaling import columns, tables
@@ -98,8 +98,8 @@ def _tokens_per_image(rows: Sequence[Row]) -> dict[str, float] | None:
 def is_plan(path: Path) -> bool:
     """A folder whose manifest says so."""
     try:
-        found = json.loads((path / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+        found = read_json(path / "manifest.json", "")
+    except (OSError, PixseqError):
         return False
     return isinstance(found, dict) and found.get("kind") == "plan"
 

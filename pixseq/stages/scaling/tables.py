@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixseq.bounded.files import read_bytes
 from pixseq.errors import PixseqError
 from pixseq.stages.scaling import columns
 from pixseq.stages.scaling.columns import REQUIRED
 
+MOST_TABLE = 1 << 26  # bytes
 TEXT = ("id", "status", "reason", "frechet_extractor")
 GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
 SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f']\d{3})+([.,]\d+)?")
@@ -138,7 +140,7 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
 
 
 def _text(path: Path) -> str:
-    data = path.read_bytes()
+    data = read_bytes(path, MOST_TABLE)
     try:
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return data.decode("utf-16")
