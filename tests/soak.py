@@ -1,0 +1,256 @@
+"""Kills, full disks, read-only folders and second writers over every command of a tiny chain; run by hand.
+
+python tests/soak.py --minutes 10 --seed 0: each trial starts a command, lets one thing go wrong, looks at what is
+there, and runs the command again to its end. Exit code 1 if anything that pipelines/promises promises did not hold.
+"""
+
+import argparse
+import collections
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from pixseq.artifacts import atomic, checkpoint, renaming
+from pixseq.cli import main
+from pixseq.errors import PixseqError
+from pixseq.stages import encode, features, finetune, pretrain, probe, show  # noqa: F401
+
+TINY = "model: {n_layer: 1, n_head: 2, d_model: 16}\ntrain: {batch_size: 16, steps: 6}\n"
+FINE = "finetune: {batch_size: 16, steps: 4, val_every: 2}\n"
+GRID = "data: {train: BASE/train.zarr, val: BASE/test.zarr}\nbudgets: [1.0e+9]\nsizes_per_budget: 2\n"
+GRID += 'completions: {count: 8}\nprobe: {layers: "0", c: "1"}\n'
+
+BEFORE = {  # what the commands read, in order
+    "pal.json": "palette fit digits --colors 8 --size 8 --max-images 200",
+    "train.zarr": "encode digits --palette BASE/pal.json --size 8 --limit 200",
+    "test.zarr": "encode digits --split test --palette BASE/pal.json --size 8 --limit 100",
+    "model": "pretrain BASE/train.zarr --config BASE/tiny.yaml",
+    "a.zarr": "features BASE/model BASE/train.zarr",
+    "b.zarr": "features BASE/model BASE/test.zarr",
+    "hf": "export hf BASE/model",
+}
+COMMANDS = {
+    "palette": BEFORE["pal.json"],
+    "encode": BEFORE["train.zarr"],
+    "decode": "decode BASE/train.zarr",
+    "pretrain": BEFORE["model"] + " --save-minutes 0.0001",
+    "features": BEFORE["a.zarr"] + " --batch-size 16",
+    "probe": "probe BASE/a.zarr --test BASE/b.zarr --c 1",
+    "knn": "probe BASE/a.zarr --test BASE/b.zarr --method knn",
+    "evaluate": "evaluate BASE/model BASE/test.zarr",
+    "finetune": "finetune BASE/model BASE/train.zarr --config BASE/fine.yaml --save-minutes 0.0001",
+    "sample": "sample BASE/model --count 4",
+    "export": BEFORE["hf"],
+    "import": "import hf BASE/hf --palette BASE/pal.json",
+    "frechet": "frechet BASE/a.zarr BASE/b.zarr --layer 0",
+    "plan": "scaling plan BASE/grid.yaml --no-calibrate",
+}
+RESUMABLE = ("encode", "features", "pretrain", "finetune")
+STEPS = [(atomic, name) for name in ("_write_owner", "flush", "exchange", "give_name", "_fsync", "delete")]
+STEPS += [(atomic, "_forget_owner"), (atomic, "write_text"), (renaming, "renamed"), (checkpoint, "save_weights")]
+FAULTS = ("kill", "kill", "kill", "aimed", "aimed", "aimed", "signal", "two", "full", "read-only")
+
+
+def start(words, log, aim=None):
+    """The process of a command, forked from this one, which has all libraries loaded; `aim`: (module, name, when)."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        for number in (1, 2):
+            os.dup2(handle, number)
+        if aim:
+            hit(*aim)
+        sys.argv = ["pixseq", *words]
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def hit(module, name, call, late):
+    """Die at a call of a step, before it or after it."""
+    step, calls = getattr(module, name), [0]
+
+    def killed(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and not late:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = step(*args, **kwargs)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(module, name, killed)
+
+
+def finish(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def identity(path):
+    """The content id of a whole artifact, the hash of an export's files; raises PixseqError for a broken one."""
+    if path.is_dir() and (path / "config.json").exists():
+        files = sorted(p for p in path.iterdir() if p.name not in ("README.md", "owner.json"))
+        return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
+    return show.run(path, verify=True)["id"]
+
+
+class Soak:
+    def __init__(self, base, seed, faults):
+        self.base, self.random, self.among = base, random.Random(seed), faults
+        self.counts, self.faults = collections.Counter(), []
+        self.ids, self.seconds = {}, {}
+        for name, text in (("tiny.yaml", TINY), ("fine.yaml", FINE), ("grid.yaml", GRID)):
+            (base / name).write_text(text.replace("BASE", str(base)))
+        for name, line in BEFORE.items():
+            self.done(self.words(line, base / name), base / "log")
+        for name, line in COMMANDS.items():
+            began = time.monotonic()
+            self.done(self.words(line, base / f"{name}-whole"), base / "log")
+            self.seconds[name] = time.monotonic() - began
+            self.ids[name] = identity(base / f"{name}-whole")
+
+    def words(self, line, out):
+        return [*line.replace("BASE", str(self.base)).split(), "-q", "-o", str(out)]
+
+    def done(self, words, log):
+        code = finish(start(words, log))
+        if code:
+            raise SystemExit(f"{' '.join(words)} ended with {code}:\n{log.read_text()}")
+
+    def fault(self, kind, story):
+        self.counts[kind] += 1
+        self.faults.append(f"{kind}: {story}")
+
+    def trial(self, folder):
+        draw = self.random
+        name, how, stands = draw.choice(list(COMMANDS)), draw.choice(self.among), draw.random() < 0.6
+        if how in ("full", "read-only") and (os.geteuid() or not sys.platform.startswith("linux")):
+            how = "kill"  # these mount a disk
+        folder.mkdir()
+        mounted = how in ("full", "read-only")
+        if mounted:
+            size = draw.choice(["16k", "40k", "100k", "300k"]) if how == "full" else "64m"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        try:
+            self.tried(folder, name, how, stands and how != "full")
+        finally:
+            if mounted:
+                subprocess.run(["umount", "-l", folder], check=True)
+        shutil.rmtree(folder)
+
+    def tried(self, folder, name, how, stands):
+        target, log, old = folder / "T", self.base / "log", None
+        log.write_text("")
+        theirs = [folder / "thesis.txt", folder / "T.old.partial" / "log.jsonl"]
+        for path in theirs:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("x")
+        if stands and name != "plan":  # a plan that stands is replaced in its place
+            before = self.base / f"{self.random.choice(list(self.ids.keys() - {'plan'}))}-whole"
+            (shutil.copytree if before.is_dir() else shutil.copy)(before, target)
+            old = identity(target)
+        words = self.words(COMMANDS[name], target) + (["--overwrite"] if old else [])
+        told = self.interrupted(words, name, how, folder, log)
+        story = f"{name}, {told}{', over an older target' if old else ''}"
+        self.counts[f"trials: {how}"] += 1
+        self.look(target, {old, self.ids[name]}, old, story)
+        if how == "read-only":
+            subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        if how == "full":
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        resume = ["--resume"] if name in RESUMABLE else []
+        if not target.exists() or (old and identity(target) == old):
+            code = finish(start([*words, *resume], log))
+            if code:
+                self.fault("cannot go on", f"{story}: {code}\n{log.read_text()[-600:]}")
+        self.look(target, {self.ids[name]}, True, f"{story}, then again")
+        partial = atomic.partial_path(target)
+        if partial.exists():  # killed when only tidying was left: the next command does it
+            finish(start(self.words(COMMANDS[name], target), log))
+            if partial.exists():
+                self.fault("left behind", story)
+        if not all(path.read_text() == "x" for path in theirs if path.exists() or self.fault("foreign gone", story)):
+            self.fault("foreign changed", story)
+        if "Traceback" in log.read_text():
+            self.fault("traceback", f"{story}\n{log.read_text()[-800:]}")
+
+    def interrupted(self, words, name, how, folder, log):
+        """Run the command and let it go wrong; returns how, in words."""
+        if how == "aimed":
+            module, step = self.random.choice(STEPS)
+            aim = (module, step, self.random.choice([1, 1, 1, 2, 3, 5]), self.random.random() < 0.5)
+            code = finish(start(words, log, aim))
+            self.counts["kills"] += code == -signal.SIGKILL
+            return f"killed at call {aim[2]} of {step} ({'after' if aim[3] else 'before'}), code {code}"
+        if how == "read-only":
+            subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        child = start(words, log)
+        wait = self.random.uniform(0, 1.1 * self.seconds[name])
+        if how == "two":
+            time.sleep(wait * self.random.random())
+            codes = sorted([finish(start(words, log)), finish(child)])
+            return f"two writers, codes {codes}"
+        if how in ("kill", "signal"):
+            number = signal.SIGKILL if how == "kill" else self.random.choice([signal.SIGTERM, signal.SIGINT])
+            time.sleep(wait)
+            os.kill(child, number)
+            code = finish(child)
+            self.counts["kills"] += code == -signal.SIGKILL
+            return f"{signal.Signals(number).name} after {wait:.3f} s, code {code}"
+        code = finish(child)
+        if code not in (0, 1):
+            self.fault("wrong code", f"{name} in a {how} folder: {code}\n{log.read_text()[-600:]}")
+        return f"{how} folder, code {code}"
+
+    def look(self, target, ids, needed, story):
+        if not os.path.lexists(target):
+            if needed:
+                self.fault("target lost", story)
+            return
+        try:
+            found = identity(target)
+        except (PixseqError, OSError) as error:
+            self.fault("broken target", f"{story}: {error}")
+            return
+        if found not in ids:
+            self.fault("wrong id", f"{story}: {found}")
+
+
+def run(minutes, trials, seed, faults, folder):
+    torch.set_num_threads(1)
+    base = folder / "base"
+    base.mkdir()
+    soak, began, made = Soak(base, seed, faults), time.monotonic(), 0
+    while made < trials and time.monotonic() - began < 60 * minutes:
+        soak.trial(folder / f"trial{made}")
+        made += 1
+    print(f"{made} trials: " + ", ".join(f"{count} {name}" for name, count in sorted(soak.counts.items())))
+    print("\n".join(soak.faults) or "nothing lost, nothing broken")
+    return 1 if soak.faults else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--trials", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", default=",".join(FAULTS), help="which may happen; the default is all")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        sys.exit(run(given.minutes, given.trials, given.seed, given.faults.split(","), Path(scratch)))
