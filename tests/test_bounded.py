@@ -164,3 +164,17 @@ def test_a_checkpoint_of_odd_structure_is_refused_on_opening(checkpoints, tmp_pa
     edit(path / file, lambda found: found.__setitem__(key, value))
     with pytest.raises(PixseqError):
         open_checkpoint(path)
+
+
+def test_a_zip_whose_member_has_no_name_is_damaged(tmp_path):
+    import zipfile
+
+    from pixseq.data.sources import open_source
+    from tests.pictures import pngs
+
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a/0.png", pngs(1)[0])
+        archive.writestr("b", b"")
+        archive.filelist[1].filename = ""
+    with pytest.raises(PixseqError, match="is damaged"):
+        open_source(str(tmp_path / "a.zip"))

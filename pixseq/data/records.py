@@ -33,6 +33,7 @@ DAMAGE = (
     RuntimeError,
     NotImplementedError,
     OverflowError,
+    IndexError,  # zipfile on a member without a name
     MemoryError,
     SyntaxError,  # these two: numpy on the header of an array
     tokenize.TokenError,
