@@ -70,6 +70,15 @@ def test_each_set_of_weights_has_its_own_numbers(made, tmp_path):
         assert name == "model" or f"`{name}` of id `{summary['weights'][name]}`" in body
 
 
+def test_every_file_of_an_export_follows_the_umask(made, tmp_path):
+    before = os.umask(0o027)
+    try:
+        exporting.run(made["ar"], tmp_path / "x")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "x").iterdir()} == {0o640}
+
+
 def test_numbers_of_other_weights_are_refused(made, tmp_path):
     for name in ("model", "ema"):
         evaluate.run(made["ar"], made["tokens"], tmp_path / f"{name}.json", weights=name, device="cpu")

@@ -322,11 +322,15 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
     from safetensors.torch import save_file
 
     folder.mkdir()
+    path = folder / "model.safetensors"
     try:
-        save_file(to_theirs(weights, shape), folder / "model.safetensors", metadata={"format": "pt"})
+        path.touch()
+        mode = path.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
+        save_file(to_theirs(weights, shape), path, metadata={"format": "pt"})
+        path.chmod(mode)
     except SafetensorError as error:
         hint = "make room on its disk, or choose another --out"
-        raise PixseqError(f"cannot write {folder}/model.safetensors: {error}", hint) from None
+        raise PixseqError(f"cannot write {path}: {error}", hint) from None
     v, names = shape["n_vocab"], codec["class_names"]
     config = {
         "architectures": [architecture(shape)],
