@@ -226,7 +226,8 @@ def test_an_attentive_head_trains_alike_in_any_micro_batches(files):
     for micro, seed in ((8, 0), (3, 0), (8, 1)):
         config = effective(FinetuneFile, sets=[*sets, f"finetune.seed={seed}"])
         out, limits = files / f"{micro}-{seed}", Limits(micro_batch=micro)
-        finetune.run(files / "m", files / "x.zarr", out, config, val=files / "x.zarr", device="cpu", limits=limits)
+        options = {"val_fraction": 0.2, "device": "cpu", "limits": limits}
+        finetune.run(files / "m", files / "x.zarr", out, config, **options)
         made[micro, seed] = open_checkpoint(out).weights("last")
     for name, x in made[8, 0].items():
         torch.testing.assert_close(x, made[3, 0][name], atol=1e-4, rtol=1e-3)

@@ -94,7 +94,7 @@ class Log:
         """On resume, rows after `resume_step` are dropped: they will be made again; so is its own validation, unless
         the step was `settled`.
         """
-        rows = read_log(path) if resume_step is not None and path.exists() else []
+        rows = read_log(path) if resume_step is not None and path.is_file() else []
         kept = [row for row in rows if row["step"] < resume_step]
         if settled:
             kept += [row for row in rows if row["step"] == resume_step and "val_loss" in row]

@@ -51,6 +51,7 @@ def choose(tree: Tree, root: str, path: object, wanted: str) -> Chosen:
     root = _see_through(tree, root, notes)
     found = _splits(tree, root, notes)
     if found:
+        _check_filled(tree, root, found, wanted)
         split, called = _pick(path, found, wanted)
     else:
         split = called = pick_split(path, (), wanted)
@@ -259,6 +260,17 @@ def _without_wrappers(splits: dict[str, Split], notes: list[str]) -> dict[str, S
             notes.append(f"{inside} is no class of the other splits: {shown(name)} has no labels")
             held[name] = replace(split, classes=None)
     return held
+
+
+def _check_filled(tree: Tree, root: str, found: dict[str, Split], wanted: str) -> None:
+    """An empty test/ does not stand for a set without one. Raises PixseqError."""
+    wanted, called = canonical(wanted), {split_word(name, list(found)) or name for name in found}
+    empty = [name for name in tree.listing(root).folders if name not in found and split_word(name) == wanted]
+    if empty and wanted not in called:
+        raise PixseqError(
+            f"{shown(os.path.join(root, empty[0]))} holds no pictures",
+            f"fill it, or choose another split: {_few(found)}",
+        )
 
 
 def _pick(path: object, found: dict[str, Split], wanted: str) -> tuple[str, str]:

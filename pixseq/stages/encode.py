@@ -116,7 +116,8 @@ def run(
             )
     elif scheme == "palette" and palette is None:
         raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
-    _introduce(opened)
+    for note in opened.notes:
+        progress.say(f"note: {note}")
     inputs["source"] = describe(opened)
     codec["class_names"] = opened.class_names
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
@@ -177,12 +178,11 @@ def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> t
     return codec, {"palette": {"path": str(palette), "id": loaded.id, "form": loaded.form}}
 
 
-def _introduce(source: Source | TokenSource) -> None:
-    """Say what the user should hear of a source. How many classes numbers are is only known, and said, after all."""
-    for note in source.notes:
-        progress.say(f"note: {note}")
+def _say_labels(source: Source | TokenSource) -> bool:
+    """What labels a source has; how many classes numbers are is only known, and said, after all."""
     if source.class_names or not source.has_labels:
         progress.say(labels_line(source, len(source.class_names or ())))
+    return True
 
 
 def _labels(source: Source | TokenSource, tally: Tally) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def _encode(
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
     total = source.count if chosen is None else len(chosen)
     held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
-    narrow = False
+    narrow = said = False
     with progress.track("encode", total, "images", tally.image) as bar:
         for batch in reader:
             new = encoded(batch)
@@ -346,6 +346,7 @@ def _encode(
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
+            said = said or _say_labels(source)  # not before a source that cannot be read
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
     if not tally.rows:
