@@ -9,6 +9,7 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.plan import _id, read_plan, write_plan
 from pixseq.errors import PixseqError
 from pixseq.stages.scaling import judge
+from pixseq.stages.scaling import plan as planning
 from pixseq.stages.scaling.study import DIVERGED, WAITING, Study
 
 CELL = {"id": "r8-b0-s0", "resolution": 8}
@@ -85,6 +86,17 @@ def test_a_diverged_cell_is_forgotten_and_nothing_else(plan):
     write_metrics(folder / "result.json", "scaling run", {}, {}, {"status": DIVERGED})
     study.forget(CELL)
     assert study.status(CELL) == WAITING
+
+
+@pytest.mark.parametrize("command, resumable", [("scaling plan", False), ("pretrain", True)])
+def test_what_a_killed_plan_left_is_tidied_and_nothing_else(plan, monkeypatch, command, resumable):
+    monkeypatch.setattr(planning, "_check_replaceable", lambda out, overwrite: None)
+    partial = atomic.partial_path(plan)
+    partial.mkdir()
+    atomic._write_owner(partial, {"command": command, "resumable": resumable})
+    (partial / "log.jsonl").write_text("{}")
+    with planning._holding(plan, True):
+        assert partial.exists() == resumable
 
 
 def test_references_of_a_plan_that_is_replaced_go_and_nothing_else(plan):

@@ -76,6 +76,9 @@ def _holding(out: str | Path, overwrite: bool) -> Iterator[None]:
     _check_replaceable(out, overwrite)
     with atomic.in_turn(Path(out)):
         _check_replaceable(out, overwrite)
+        left = atomic.read_owner(atomic.partial_path(out))
+        if left is not None and left["command"] == "scaling plan":
+            atomic.give_up(out)  # killed when the plan had its name, and before all was tidy
         yield
 
 
