@@ -207,7 +207,7 @@ def test_zarr_arrays_and_groups_of_one(arrays, tmp_path):
     with pytest.raises(PixseqError, match=r"group of 2 arrays \(x, y\)"):
         frechet.run(tmp_path / "g.zarr", arrays[1])
     (tmp_path / "a.zarr" / "zarr.json").write_text("{")
-    with pytest.raises(PixseqError, match="does not open"):
+    with pytest.raises(PixseqError, match=r"does not (open|tell how)"):
         frechet.run(tmp_path / "a.zarr", arrays[1])
 
 
