@@ -1,6 +1,6 @@
 """Small files that ask for gigabytes, and what must refuse them: run under a hard limit of the address space.
 
-    python -m tests.bombs FOLDER      all of them, a line of JSON each
+    python tests/bombs.py FOLDER      all of them, a line of JSON each
 
 `BOMBS` maps a name to a function that makes the files in a folder and returns the call that meets them.
 """
@@ -289,7 +289,7 @@ def tar_long_name(folder):
 
 @bomb
 def tar_json_label(folder):
-    from tests.pictures import pngs
+    from pictures import pngs
 
     picture = pngs(1)[0]
     padded = picture + bytes(-len(picture) % 512)

@@ -1,7 +1,7 @@
 """A seeded mutator of every kind of artifact and source: nothing but errors for users comes out of what reads them.
 
-    python -m tests.fuzz 100000 [SEED]      so many mutations of each kind, by hand
-    python -m tests.fuzz 2000 1 store npz   of these kinds
+    python tests/fuzz.py 100000 [SEED]      so many mutations of each kind, by hand
+    python tests/fuzz.py 2000 1 store npz   of these kinds
 
 `KINDS` maps a name to a function that makes a sound example in a folder and returns what reads it.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from bombs import model
+from pictures import drawn, pngs, write_parquet, write_tar
 
 from pixseq.errors import PixseqError
-from tests.bombs import model
-from tests.pictures import drawn, pngs, write_parquet, write_tar
 
 KINDS = {}
 ODD = (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bombs import BOMBS, edit
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
@@ -16,14 +17,13 @@ from pixseq.bounded.files import open_regular
 from pixseq.bounded.structure import parse_json, parse_yaml
 from pixseq.config import PretrainFile, effective
 from pixseq.errors import MOST_SHOWN, PixseqError, UsageError
-from tests.bombs import BOMBS, edit
 
 
 @pytest.fixture(scope="module")
 def burst(tmp_path_factory):
     """Name: what was said of each bomb, met in one process that may take a gigabyte beside itself."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bombs", str(tmp_path_factory.mktemp("bombs"))],
+        [sys.executable, Path(__file__).with_name("bombs.py"), str(tmp_path_factory.mktemp("bombs"))],
         cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -169,8 +169,9 @@ def test_a_checkpoint_of_odd_structure_is_refused_on_opening(checkpoints, tmp_pa
 def test_a_zip_whose_member_has_no_name_is_damaged(tmp_path):
     import zipfile
 
+    from pictures import pngs
+
     from pixseq.data.sources import open_source
-    from tests.pictures import pngs
 
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a/0.png", pngs(1)[0])

@@ -3,8 +3,7 @@
 import warnings
 
 import pytest
-
-from tests.fuzz import KINDS, fuzz
+from fuzz import KINDS, fuzz
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -130,7 +130,7 @@ def seen_codec(store: Store, side: int | None) -> dict[str, Any]:
     """The codec of a model on the images of `store`: pictures of that side, None: of the size they are stored in.
 
     Where they are stored larger, it has `shown`: how much of the shorter side the model sees outside of training.
-    Raises UsageError where the pictures have no one size, or are smaller.
+    Smaller ones are never enlarged: they are seen as they are. Raises UsageError where the pictures have no one size.
     """
     meta, size = store.meta, (store.meta["height"], store.meta["width"])
     if side is None and store.whole:
@@ -138,13 +138,8 @@ def seen_codec(store: Store, side: int | None) -> dict[str, Any]:
             f"{store.path} holds whole pictures, of which models see squares of a side that is not given",
             "for example --set model.image_size=224",
         )
-    if side is None or size == (side, side):
+    if side is None or size == (side, side) or (not store.whole and min(size) < side):
         return meta
-    if not store.whole and min(size) < side:
-        raise UsageError(
-            f"model.image_size is {side}, {store.path} holds pictures of {size[0]}x{size[1]}",
-            f"encode with --size {side} or more, or train on pictures as they are: --set model.image_size=null",
-        )
     codec = {key: value for key, value in meta.items() if key != "shorter_side"}
     return {**codec, "height": side, "width": side, "shown": SHOWN}
 

@@ -72,7 +72,12 @@ def run(
             tokens, kind, val, val_fraction, train_config.seed, side=side, scratch=Path(out).absolute().parent
         )
         shape, codec = model_shape(config, store), seen_codec(store, side)
-        if side and train_config.augment.startswith("resized-crop") and not images.are_larger:
+        if side and not store.whole and min(codec["height"], codec["width"]) < side:
+            size = f"{codec['height']}x{codec['width']}"
+            progress.say(
+                f"note: {tokens} holds pictures of {size}, not of model.image_size {side}: the model's are {size}"
+            )
+        elif side and train_config.augment.startswith("resized-crop") and not images.are_larger:
             progress.say(
                 f"note: {tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
                 "those of whole pictures, encode --resize whole, are resized down"
