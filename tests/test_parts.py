@@ -14,7 +14,7 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.data.picking import picked, survey
 from pixseq.data.sources import open_source
 from pixseq.errors import UsageError
-from pixseq.numerics.parts import choose_rows, hold_out, shares
+from pixseq.numerics.parts import choose_rows, hold_out, is_mixed, shares
 from pixseq.stages import decode, encode, evaluate, features, frechet, palette, sample
 from pixseq.stages.images import Images
 from pixseq.stages.opening import some_of
@@ -163,6 +163,17 @@ def test_pictures_and_prompts_are_of_every_class(sorted_store, checkpoints, tmp_
     np.testing.assert_array_equal(drawn[:, 0], rows % 16)
     evaluate.run(checkpoints["ar"], sorted_store, pictures=tmp_path / "p.png", device="cpu")
     assert manifest.read(tmp_path / "p.png")["summary"]["part"] == {**part, "taken": 16}
+
+
+def test_prompts_are_the_first_of_a_store_only_where_it_is_shuffled(tokens, checkpoints, tmp_path):
+    out = {"prompt": str(tokens), "tokens_out": tmp_path / "s.zarr", "device": "cpu"}
+    record = sample.run(checkpoints["ar"], tmp_path / "s.png", count=8, **out)
+    drawn, stored = (open_store(path, "tokens").read("tokens") for path in (tmp_path / "s.zarr", tokens))
+    assert (drawn[:, :18] == stored[:8, :18]).all() and "first of a shuffled set" in str(record)
+    rng = np.random.default_rng(0)
+    assert is_mixed(rng.integers(0, 10, 1000)) and is_mixed(np.tile(np.arange(4), 9))
+    for labels in (np.repeat(np.arange(10), 100), np.repeat(rng.integers(0, 10, 200), 8), np.zeros(50, int)):
+        assert not is_mixed(labels)
 
 
 def test_prompts_of_a_source_are_of_every_class(checkpoints, tmp_path):

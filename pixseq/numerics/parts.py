@@ -26,6 +26,15 @@ def choose_rows(n: int, wanted: int, labels: np.ndarray | None = None) -> np.nda
     return np.sort(np.concatenate([part[_spread(len(part), k)] for part, k in zip(parts, shares(counts, wanted))]))
 
 
+def is_mixed(labels: np.ndarray) -> bool:
+    """Whether the classes `labels` [n] follow each other as in a shuffled set, so that its first rows are a fair part:
+    at least nine in ten of the neighbours differ that would by chance.
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    chance = 1 - ((counts / len(labels)) ** 2).sum()
+    return bool(chance > 0 and (np.diff(labels) != 0).mean() >= 0.9 * chance)
+
+
 def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> np.ndarray:
     """A random part of `n` rows, for validation: at least one row, never all of them, and set by the seed alone.
 

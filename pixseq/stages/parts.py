@@ -12,7 +12,7 @@ import numpy as np
 
 from pixseq import progress
 from pixseq.errors import PixseqError, UsageError
-from pixseq.numerics.parts import choose_rows, hold_out
+from pixseq.numerics.parts import choose_rows, hold_out, is_mixed
 
 if TYPE_CHECKING:
     from pixseq.artifacts.arrays import Store
@@ -40,6 +40,14 @@ def part_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] 
     n = len(store)
     rows, record = part_of(n, count, store.labels() if count < n else None)
     return np.arange(n) if rows is None else rows, record
+
+
+def prompts_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """As part_of_store, but the first rows of a store that is shuffled: they are as fair, and easily found in it."""
+    labels = store.labels() if count < len(store) else None
+    if labels is None or not is_mixed(labels):
+        return part_of_store(store, count)
+    return np.arange(count), {"of": len(store), "taken": count, "how": "first of a shuffled set"}
 
 
 def count_images(store: Store) -> dict[str, int]:

@@ -22,7 +22,7 @@ from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.stages import opening
 from pixseq.stages.decode import palette_of
-from pixseq.stages.parts import part_of_source, part_of_store
+from pixseq.stages.parts import part_of_source, prompts_of_store
 from pixseq.streams import Stream
 
 HIDDEN = 128  # the grey that stands for what a completion did not see
@@ -158,7 +158,7 @@ def _prompt(
     if (Path(prompt) / "zarr.json").is_file():
         store = opening.open_images(prompt, "tokens")
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
-        rows, part = part_of_store(store, count)
+        rows, part = prompts_of_store(store, count)
         return opening.some_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
