@@ -123,6 +123,18 @@ def test_json_members_of_other_keys(tmp_path):
     write_tar(tmp_path / "x.tar", members)
     assert labels(tmp_path / "x.tar")[0] == {0: 3, 1: 4}
     assert labels(tmp_path / "x.tar", label_column="breed") == ({0: 1, 1: 0}, ["a", "b"])
+    assert "--label-column none" in refuses(tmp_path / "x.tar", "no label nonsense", label_column="nonsense")
+
+
+def test_members_of_another_ending(tmp_path):
+    members = []
+    for i, data in enumerate(pngs(2)):
+        members += [(f"{i}.png", data), (f"{i}.cls", b"%d" % i), (f"{i}.Species", b"ba"[i : i + 1])]
+    write_tar(tmp_path / "x.tar", members)
+    assert labels(tmp_path / "x.tar") == ({0: 0, 1: 1}, None)
+    assert labels(tmp_path / "x.tar", label_column="species") == ({0: 1, 1: 0}, ["a", "b"])
+    assert labels(tmp_path / "x.tar", label_column="none")[0] == {0: None, 1: None}
+    refuses(tmp_path / "x.tar", "no label breed", label_column="breed")
 
 
 @pytest.mark.parametrize("values", [np.array([1, 0, 1]), np.array([[1.0], [0.0], [1.0]]), np.array(["b", "a", "b"])])

@@ -14,6 +14,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 from pixseq.stages import encode, features, finetune, pretrain, probe
 from pixseq.stages.opening import read_images, split_rows
+from pixseq.stages.parts import check_apart
 
 IMAGES, VIEWS, CLASSES = 400, 8, 10
 
@@ -189,6 +190,7 @@ def test_the_two_parts_never_share_an_image_and_hold_all(tmp_path, kind):
         np.testing.assert_array_equal(np.bincount(val.labels()), [2, 2, 2, 2])
     record = val.manifest["summary"]["part"]
     how = "spread" if kind == "flat" else "stratified"
+    assert record.pop("held_out") == train.manifest["summary"]["part"]["held_out"]
     assert record == {"of": 80, "taken": 8, "how": how, "part": "val", "val_fraction": 0.1, "seed": 0}
     _, other = parts_of(source, tmp_path, "other", seed=1)
     assert set(np.unique(other.read("tokens"))) != set(shades[1])
@@ -265,3 +267,34 @@ def test_stores_that_share_pictures_do_not_validate_or_test_each_other(folder, t
     assert probe.run(made[0], made[1], c=[0.1])["n_test"] == 40
     with pytest.raises(PixseqError, match="same source"):
         probe.run(made[0], made[2], c=[0.1])
+
+
+def test_parts_that_were_drawn_with_other_labels_do_not_pass_as_one_split(folder, tmp_path):
+    source = folder / "train.npz"
+    (train, val), (bare, _) = parts_of(source, tmp_path), parts_of(source, tmp_path, "bare", label_column="none")
+    named, _ = parts_of(source, tmp_path, "named", label_column="labels")
+    check_apart(train, val, "why")
+    check_apart(named, val, "why")  # other options, but the same pictures are held out
+    with pytest.raises(PixseqError, match="same source that were drawn apart") as fault:
+        check_apart(bare, val, "why")
+    assert "both parts with the same options" in fault.value.hint
+    made = []
+    for store in (bare, val):
+        made.append(store.path.with_suffix(".features"))
+        features.run("pixels", store.path, made[-1], device="cpu")
+    with pytest.raises(PixseqError, match="drawn apart"):
+        probe.run(*made, c=[0.1])
+
+
+def test_parts_of_a_source_that_changed_between_them_are_refused(tmp_path):
+    source = tmp_path / "s"
+    source.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(source / f"{i:02}.png")
+    train, val = parts_of(source, tmp_path)
+    check_apart(train, val, "why")
+    Image.fromarray(np.full((8, 8), 99, np.uint8)).save(source / "00a.png")
+    _, later = parts_of(source, tmp_path, "later")
+    with pytest.raises(PixseqError, match="changed between") as fault:
+        check_apart(train, later, "why")
+    assert "encode both again" in fault.value.hint

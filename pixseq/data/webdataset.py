@@ -52,6 +52,12 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         source = _of_folders(path, files, wanted.split if split == "all" else "train")
         if source is not None:
             return source
+    if label is None and wanted.labels and (column := wanted.label_column) is not None:
+        raise PixseqError(
+            f"{shown(name)} has no label {shown(column)}: no member .{shown(column)} beside it, or key of a "
+            ".json, holds one",
+            "name the ending of a member, or a key of the .json members; --label-column none reads no labels",
+        )
     names, classes = None, None
     if (
         isinstance(label, str) and not label.isdigit()
@@ -126,7 +132,7 @@ Sample = tuple[str, bytes, labels.Value]  # the picture's name, the picture, its
 def _samples(file: Path, wanted: Wanted) -> Iterator[Sample]:
     """The samples of a shard that hold a picture. A key is the name up to the first dot of its last part."""
     key, fields = None, {}
-    for name, data in _members(file):
+    for name, data in _members(file, wanted.label_column):
         folder, slash, base = name.rpartition("/")
         stem, _, field = base.partition(".")
         if (folder, stem) != key:
@@ -180,13 +186,14 @@ def _texts(files: list[Path], wanted: Wanted) -> set[str]:
     return {str(value) for value in values if value is not None}
 
 
-def _members(file: Path) -> Iterator[tuple[str, bytes]]:
-    """Pictures and labels in a tar, in its order, without what systems leave there."""
+def _members(file: Path, column: str | None = None) -> Iterator[tuple[str, bytes]]:
+    """Pictures and labels (those that end in `column` too) in a tar, in its order, without what systems leave there."""
+    fields = (*LABEL_FIELDS, "json", *([] if column is None else [column.lower()]))
     with reading(file), open_tar(file, "r|*") as tar:
         for member in tar:
             tar.members = []  # tarfile would keep every header it has seen
             field = member.name.rpartition("/")[2].partition(".")[2].lower()
-            if not member.isfile() or not (_is_picture(member.name) or field in (*LABEL_FIELDS, "json")):
+            if not member.isfile() or not (_is_picture(member.name) or field in fields):
                 continue
             if debris_in(member.name) is not None:
                 continue

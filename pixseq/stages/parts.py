@@ -6,6 +6,8 @@ validation is drawn instead, image by image. A record {of, taken, how} beside wh
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pixseq.data.sources import Source, TokenSource
 
 PARTS = ("train", "val")
+DRAW = ("of", "how", "held_out")  # of a part's record: what the two parts of one draw have alike, beside their options
 
 
 class Part(NamedTuple):
@@ -65,9 +68,9 @@ def part_of_source(
 ) -> Part:
     """At most `limit` images of a source; with a `val_fraction`, of its `part` train or val.
 
-    Which images are held out depends on the source, the fraction and the seed alone, so that the two parts never share
-    one. A source that does not know its length or its classes is read once for them. Raises PixseqError where there is
-    nothing to divide.
+    Which images are held out depends on the source, its classes as they are read, the fraction and the seed; `held_out`
+    of the record is a digest of them, alike in the two parts that never share one. A source that does not know its
+    length or its classes is read once for them. Raises PixseqError where there is nothing to divide.
     """
     if val_fraction is None and (limit is None or (source.count is not None and limit >= source.count)):
         return Part(None, None)
@@ -77,11 +80,12 @@ def part_of_source(
     if n < 2:
         raise PixseqError(f"{source.path} holds {n} image{'s' * (n != 1)}: no part can be held out", "give it more")
     rows = hold_out(n, val_fraction, labels, seed)
+    digest = hashlib.sha256(f"{n}\n".encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
     if part == "train":
         rows = np.setdiff1d(np.arange(n), rows, assume_unique=True)
     if limit is not None:
         rows = rows[choose_rows(len(rows), limit, None if labels is None else labels[rows])]
-    drawn = {"part": part, "val_fraction": val_fraction, "seed": seed}
+    drawn = {"part": part, "val_fraction": val_fraction, "seed": seed, "held_out": digest}
     return Part(rows, {**_record(n, len(rows), labels), **drawn})
 
 
@@ -124,7 +128,9 @@ def origin(store: Store) -> dict[str, Any] | None:
         return None
     if record["config"].get("part") is None:
         return source
-    return {**source, **{key: record["config"][key] for key in ("part", "val_fraction", "seed")}}
+    drawn = {key: record["config"][key] for key in ("split", "part", "val_fraction", "seed")}
+    told = record["summary"].get("part") or {}
+    return {**source, **drawn, **{key: told[key] for key in DRAW if key in told}}
 
 
 def check_apart(ours: Store, theirs: Store, why: str) -> None:
@@ -132,15 +138,36 @@ def check_apart(ours: Store, theirs: Store, why: str) -> None:
     if ours.manifest["id"] == theirs.manifest["id"]:
         raise PixseqError(f"{theirs.path} holds the same images as {ours.path}", f"{why}: encode another split")
     a, b = origin(ours), origin(theirs)
-    if a is None or b is None or a["id"] != b["id"]:
+    if a is None or b is None:
+        return
+    if a["id"] != b["id"]:
+        _check_unchanged(a, b, ours, theirs, why)
         return
     split = [(each.get("val_fraction"), each.get("seed")) for each in (a, b)]
     if split[0] == split[1] and {a.get("part"), b.get("part")} == set(PARTS):
-        return
+        if all(a[key] == b[key] for key in DRAW if key in a and key in b):  # older stores do not tell all of it
+            return
+        raise PixseqError(
+            f"{theirs.path} ({_named(b)}) and {ours.path} ({_named(a)}) hold parts of the same source that were drawn "
+            "apart: other pictures were held out for each",
+            f"{why}: encode both parts with the same options (--label-column too), or another split",
+        )
     raise PixseqError(
         f"{theirs.path} ({_named(b)}) holds pictures of the same source as {ours.path} ({_named(a)})",
         f"{why}: encode another split, or the two parts of one with --val-fraction F --part train and --part val",
     )
+
+
+def _check_unchanged(a: dict[str, Any], b: dict[str, Any], ours: Store, theirs: Store, why: str) -> None:
+    """Raises PixseqError where two parts are of one place and split that was not the same for both: they may meet."""
+    if "part" not in a or "part" not in b or a.get("split") != b.get("split"):
+        return
+    if Path(a["path"]).resolve() == Path(b["path"]).resolve():
+        raise PixseqError(
+            f"{theirs.path} ({_named(b)}) and {ours.path} ({_named(a)}) are parts of a source that changed between "
+            f"them: it was {a['id']} and is {b['id']}",
+            f"{why}: encode both again, with the same options",
+        )
 
 
 def _named(origin: dict[str, Any]) -> str:
