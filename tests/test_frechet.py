@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 from pixseq.artifacts import manifest
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import BLOCK, form, frechet_distance, kid
-from pixseq.numerics.parts import choose_rows
+from pixseq.numerics.parts import choose_rows, two_samples
 from pixseq.stages import features, frechet
 
 D = 24
@@ -381,3 +381,66 @@ def test_the_layer_must_be_named_and_there(made):
         frechet.run(made["drawn"], made["real"])
     with pytest.raises(UsageError, match=r"--layer 2: .*holds the layers \[1\]"):
         frechet.run(made["one layer"], made["real"], layer=2)
+
+
+# ---- the floor where classes are known
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory):
+    """Pixel features of stores sorted by class, four classes far apart, by how many images they have."""
+    folder = tmp_path_factory.mktemp("sorted")
+
+    def make(count):
+        classes = np.arange(count) * 4 // count
+        tokens = write_tokens(folder / f"t{count}", count=count, side=4, seed=count, labels=classes)
+        features.run("pixels", tokens, folder / f"f{count}", device="cpu")
+        return folder / f"f{count}"
+
+    return {count: make(count) for count in (60, 100, 160)}
+
+
+def rows_of(path, count):
+    rows = zarr.open_group(path)["features"][0]
+    return rows[choose_rows(len(rows), count, np.arange(len(rows)) * 4 // len(rows))]
+
+
+def test_the_floor_of_other_pictures_is_of_every_class_of_both(by_class):
+    for a, floor, n in ((100, 160, 100), (100, 60, 60)):
+        least = frechet.run(by_class[a], by_class[160], floor=by_class[floor])["floor"]
+        expected = frechet_distance(rows_of(by_class[floor], n), rows_of(by_class[160], n))
+        assert least == {"frechet_distance": pytest.approx(expected, abs=1e-9), "n": n}
+    part = frechet.run(by_class[160], by_class[160], count=40, floor=by_class[100])["floor"]
+    same = frechet_distance(rows_of(by_class[100], 40), rows_of(by_class[160], 40))
+    assert part == {"frechet_distance": pytest.approx(same), "n": 40}
+    # more than there are others: the rows of the floor are among those of the distance
+    fewer = frechet.run(by_class[160], by_class[160], count=90, floor=by_class[60])["floor"]
+    kept = rows_of(by_class[160], 90)
+    kept = kept[choose_rows(90, 60, choose_rows(160, 90, np.arange(160) // 40) // 40)]
+    among = frechet_distance(rows_of(by_class[60], 60), kept)
+    assert fewer == {"frechet_distance": pytest.approx(among), "n": 60}
+
+
+def test_both_samples_of_the_floor_have_every_class_by_its_share(by_class, monkeypatch):
+    taken = []
+    whole = [row.tobytes() for row in rows_of(by_class[160], 160)]
+    measure = frechet.frechet_distance
+    monkeypatch.setattr(frechet, "frechet_distance", lambda a, b: taken.append((a, b)) or measure(a, b))
+    for seed in (0, 0, 1):
+        assert frechet.run(by_class[100], by_class[160], count=40, seed=seed)["floor"]["n"] == 40
+    drawn = [[[whole.index(row.tobytes()) for row in half] for half in pair] for pair in taken[1::2]]
+    for first, second in drawn:
+        assert all(np.bincount(np.array(half) // 40).tolist() == [10] * 4 for half in (first, second))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_two_samples_are_apart_and_fair_whatever_the_classes():
+    labels = np.repeat([3, 5, 9], [1, 40, 22])
+    for size in (2, 15, 31):
+        first, second = two_samples(63, size, labels, np.random.default_rng(size))
+        assert len(first) == len(second) == size and len({*first, *second}) == 2 * size
+        counts = [np.bincount(labels[half], minlength=10) for half in (first, second)]
+        assert abs(counts[0] - counts[1]).max() <= 1
+    order = np.random.default_rng(4).permutation(63)
+    first, second = two_samples(63, 20, None, np.random.default_rng(4))
+    assert first.tolist() == order[:20].tolist() and second.tolist() == order[20:40].tolist()

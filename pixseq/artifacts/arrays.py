@@ -352,7 +352,7 @@ def open_foreign(path: str | Path) -> zarr.Array | None:
     if ours:
         return None
     if len(arrays) != 1:
-        names = ", ".join(array.basename for array in arrays) or "none"
+        names = ", ".join(sorted(array.basename for array in arrays)) or "none"
         raise PixseqError(f"{path} is a group of {len(arrays)} arrays ({names})", "give the path of one array")
     return arrays[0]
 

@@ -52,6 +52,21 @@ def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> n
     return np.sort(rng.permutation(n)[:wanted])
 
 
+def two_samples(
+    n: int, size: int, labels: np.ndarray | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two random samples of `size` <= n // 2 rows each, without a row in common: int64 [size] each.
+
+    With `labels` [n] every class has its share of both, and in one at most a row more than in the other.
+    """
+    order = rng.permutation(n)
+    if labels is None:
+        return order[:size], order[size : 2 * size]
+    taken = order[choose_rows(n, 2 * size, labels[order])]
+    by_class = taken[np.argsort(labels[taken], kind="stable")]
+    return by_class[::2], by_class[1::2]
+
+
 def shares(counts: np.ndarray, wanted: int) -> np.ndarray:
     """`wanted` <= sum(counts) divided among classes of `counts` [K] in proportion, each rounded up or down: int64 [K].
 

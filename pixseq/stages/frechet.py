@@ -20,6 +20,7 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.bounded.files import open_regular
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import form, frechet_distance, kid
+from pixseq.numerics.parts import two_samples
 from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
 from pixseq.stages.parts import part_of
 from pixseq.streams import Stream
@@ -49,10 +50,10 @@ def run(
     position are averaged over positions, of several masks over masks.
 
     `floor` in the numbers is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in
-    common, of n_a rows each, or of half of `b` where it is too small for that; None under four rows. Where the option
-    `floor` names features of other real pictures, it is their distance from `b`, of as many rows of each. `kid` is of
-    at most KID_ROWS random rows a side. `seed` draws both. `remarks` are sentences. Raises PixseqError where the sides
-    cannot be compared.
+    common, of n_a rows each, or of half of `b` where it is too small for that; None under four rows. Where there are
+    labels, every class has its share of either sample. Where the option `floor` names features of other real pictures,
+    it is their distance from `b`, of as many rows of each, chosen as for `count`. `kid` is of at most KID_ROWS random
+    rows a side. `seed` draws both. `remarks` are sentences. Raises PixseqError where the sides cannot be compared.
     """
     if count is not None and count < 2:
         raise UsageError(f"--count is {count}, it must be at least 2", "a covariance needs two rows")
@@ -65,13 +66,15 @@ def run(
         _check_belong(others, sides[1])
     drawn, (chosen, part) = sides[0].rows, _part(len(sides[1].rows), count, sides[1].labels)
     real = sides[1].rows[chosen]
+    labels = sides[1].labels
+    compared = replace(sides[1], rows=real, labels=None if labels is None else labels[chosen])
     (n_a, dim), n_b = drawn.shape, len(real)
 
     with progress.track("frechet", 3, "parts") as bar:
         distance = frechet_distance(drawn, real)
         bar.note(f"distance {distance:.6g}")
         bar.advance()
-        least = _floor(sides[1].rows, n_a, seed) if others is None else _floor_of(others.rows, sides[1].rows, n_a)
+        least = _floor(sides[1], n_a, seed) if others is None else _floor_of(others, compared, n_a)
         bar.advance()
         parts = [_some(rows, KID_ROWS, seed, i) for i, rows in enumerate((drawn, real))]
         companion = kid(*parts)
@@ -292,17 +295,19 @@ def _some(rows: np.ndarray, most: int, seed: int, side: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng([seed, Stream.FRECHET_KID, side]).choice(len(rows), most, replace=False))]
 
 
-def _floor(real: np.ndarray, n_a: int, seed: int) -> dict[str, Any] | None:
-    n = min(n_a, len(real) // 2)
+def _floor(real: Side, n_a: int, seed: int) -> dict[str, Any] | None:
+    n = min(n_a, len(real.rows) // 2)
     if n < 2:
         return None
-    order = np.random.default_rng([seed, Stream.FRECHET_FLOOR]).permutation(len(real))
-    return {"frechet_distance": frechet_distance(real[order[:n]], real[order[n : 2 * n]]), "n": n}
+    halves = two_samples(len(real.rows), n, real.labels, np.random.default_rng([seed, Stream.FRECHET_FLOOR]))
+    return {"frechet_distance": frechet_distance(*(real.rows[half] for half in halves)), "n": n}
 
 
-def _floor_of(others: np.ndarray, real: np.ndarray, n_a: int) -> dict[str, Any]:
-    n = min(n_a, len(others), len(real))
-    return {"frechet_distance": frechet_distance(others[:n], real[:n]), "n": n}
+def _floor_of(others: Side, real: Side, n_a: int) -> dict[str, Any]:
+    """Of as many rows of either side, which stand for all of it; `real` holds the rows that the distance is of."""
+    n = min(n_a, len(others.rows), len(real.rows))
+    parts = [side.rows[_part(len(side.rows), n, side.labels)[0]] for side in (others, real)]
+    return {"frechet_distance": frechet_distance(*parts), "n": n}
 
 
 def _remarks(sides: tuple[Side, Side], n_b: int, floor: dict[str, Any] | None) -> list[str]:
