@@ -28,7 +28,7 @@ def edit(path, change):
 
 
 def store(folder, **options):
-    from tests.conftest import write_tokens
+    from conftest import write_tokens
 
     return write_tokens(folder / "t.zarr", count=8, **options)
 

@@ -40,9 +40,10 @@ def kind(make):
 
 @kind
 def store(folder):
+    from conftest import write_tokens
+
     from pixseq.stages import show
     from pixseq.stages.opening import open_images, read_all
-    from tests.conftest import write_tokens
 
     write_tokens(folder / "t.zarr", count=8, chunk_rows=4)
 

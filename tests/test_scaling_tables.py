@@ -7,6 +7,7 @@ import pytest
 
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages.scaling import columns, fit, runs
+from pixseq.stages.scaling.points import Turn
 
 BASE = [
     {"params": N, "tokens": C / (6 * N), "flops": C, "loss": 1.7 + 400 * N**-0.34 + 400 * (C / 6 / N) ** -0.28}
@@ -238,3 +239,9 @@ def test_notes_stand_in_the_numbers_of_the_fit(tmp_path):
 )
 def test_near_names_are_not_taken(name, role):
     assert columns.role(name) == role
+
+
+@pytest.mark.parametrize("name", ["val_acc", "top5", "accuracy", "test/top-1", "eval_acc1"])
+def test_a_share_of_right_answers_is_to_be_large_whatever_its_name(name):
+    assert Turn.of(name, [{name: 0.4}, {name: 0.9}], maximize=False).ceiling == 1.0
+    assert Turn.of("loss", [{"loss": 0.4}], maximize=False).ceiling is None

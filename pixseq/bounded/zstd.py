@@ -6,11 +6,8 @@ runs of one byte, which say how long they are.
 
 from __future__ import annotations
 
-import zlib
-
 MAGIC, SKIPPED = b"\x28\xb5\x2f\xfd", (0x184D2A50, 0x184D2A5F)
 MOST_BLOCK = 1 << 17
-AT_ONCE = 1 << 20
 
 
 def zstd_size(data: bytes) -> int:
@@ -45,18 +42,3 @@ def _header(data: bytes, at: int) -> tuple[int, int | None, int]:
     width = (1 if single else 0, 2, 4, 8)[flag]
     stated = int.from_bytes(data[at : at + width], "little") + (256 if width == 2 else 0) if width else None
     return at + width, stated, descriptor >> 2 & 1
-
-
-def deflated_size(data: bytes, most: int) -> int:
-    """What zlib or gzip unfolds to, or a number above `most` as soon as it is known to be more. Raises zlib.error."""
-    made = zlib.decompressobj(47)
-    total, left = 0, data
-    while left and total <= most and not made.eof:
-        total += len(made.decompress(left, AT_ONCE))
-        left = made.unconsumed_tail
-    return total
-
-
-def stated_size(data: bytes, codec: str) -> int:
-    """Of blosc and lz4, which begin with the size that memory is taken for."""
-    return int.from_bytes(data[4:8] if codec == "blosc" else data[:4], "little")

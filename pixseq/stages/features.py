@@ -67,9 +67,9 @@ def run(
     """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
     `model` is a checkpoint, a .pt2 file of torch.export (stages/exported.py), or "pixels" for the decoded colours.
-    `random_init`: the checkpoint's architecture with
-    fresh weights of that seed, the other baseline. BERT models see inputs masked as in training, `masks` (default 5)
-    independent masks an image as consecutive rows (§4.6). `attention`: another pattern than the model's usual one.
+    `random_init`: the checkpoint's architecture with fresh weights of that seed, the other baseline. BERT models see
+    inputs masked as in training, `masks` (default 5) independent masks an image as consecutive rows (§4.6).
+    `attention`: another pattern than the model's usual one.
     `below`: the mean is over the positions below this part of the rows, those that `sample --keep` draws.
     """
     if pool not in ("mean", "none"):

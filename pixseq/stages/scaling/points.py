@@ -12,6 +12,7 @@ import numpy as np
 from pixseq.errors import UsageError
 from pixseq.numerics import isoflop
 from pixseq.stages.scaling import runs as reading
+from pixseq.stages.scaling.opened import role
 from pixseq.streams import Stream
 
 PRIOR = 4.0  # degrees of freedom
@@ -32,7 +33,7 @@ class Turn:
 
     @classmethod
     def of(cls, metric: str, runs: Sequence[dict[str, Any]], maximize: bool) -> Turn:
-        if not maximize and not any(word in metric.lower() for word in reading.SHARE_NAMES):
+        if not maximize and role(metric) != "classification":
             return cls(metric, None)
         values = [run[metric] for run in runs if run[metric] is not None]
         for ceiling in (1.0, 100.0):

@@ -28,7 +28,6 @@ SHAPE = ("resolution", "budget", "seed")
 MEASURED_WITH = {"frechet_distance": ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")}
 # flops / (6 params tokens): from a forward pass alone (1/3) to narrow models with attention at 64x64 RGB (17), and room
 RATIO = (0.2, 40.0)
-SHARE_NAMES = ("accuracy", "top1", "top-1", "top_1", "acc1")  # in the name of a metric that is to be large
 
 Row = dict[str, Any]
 

@@ -180,7 +180,8 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Row:
         return _untold(BOTTLENECK, f"no fit: {fit['refused']}", *where)
     if where[1] is None:
         return _untold(BOTTLENECK, "the fit names no resolution to count images at", *where)
-    per_image = Pictures.of(opened, None).tokens(where[1])
+    pictures = Pictures.of(opened, None)
+    per_image = pictures.tokens(where[1])
     log_c = [math.log(supply.start_flops) + YEARS * math.log(pace) for pace in GROWTH]
     least, most = (float(np.exp(log_optimum(fit, "tokens", c))) / per_image for c in log_c)
     have = supply.images * EPOCHS
@@ -192,6 +193,8 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Row:
         ends = ends and low and (low[0], ends[1])
     base = opened.flops(supply.start_flops)
     there = f"{supply.images:.3g} images are there, each seen up to {EPOCHS:.0f} times; from {base}"
+    if not pictures.studied:
+        there += "; an image is taken to have one token a pixel, since the fit does not say"
     if ends is None:
         return _statement(BOTTLENECK, *where, here, CANNOT_TELL, f"there is no interval; {there}")
     if ends[1] <= have:
