@@ -46,11 +46,14 @@ def part_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] 
 
 
 def prompts_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """As part_of_store, but the first rows of a store that is shuffled: they are as fair, and easily found in it."""
+    """As part_of_store where labels tell that the store is sorted; else the first rows, which are easily found in it:
+    of a shuffled store they are as fair as any.
+    """
     labels = store.labels() if count < len(store) else None
-    if labels is None or not is_mixed(labels):
+    if count >= len(store) or (labels is not None and not is_mixed(labels)):
         return part_of_store(store, count)
-    return np.arange(count), {"of": len(store), "taken": count, "how": "first of a shuffled set"}
+    how = "first of an order that no labels tell" if labels is None else "first of a shuffled set"
+    return np.arange(count), {"of": len(store), "taken": count, "how": how}
 
 
 def count_images(store: Store) -> dict[str, int]:
