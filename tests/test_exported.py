@@ -14,6 +14,7 @@ from torch import nn
 
 from pixseq.artifacts.arrays import open_store
 from pixseq.errors import PixseqError, UsageError
+from pixseq.interop import exported
 from pixseq.interop.exported import open_exported
 from pixseq.stages import features, frechet
 from pixseq.stages.scaling import cell as one
@@ -125,6 +126,21 @@ def test_what_is_not_plainly_a_graph_is_refused_and_nothing_runs(saved, tmp_path
     with pytest.raises(PixseqError, match=words):
         open_exported(path).features(torch.rand(2, 3, 6, 6))
     assert not (tmp_path / "ran").exists()
+
+
+REFUSED = "save.default set_data.default manual_seed.default requires_grad_.default warn.default add.out relu.out"
+REFUSED += " resize_.default as_strided.default set_.source_Tensor rand.default to_sparse.default _linalg_svd.default"
+
+
+@pytest.mark.parametrize("name", REFUSED.split())
+def test_operators_outside_the_list_and_those_that_write_into_a_tensor_are_refused(saved, tmp_path, name):
+    path = edited(saved[0] / "any.pt2", tmp_path / "odd.pt2", calling(f"torch.ops.aten.{name}"))
+    with pytest.raises(PixseqError, match=f"aten.{name}.*none of the operators"):
+        open_exported(path)
+
+
+def test_every_operator_on_the_list_is_one_of_aten():
+    assert all(hasattr(torch.ops.aten, name) for name in exported.OPERATORS)
 
 
 def test_sample_inputs_of_a_file_are_never_opened(saved, tmp_path, monkeypatch):

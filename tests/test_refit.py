@@ -1,6 +1,7 @@
 """finetune: what it may validate on, whom an error blames, and the refit on train and validation together (§3.1)."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def test_the_refit_is_the_same_recipe_on_all_rows_for_the_chosen_steps(checkpoin
     record = finetune.run(checkpoints["ar"], tokens, tmp_path / "m", config, val_fraction=0.25, device="cpu")
     chosen = record["summary"]["best"]["step"]
     assert record["config"]["finetune"]["refit"] is True
-    assert record["summary"]["images"] == 72 and record["summary"]["refit"] == {"images": 96, "steps": chosen}
+    own = record["summary"]["refit"]
+    assert record["summary"]["images"] == 72 and (own["images"], own["steps"]) == (96, chosen)
     once = effective(FinetuneFile, sets=[*SETS, *sets])
     plain = finetune.run(checkpoints["ar"], tokens, tmp_path / "p", once, val_fraction=0.25, device="cpu")
     assert plain["summary"]["best"] == record["summary"]["best"] and "refit" not in plain["summary"]
@@ -69,6 +71,24 @@ def test_the_refit_takes_a_validation_set_of_its_own_too(checkpoints, tokens, tm
     assert np.array_equal(seen[1][1], np.concatenate([store.labels() for store in stores]))
 
 
+def test_both_runs_share_one_time_limit_and_the_summary_counts_both(checkpoints, tokens, tmp_path, monkeypatch):
+    train, clock, given = finetune.train, [0.0], {}
+
+    def timed(*args, **options):
+        given[options["name"]] = args[8].time_limit_minutes
+        clock[0] += 120
+        return {**train(*args, **options), "seconds": {"finetune": 120.0, "refit": 30.0}[options["name"]]}
+
+    monkeypatch.setattr(finetune, "train", timed)
+    monkeypatch.setattr(finetune, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    options = {"val_fraction": 0.25, "device": "cpu", "limits": Limits(time_limit_minutes=5)}
+    summary = finetune.run(checkpoints["ar"], tokens, tmp_path / "m", recipe(), **options)["summary"]
+    assert given == {"finetune": 5, "refit": 3}
+    assert summary["training_seconds"] == 150.0 and summary["refit"]["training_seconds"] == 30.0
+    assert Limits(time_limit_minutes=1).after(90).time_limit_minutes == 0
+    assert Limits().after(90).time_limit_minutes is None
+
+
 def test_a_run_killed_in_either_phase_goes_on_to_the_same_weights(checkpoints, tokens, tmp_path, monkeypatch):
     whole = finetune.run(checkpoints["ar"], tokens, tmp_path / "whole", recipe(), val_fraction=0.25, device="cpu")
     stops, phases = 0, set()
@@ -97,7 +117,8 @@ def test_a_run_killed_in_either_phase_goes_on_to_the_same_weights(checkpoints, t
             assert (tmp_path / "parts.partial" / "resume" / "state.pt").is_file()
             assert stops < 40
     assert phases == {"finetune", "refit"} and stops > whole["summary"]["best"]["step"]
-    assert again["id"] == whole["id"] and again["summary"]["refit"] == whole["summary"]["refit"]
+    assert again["id"] == whole["id"]
+    assert all(again["summary"]["refit"][key] == whole["summary"]["refit"][key] for key in ("images", "steps"))
     assert again["summary"]["weights"] == whole["summary"]["weights"]
     assert len(rows_of(tmp_path / "parts" / "refit.jsonl")) == whole["summary"]["refit"]["steps"]
 

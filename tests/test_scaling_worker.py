@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import write_tokens
 
+from pixseq import signals
+from pixseq.errors import INTERRUPTED
 from pixseq.runtime import devices_for
 from pixseq.stages.scaling import plan, worker
 from pixseq.stages.scaling.study import open_study
@@ -68,4 +70,15 @@ def test_a_process_that_dies_says_so_and_one_that_is_stopped_ends(study):
     worker.stop([stopped])
     assert not stopped.alive
     for each in (killed, stopped):
+        each.close()
+
+
+def test_a_process_that_waits_answers_every_signal_that_asks_it_to_end(study):
+    ours = [Worker.start(study, 2, "cpu", "fp32") for _ in signals.STOPPING]
+    for each in ours:
+        each.give({"id": "r6-b9-s9"})
+    for each, number in zip(ours, signals.STOPPING):
+        assert "no cell" in wait(each)["error"]
+        each.process.send_signal(number)
+        assert each.process.wait(60) == INTERRUPTED
         each.close()

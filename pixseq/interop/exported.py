@@ -43,17 +43,50 @@ DTYPES = {
 }
 FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 NUMBERS = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "getitem")
-# Operators of aten that begin with an underscore are internal: these alone are what plain layers export to.
-INTERNAL = {
-    "_adaptive_avg_pool2d",
-    "_assert_scalar",
-    "_assert_tensor_metadata",
-    "_log_softmax",
-    "_native_batch_norm_legit",
-}
-INTERNAL |= {"_native_batch_norm_legit_no_training", "_softmax", "_to_copy", "_unsafe_index", "_unsafe_view"}
-INTERNAL |= {"_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "_scaled_dot_product_flash_attention_for_cpu"}
-FORBIDDEN = {"from_file", "set_", "set", "resize_", "resize_as_", "as_strided", "as_strided_", "as_strided_copy"}
+# Operators of aten that compute from tensors and numbers alone. The others are not run: some write files, print, seed
+# the generators, or change what a tensor is rather than its values.
+_NAMES = """
+abs absolute acos add addbmm addcdiv addcmul addmm addmv addr adaptive_avg_pool1d adaptive_avg_pool2d
+adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d alias all alpha_dropout amax amin
+aminmax any arange argmax argmin argsort asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm
+bitwise_and bitwise_not bitwise_or bitwise_xor bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu
+channel_shuffle chunk clamp clamp_max clamp_min clip clone col2im concat concatenate constant_pad_nd contiguous
+conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy cos cosh cosine_similarity
+count_nonzero cross cummax cummin cumprod cumsum detach detach_ diag diag_embed diagonal div divide dot dropout
+dropout_ einsum elu embedding empty empty_like eq erf erfc erfinv exp exp2 expand expand_as expm1 eye
+feature_alpha_dropout feature_dropout fft_fft fft_fft2 fft_fftn fft_fftshift fft_ifft fft_ifft2 fft_ifftn
+fft_ifftshift fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn fill fix flatten flip float_power floor
+floor_divide fmax fmin fmod frac frobenius_norm full full_like gather ge gelu glu greater greater_equal grid_sampler
+grid_sampler_2d grid_sampler_3d group_norm gru gru_cell gt hardshrink hardsigmoid hardswish hardtanh hstack hypot
+im2col imag index index_add index_copy index_fill index_put index_select inner instance_norm isfinite isinf isnan
+item kron kthvalue layer_norm le leaky_relu lerp less less_equal lift lift_fresh lift_fresh_copy linalg_matmul
+linalg_matrix_norm linalg_norm linalg_vecdot linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
+log_softmax logaddexp logical_and logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill
+masked_scatter masked_select matmul max max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices
+max_pool3d max_pool3d_with_indices maximum mean median meshgrid min minimum mish mkldnn_rnn_layer mm mode moveaxis
+movedim mul multiply mv nan_to_num nanmean nansum narrow native_batch_norm native_channel_shuffle native_dropout
+native_group_norm native_layer_norm ne neg negative new_empty new_full new_ones new_zeros nonzero norm not_equal
+numel numpy_T one_hot ones ones_like outer pad pairwise_distance permute pixel_shuffle pixel_unshuffle positive pow
+prelu prod quantile rad2deg ravel real reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6
+remainder renorm repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape reshape_as
+resolve_conj resolve_neg rms_norm roll rot90 round rrelu rsqrt rsub scalar_tensor scaled_dot_product_attention
+scatter scatter_add scatter_reduce searchsorted select select_scatter selu sgn sigmoid sign silu sin sinh size slice
+slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt square squeeze stack std std_mean sub
+subtract sum swapaxes swapdims sym_constrain_range sym_constrain_range_for_size sym_numel sym_size sym_stride
+t take take_along_dim tan tanh tensor_split tensordot threshold tile to topk transpose tril tril_indices triu
+triu_indices true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes
+unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
+upsample_nearest3d upsample_trilinear3d var var_mean view view_as view_as_complex view_as_real vsplit vstack where
+xlogy zeros zeros_like
+abs_ add_ addcdiv_ addcmul_ baddbmm_ celu_ clamp_ clamp_max_ clamp_min_ copy_ cos_ div_ elu_ exp_ fill_ floor_
+gelu_ hardsigmoid_ hardswish_ hardtanh_ index_put_ leaky_relu_ log_ masked_fill_ mish_ mul_ neg_ pow_ reciprocal_
+relu6_ relu_ round_ rsqrt_ scatter_ selu_ sigmoid_ silu_ sin_ sqrt_ squeeze_ sub_ tanh_ threshold_ transpose_
+unsqueeze_ zero_
+_adaptive_avg_pool2d _assert_scalar _assert_tensor_metadata _log_softmax _native_batch_norm_legit
+_native_batch_norm_legit_no_training _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy _unsafe_index
+_unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa
+"""
+OPERATORS = frozenset(_NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -226,11 +259,13 @@ def _operator(target: str) -> Callable | None:
     if match := re.fullmatch(r"_operator[.]([a-z]+)", target):
         return getattr(operator, match[1]) if match[1] in NUMBERS else None
     match = re.fullmatch(r"torch[.]ops[.]aten[.]([A-Za-z0-9_]+)[.]([A-Za-z0-9_]+)", target)
-    if match is None or match[1] in FORBIDDEN or (match[1].startswith("_") and match[1] not in INTERNAL):
+    if match is None or match[1] not in OPERATORS:
         return None
     packet = getattr(torch.ops.aten, match[1], None)
     found = getattr(packet, match[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
-    return found if isinstance(found, torch._ops.OpOverload) else None
+    if not isinstance(found, torch._ops.OpOverload) or any(each.is_out for each in found._schema.arguments):
+        return None  # an overload that writes into a tensor it is given may resize it
+    return found
 
 
 def _result(output: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -92,15 +93,16 @@ def run(
             return placed(net, where)
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
-            net = pretrained()
+            net, began = pretrained(), time.monotonic()
             about = said_of(net, shape, recipe)
             losses = joint_loss(recipe.gen_weight if shape.predicts(net.attention) else 0.0)
             end = choose(where, net, recipe, images, held, losses, partial, state, limits)
             used = asdict(shape.adapted_to(net.attention))
             again = None
             if everything is not None:
-                again = refit(where, pretrained(), recipe, images, everything, losses, partial, end, limits)
-                about["refit"] = {**everything.count(), "steps": again["step"]}
+                net, left = pretrained(), limits.after(time.monotonic() - began)
+                again = refit(where, net, recipe, images, everything, losses, partial, end, left)
+                about |= said_of_refit(everything, end, again)
             if not where.leads:
                 return None
             kept = weights_of(partial, end, again, recipe.lora_alpha)
@@ -143,6 +145,12 @@ def said_of(net: Model, shape: Shape, recipe: FinetuneConfig) -> dict[str, Any]:
             f"{updates / trunk:.2%} of the trunk's {trunk:,}; they and the class head are trained"
         )
     return about
+
+
+def said_of_refit(everything: Images, end: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary says of the refit; `training_seconds` are of both runs, those of `refit` its own."""
+    own = {**everything.count(), "steps": again["step"], "training_seconds": round(again["seconds"], 1)}
+    return {"refit": own, "training_seconds": round(end["seconds"] + again["seconds"], 1)}
 
 
 def choose(

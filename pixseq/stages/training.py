@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +84,12 @@ class Limits:
     time_limit_minutes: float | None = None
     save_minutes: float = 10.0
     compile: bool | None = None
+
+    def after(self, seconds: float) -> Limits:
+        """What is left of them for a second run, when the first took so long."""
+        if self.time_limit_minutes is None:
+            return self
+        return replace(self, time_limit_minutes=max(self.time_limit_minutes - seconds / 60, 0.0))
 
 
 def train(

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Any
 
+from pixseq import signals
 from pixseq.artifacts.plan import Cell
 from pixseq.errors import INTERRUPTED, Interrupted, PixseqError, Stop
 from pixseq.runtime import usable_cores
@@ -125,7 +126,7 @@ def _stopped(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.to_heed():
         signal.signal(number, _stopped)
     try:
         main(*sys.argv[1:])
