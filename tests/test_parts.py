@@ -172,7 +172,14 @@ def test_prompts_are_the_first_of_a_store_only_where_it_is_shuffled(tokens, chec
     assert (drawn[:, :18] == stored[:8, :18]).all() and "first of a shuffled set" in str(record)
     rng = np.random.default_rng(0)
     assert is_mixed(rng.integers(0, 10, 1000)) and is_mixed(np.tile(np.arange(4), 9))
-    for labels in (np.repeat(np.arange(10), 100), np.repeat(rng.integers(0, 10, 200), 8), np.zeros(50, int)):
+    assert all(is_mixed(np.random.default_rng(seed).integers(0, 2, 32)) for seed in range(40))
+    for labels in (
+        np.arange(8) // 4,
+        np.arange(8) // 2,
+        np.repeat(np.arange(10), 100),
+        np.repeat(rng.integers(0, 10, 200), 8),
+        np.zeros(50, int),
+    ):
         assert not is_mixed(labels)
 
 

@@ -28,11 +28,12 @@ def choose_rows(n: int, wanted: int, labels: np.ndarray | None = None) -> np.nda
 
 def is_mixed(labels: np.ndarray) -> bool:
     """Whether the classes `labels` [n] follow each other as in a shuffled set, so that its first rows are a fair part:
-    at least nine in ten of the neighbours differ that would by chance.
+    as many neighbours differ as would by chance, less three deviations of that, and more than in a sorted set.
     """
-    _, counts = np.unique(labels, return_counts=True)
-    chance = 1 - ((counts / len(labels)) ** 2).sum()
-    return bool(chance > 0 and (np.diff(labels) != 0).mean() >= 0.9 * chance)
+    n, (_, counts) = len(labels), np.unique(labels, return_counts=True)
+    chance = 1 - ((counts / n) ** 2).sum()
+    least = chance * (n - 1) - 3 * np.sqrt(n * chance * (1 - chance))
+    return bool(np.count_nonzero(np.diff(labels)) >= max(least, len(counts)))
 
 
 def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> np.ndarray:
