@@ -77,7 +77,7 @@ t take take_along_dim tan tanh tensor_split tensordot threshold tile to topk tra
 triu_indices true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes
 unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
 upsample_nearest3d upsample_trilinear3d var var_mean view view_as view_as_complex view_as_real vsplit vstack where
-xlogy zeros zeros_like
+xlogy zeros zeros_like acosh asinh atanh
 abs_ add_ addcdiv_ addcmul_ baddbmm_ celu_ clamp_ clamp_max_ clamp_min_ copy_ cos_ div_ elu_ exp_ fill_ floor_
 gelu_ hardsigmoid_ hardswish_ hardtanh_ index_put_ leaky_relu_ log_ masked_fill_ mish_ mul_ neg_ pow_ reciprocal_
 relu6_ relu_ round_ rsqrt_ scatter_ selu_ sigmoid_ silu_ sin_ sqrt_ squeeze_ sub_ tanh_ threshold_ transpose_
