@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from pixseq.config import PretrainFile, effective
+from pixseq.engine.training import Images, Run, accumulate, share_of_batch
 from pixseq.models.aim import AIM, AimShape
 from pixseq.models.sight import Sight
 from pixseq.runtime import machine
 from pixseq.stages.features import _activations
 from pixseq.stages.pretrain import losses
-from pixseq.stages.training import Images, Run, accumulate, share_of_batch
 
 
 def seconds(*works: Callable[[], object], repeats: int = 9) -> list[float]:

@@ -150,7 +150,7 @@ class StudyRates:
     """lr of a width: train.lr * (d_model / width) ** -exponent.
 
     With `sweep`, the smallest budget is trained with these multiples of it first, and train.lr and the exponent are
-    fitted to what was best (see stages/scaling/rates.py). `rates: sweep` takes the usual multiples.
+    fitted to what was best (see studies/rates.py). `rates: sweep` takes the usual multiples.
     """
 
     width: int = 64
@@ -174,7 +174,7 @@ class StudyCompletions:
 
     Their Fréchet distance from the real pictures is in features of `extractor`: "reference", a model that the study
     trains once for each resolution; a checkpoint or a .pt2 of torch.export, the same for every cell; or "pixels", the
-    colours themselves, which cannot tell a picture from Gaussian noise of their covariance (stages/scaling/judge.py).
+    colours themselves, which cannot tell a picture from Gaussian noise of their covariance (studies/judge.py).
     """
 
     count: int | None = None  # null: 500, or as many as there are

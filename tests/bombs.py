@@ -57,7 +57,7 @@ def model(folder, **changes):
 
 
 def opened(path):
-    from pixseq.stages.opening import open_images, read_all
+    from pixseq.engine.opening import open_images, read_all
 
     return lambda: read_all(open_images(path, "tokens"))
 
@@ -415,8 +415,8 @@ def empty_tensors(folder):
 
 @bomb
 def a_shape_of_no_model(folder):
+    from pixseq.engine.opening import open_model
     from pixseq.runtime import machine
-    from pixseq.stages.opening import open_model
 
     path = model(folder / "m")
     edit(path / "manifest.json", lambda found: found["summary"]["shape"].update(n_layer=1000, d_model=1 << 16))
@@ -451,8 +451,8 @@ def main(folder):
 
     import pixseq.artifacts.arrays
     import pixseq.data.sources
+    import pixseq.engine.opening
     import pixseq.models.family
-    import pixseq.stages.opening
     import pixseq.stages.show  # noqa: F401
 
     calls = {}

@@ -42,8 +42,8 @@ def kind(make):
 def store(folder):
     from conftest import write_tokens
 
+    from pixseq.engine.opening import open_images, read_all
     from pixseq.stages import show
-    from pixseq.stages.opening import open_images, read_all
 
     write_tokens(folder / "t.zarr", count=8, chunk_rows=4)
 
@@ -59,7 +59,7 @@ def store(folder):
 def whole_pictures(folder):
     from pixseq.artifacts import atomic
     from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
-    from pixseq.stages.opening import open_images, read_all
+    from pixseq.engine.opening import open_images, read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     codec |= {"class_names": None, "shorter_side": 4}
@@ -81,7 +81,7 @@ def whole_pictures(folder):
 def features(folder):
     from pixseq.artifacts import atomic
     from pixseq.artifacts.arrays import Spec, StoreWriter
-    from pixseq.stages.feature_pair import open_pair
+    from pixseq.engine.feature_pair import open_pair
 
     for name, seed in (("a", 0), ("b", 1)):
         with atomic.writing(folder / name) as partial:
@@ -99,9 +99,9 @@ def features(folder):
 
 @kind
 def checkpoint(folder):
+    from pixseq.engine.opening import open_model
     from pixseq.runtime import machine
     from pixseq.stages import show
-    from pixseq.stages.opening import open_model
 
     model(folder / "m")
     (folder / "m" / "log.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0, "val_loss": 2.1}\n')

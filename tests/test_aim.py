@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
+from pixseq.engine.opening import open_model
+from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
 from pixseq.models.aim import AIM, AimShape, Sight, may_attend, normalised, patchify, sincos_2d, unpatchify
@@ -25,8 +27,6 @@ from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.numerics.orders import NAMED, order_of
 from pixseq.runtime import Machine, machine, placed
 from pixseq.stages import check, evaluate, features, finetune, pretrain, sample
-from pixseq.stages.opening import open_model
-from pixseq.stages.training import Limits
 
 SMALL = AimShape(
     n_layer=3, n_head=2, d_model=16, patch_size=2, height=8, width=8, head_depth=2, head_width=24, attention="causal"

@@ -15,10 +15,11 @@ from pixseq import progress
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
 from pixseq.cli import main
+from pixseq.engine import attentive
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
 from pixseq.numerics.probes import standardize
-from pixseq.stages import attentive, features, probe
+from pixseq.stages import features, probe
 
 D, H, C = 12, 3, 4
 

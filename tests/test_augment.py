@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixseq.data.augment import LUMA, augment_pixels, crop, crop_boxes, jitter_factors, move_colours
+from pixseq.engine.augment import LUMA, augment_pixels, crop, crop_boxes, jitter_factors, move_colours
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 

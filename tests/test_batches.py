@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pixseq.data.batches import augment, batch_indices, split_validation
+from pixseq.engine.batches import augment, batch_indices, split_validation
 
 
 def test_an_epoch_visits_every_image_once_even_across_batches():

@@ -11,13 +11,13 @@ from PIL import Image
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.config import PretrainFile, TrainConfig, effective, read_preset
-from pixseq.data.augment import augment_pixels, crop_boxes, drawn_boxes
 from pixseq.data.pictures import Pictures, centres, cropped, joined, resized_side
+from pixseq.engine.augment import augment_pixels, crop_boxes, drawn_boxes
+from pixseq.engine.images import Images
+from pixseq.engine.opening import image_batches, open_images, read_all
+from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.stages import check, encode, evaluate, features, finetune, pretrain
-from pixseq.stages.images import Images
-from pixseq.stages.opening import image_batches, open_images, read_all
-from pixseq.stages.training import Limits
 
 SIDE = 8
 SIZES = [(13, 10), (10, 22), (16, 16), (9, 40), (8, 8), (11, 6)]  # widths and heights; the last is smaller than SIDE

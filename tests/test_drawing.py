@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pixseq import drawing
+from pixseq.drawing import grids as drawing
 
 
 def pictures(count, h=4, w=6):

@@ -18,10 +18,11 @@ from pixseq import progress
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import StoreWriter, open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
+from pixseq.data.described import describe
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.parts import choose_rows
-from pixseq.stages import decode, encode, palette
+from pixseq.stages import decode, encode
 
 COLORS = np.random.default_rng(0).uniform(-1, 1, (12, 3))
 
@@ -171,7 +172,7 @@ def test_two_sources_of_the_same_count_have_ids_of_their_own(tmp_path):
         for i in range(8):
             shade = np.full((8 + i, 8, 3), 20 * i + (name == "b"), np.uint8)
             Image.fromarray(shade).save(tmp_path / name / f"{name}{i}.png")
-    ids = {palette.describe(open_source(str(tmp_path / name)))["id"] for name in ("a", "b")}
+    ids = {describe(open_source(str(tmp_path / name)))["id"] for name in ("a", "b")}
     assert len(ids) == 2
 
 

@@ -17,9 +17,9 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.interop import exported
 from pixseq.interop.exported import open_exported
 from pixseq.stages import features, frechet
-from pixseq.stages.scaling import cell as one
-from pixseq.stages.scaling import plan
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import cell as one
+from pixseq.studies import plan
+from pixseq.studies.study import open_study
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from scaling_fits import CHINCHILLA, flops_for, numbers_of, one_fit, optimum, va
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
-from pixseq.stages.scaling import forecast
+from pixseq.studies import forecast
 
 ACCURACY = (0.1, 14, 0.26, 30, 0.23)
 

@@ -26,12 +26,12 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import palette_id
 from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.engine.opening import open_model
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.sampling import sample
 from pixseq.runtime import machine
 from pixseq.stages import encode, evaluate, exporting, features, finetune, importing, pretrain
 from pixseq.stages import sample as sampling
-from pixseq.stages.opening import open_model
 
 
 @pytest.fixture(scope="module")

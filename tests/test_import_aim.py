@@ -16,13 +16,13 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.cli import main
 from pixseq.config import FinetuneFile, effective
+from pixseq.engine.opening import open_model
+from pixseq.engine.training import Limits
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.aim import probed_blocks, rules
 from pixseq.models.aim import MEAN, STD, AimShape
 from pixseq.runtime import machine
 from pixseq.stages import check, evaluate, features, finetune, importing
-from pixseq.stages.opening import open_model
-from pixseq.stages.training import Limits
 
 WIDTH, BLOCKS, PATCH, HEADS, SIDE, CLASSES = 48, 3, 2, 4, 8, 5
 ROWS = SIDE // PATCH

@@ -7,12 +7,12 @@ from conftest import write_tokens
 
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.engine.opening import read_images
 from pixseq.errors import PixseqError
 from pixseq.models.family import build, shape_from
 from pixseq.models.objectives import generative_nats, random_mask
 from pixseq.runtime import Machine, generator
 from pixseq.stages import evaluate, finetune, pretrain
-from pixseq.stages.opening import read_images
 from pixseq.streams import Stream
 
 WHERE = Machine(torch.device("cpu"), "fp32")

@@ -13,11 +13,11 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.data.picking import picked, survey
 from pixseq.data.sources import open_source
+from pixseq.engine.images import Images
+from pixseq.engine.opening import some_of
 from pixseq.errors import UsageError
 from pixseq.numerics.parts import choose_rows, hold_out, is_mixed, shares
 from pixseq.stages import decode, encode, evaluate, features, frechet, palette, sample
-from pixseq.stages.images import Images
-from pixseq.stages.opening import some_of
 
 
 def test_shares_are_proportional_and_leave_no_class_out():

@@ -13,7 +13,7 @@ from pixseq.artifacts.picture import save_png
 from pixseq.cli import main
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import decode, evaluate, palette, probe, sample, show
-from pixseq.stages.scaling import fit, forecast
+from pixseq.studies import fit, forecast
 
 COMMANDS = {
     "sample": lambda path: sample.run("m", path),

@@ -8,9 +8,9 @@ from pixseq.artifacts import atomic, layout
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.plan import NUMBERS, _id, read_plan, write_plan
 from pixseq.errors import PixseqError
-from pixseq.stages.scaling import judge
-from pixseq.stages.scaling import plan as planning
-from pixseq.stages.scaling.study import DIVERGED, WAITING, Study
+from pixseq.studies import judge
+from pixseq.studies import plan as planning
+from pixseq.studies.study import DIVERGED, WAITING, Study
 
 CELL = {"id": "r8-b0-s0", "resolution": 8, **dict.fromkeys(NUMBERS, 1)}
 

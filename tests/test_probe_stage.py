@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
 from pixseq.cli import main
+from pixseq.engine import feature_pair
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
-from pixseq.stages import feature_pair, probe
+from pixseq.stages import probe
 
 LAYERS = [0, 1, 2]
 DIGITS, CLASSES = load_digits(return_X_y=True)

@@ -11,9 +11,9 @@ from conftest import write_tokens
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.config import FinetuneFile, effective
+from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.stages import finetune, sample
-from pixseq.stages.training import Limits
 
 SETS = [
     "finetune.steps=12",

@@ -8,10 +8,10 @@ from conftest import write_pixels, write_tokens
 from pixseq.artifacts import manifest
 from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import plan, run
-from pixseq.stages.scaling.checks import check_ranges
-from pixseq.stages.scaling.judge import layer_of
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import plan, run
+from pixseq.studies.checks import check_ranges
+from pixseq.studies.judge import layer_of
+from pixseq.studies.study import open_study
 
 SMALL = "budgets: [1.0e+9]\nbatch: {steps: 12, smallest: 4}\n"
 

@@ -9,7 +9,7 @@ from scaling_fits import CHINCHILLA, flops_for, one_fit, optimum, write
 
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import compare
+from pixseq.studies import compare
 
 LAWS = {
     ("loss", 32): CHINCHILLA,

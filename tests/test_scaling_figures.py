@@ -8,8 +8,10 @@ from PIL import Image
 from scaling_fits import CHINCHILLA, numbers_of, one_fit, write
 
 from pixseq.artifacts import manifest
+from pixseq.drawing import page as panels
+from pixseq.drawing import scaling as figures
 from pixseq.errors import PixseqError
-from pixseq.stages.scaling import figures, forecast, panels
+from pixseq.studies import forecast
 
 LAWS = {("accuracy", 16): (0.1, 14, 0.26, 30, 0.23)}
 REASON = "0 budgets have an inside optimum, three are needed; not so: 1e+17 (edge), 1e+18 (edge), 1e+19 (edge)"

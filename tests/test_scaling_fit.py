@@ -8,7 +8,9 @@ import pytest
 
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import agreement, fit, points, runs
+from pixseq.numerics.replicates import seed_weights
+from pixseq.studies import agreement, fit, points
+from pixseq.studies import table as runs
 
 PUBLISHED = (1.69, 406.4, 0.34, 410.7, 0.28)
 TRUE = 0.34 / 0.62  # its tokens exponent
@@ -396,11 +398,11 @@ def test_seeds_of_one_size_are_one_point_their_mean(fitted):
 
 def test_a_size_whose_seeds_scatter_counts_for_less():
     values = [np.array([2.0, 2.01, 1.99])] * 6 + [np.array([2.0, 2.4, 1.6])]
-    weight, spread = points.seed_weights(values)
+    weight, spread = seed_weights(values)
     assert weight[0] == pytest.approx(1) and weight[-1] < 0.01 and 0.005 < spread < 0.01
-    weight, _ = points.seed_weights([*values[:6], np.array([2.0])])
+    weight, _ = seed_weights([*values[:6], np.array([2.0])])
     assert weight[-1] == pytest.approx(1 / 3, rel=0.15)  # one seed where the others have three
-    assert points.seed_weights([np.array([2.0]), np.array([3.0])])[0].tolist() == [1, 1]
+    assert seed_weights([np.array([2.0]), np.array([3.0])])[0].tolist() == [1, 1]
 
 
 def test_weights_of_seeds_bring_the_fit_nearer_to_the_truth(fitted):

@@ -5,8 +5,8 @@ import pytest
 from conftest import write_pixels, write_tokens
 
 from pixseq.artifacts.metrics import read_metrics, write_metrics
-from pixseq.stages.scaling import fit, forecast, plan
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import fit, forecast, plan
+from pixseq.studies.study import open_study
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import features, frechet
-from pixseq.stages.scaling import cell as one
-from pixseq.stages.scaling import judge, plan, run
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import cell as one
+from pixseq.studies import judge, plan, run
+from pixseq.studies.study import open_study
 
 SMALL = "probe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
 HERE = {"device": "cpu", "precision": "fp32"}

@@ -8,9 +8,9 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.config import GridFile, as_dict, effective, restored
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import cell as one
-from pixseq.stages.scaling import plan, rates, run
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import cell as one
+from pixseq.studies import plan, rates, run
+from pixseq.studies.study import open_study
 
 SMALL = "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\nbatch: {steps: 12, smallest: 4}\ncompletions: {count: 0}\n"
 SMALL += "probe: {c: '0.1', layers: '1'}\nsizes_per_budget: 3\n"

@@ -17,9 +17,9 @@ from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import build, shape_from
 from pixseq.stages import pretrain
-from pixseq.stages.scaling import cell as one
-from pixseq.stages.scaling import fit, ladder, plan, run
-from pixseq.stages.scaling.study import open_study
+from pixseq.studies import cell as one
+from pixseq.studies import fit, ladder, plan, run
+from pixseq.studies.study import open_study
 
 SMALL = "completions: {count: 40}\nprobe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
 

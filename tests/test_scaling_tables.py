@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.scaling import columns, fit, runs
-from pixseq.stages.scaling.points import Turn
+from pixseq.studies import columns, fit
+from pixseq.studies import table as runs
+from pixseq.studies.points import Turn
 
 BASE = [
     {"params": N, "tokens": C / (6 * N), "flops": C, "loss": 1.7 + 400 * N**-0.34 + 400 * (C / 6 / N) ** -0.28}

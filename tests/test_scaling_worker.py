@@ -10,9 +10,9 @@ from conftest import write_tokens
 from pixseq import signals
 from pixseq.errors import INTERRUPTED
 from pixseq.runtime import devices_for
-from pixseq.stages.scaling import plan, worker
-from pixseq.stages.scaling.study import open_study
-from pixseq.stages.scaling.worker import Worker
+from pixseq.studies import plan, worker
+from pixseq.studies.study import open_study
+from pixseq.studies.worker import Worker
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,11 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.cli.output import to_json
 from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.engine import opening
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import generator
-from pixseq.stages import check, decode, evaluate, features, finetune, opening, pretrain, sample
+from pixseq.stages import check, decode, evaluate, features, finetune, pretrain, sample
 from pixseq.streams import Stream
 
 

@@ -14,11 +14,12 @@ from pixseq import progress, signals
 from pixseq.artifacts.checkpoint import has_state
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import PretrainFile, effective
+from pixseq.engine import training
+from pixseq.engine.stopping import Stopping
+from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, Stop
 from pixseq.runtime import Machine
-from pixseq.stages import pretrain, training
-from pixseq.stages.stopping import Stopping
-from pixseq.stages.training import Limits
+from pixseq.stages import pretrain
 
 CONFIG = effective(PretrainFile, sets=[*TINY, "train.log_every=1", "train.ema=0.9"])
 LIMITS = Limits(micro_batch=2)

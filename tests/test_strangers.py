@@ -11,10 +11,10 @@ import zarr
 
 from pixseq.artifacts.arrays import Store, open_foreign
 from pixseq.cli import output
+from pixseq.engine import opening
 from pixseq.errors import PixseqError
 from pixseq.interop.model_card import model_card
 from pixseq.numerics import probes
-from pixseq.stages import opening
 
 EVIL = "x\n```\n# heading\n<script>alert(1)</script>\x1b[31m\x9b2J\u202e````"
 SHAPE = {"n_vocab": 4, "n_ctx": 4, "n_layer": 1, "d_model": 4, "n_head": 1, "head": True, "n_classes": 0}

@@ -22,13 +22,14 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
+from pixseq.engine import training
+from pixseq.engine.images import Images
+from pixseq.engine.opening import grid, read_all
+from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.runtime import Machine
-from pixseq.stages import evaluate, finetune, pretrain, sample, show, training
-from pixseq.stages.images import Images
-from pixseq.stages.opening import grid, read_all
-from pixseq.stages.training import Limits
+from pixseq.stages import evaluate, finetune, pretrain, sample, show
 
 
 def recipe(*sets):

@@ -10,11 +10,11 @@ from PIL import Image
 
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.engine.opening import read_images, split_rows
+from pixseq.engine.parts import check_apart
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 from pixseq.stages import encode, features, finetune, pretrain, probe
-from pixseq.stages.opening import read_images, split_rows
-from pixseq.stages.parts import check_apart
 
 IMAGES, VIEWS, CLASSES = 400, 8, 10
 

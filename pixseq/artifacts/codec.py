@@ -7,7 +7,10 @@ class_names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from pixseq.errors import PixseqError
 
 KEYS = ("scheme", "height", "width", "n_vocab", "palette", "palette_id", "class_names")
 SCHEMES = ("palette", "rgb", "gray", "pixels")
@@ -58,3 +61,15 @@ def is_count(value: Any, most: int) -> bool:
 def is_texts(value: Any) -> bool:
     """A mapping of texts to texts."""
     return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+
+
+def palette_of(
+    path: str | Path, codec: Mapping[str, Any], hint: str = "encode again with --palette"
+) -> list[list[float]] | None:
+    """The colours [K, 3] of the tokens that `codec` describes, None in the schemes that need none.
+
+    Raises PixseqError where they are ids of a palette that was never given. `path` is what the codec was found in.
+    """
+    if codec["scheme"] == "palette" and codec["palette"] is None:
+        raise PixseqError(f"{path} has no palette: the colours of its tokens are not known", hint)
+    return codec["palette"]

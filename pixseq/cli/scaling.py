@@ -36,7 +36,7 @@ def plan(
     The smallest grid: data: {train: t.zarr, val: v.zarr}, budgets: [1.0e+12, 1.0e+14], sizes_per_budget: 5
     """
     talk(quiet)
-    from pixseq.stages.scaling import plan as stage
+    from pixseq.studies import plan as stage
 
     planned = stage.run(grid, out, recentre, calibrate, device, precision, overwrite)
     if json:
@@ -80,7 +80,7 @@ def run(
     A cell is trained, scored, probed, and completes held-out pictures, as ordinary artifacts below PLAN/cells/ID.
     """
     talk(quiet)
-    from pixseq.stages.scaling import run as stage
+    from pixseq.studies import run as stage
 
     done = stage.run(plan, cell, jobs, budget_limit, device, precision, overwrite)
     if json:
@@ -111,7 +111,7 @@ def fit(
 ) -> None:
     """Fit how the best size and data grow with compute, in three ways, for every metric and resolution."""
     talk(quiet)
-    from pixseq.stages.scaling import fit as stage
+    from pixseq.studies import fit as stage
 
     numbers = stage.run(source, out, plot, metric, maximize, bootstrap, seed, overwrite, column)
     emit(to_json(numbers) if json else _fit_tables(numbers))
@@ -167,7 +167,7 @@ def compare(
 ) -> None:
     """Set a study beside what is known of the paper on next-pixel scaling (arXiv 2511.08704)."""
     talk(quiet)
-    from pixseq.stages.scaling import compare as stage
+    from pixseq.studies import compare as stage
 
     numbers = stage.run(fit, budget, method, out, overwrite, images, start_flops)
     if json:
@@ -218,7 +218,7 @@ def forecast(
 ) -> None:
     """Tell the compute that targets need, and the years until then if compute keeps growing."""
     talk(quiet)
-    from pixseq.stages.scaling import forecast as stage
+    from pixseq.studies import forecast as stage
 
     targets = dict(_target(text) for text in target) if target else None
     numbers = stage.run(

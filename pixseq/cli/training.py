@@ -85,8 +85,8 @@ def pretrain(
     if out is None and not dry_run:
         raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
 
+    from pixseq.engine.training import Limits
     from pixseq.stages import pretrain as stage
-    from pixseq.stages.training import Limits
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     if dry_run:
@@ -169,8 +169,8 @@ def finetune(
         "finetune.seed": seed,
     }
     recipe = effective(FinetuneFile, None, config, set_ or [], flags)
+    from pixseq.engine.training import Limits
     from pixseq.stages import finetune as stage
-    from pixseq.stages.training import Limits
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     record = stage.run(

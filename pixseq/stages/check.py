@@ -17,14 +17,14 @@ from pixseq.artifacts.checkpoint import Checkpoint, weights_id
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.palette import checked_colours, load_palette, nearest
+from pixseq.engine import opening
+from pixseq.engine.images import as_tensor
+from pixseq.engine.parts import part_of_store
 from pixseq.errors import PixseqError
 from pixseq.models.certificates import CLOSE, Check
 from pixseq.models.family import Model, certify
 from pixseq.numerics.quantize import nearest_table, to_tokens
 from pixseq.runtime import generator, machine
-from pixseq.stages import opening
-from pixseq.stages.images import as_tensor
-from pixseq.stages.parts import part_of_store
 from pixseq.streams import Stream
 
 IMAGES = 4

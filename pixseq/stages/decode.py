@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pixseq.artifacts import atomic
+from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import UsageError
 from pixseq.streams import Stream
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def run(
 
     from pixseq.artifacts.manifest import reference
     from pixseq.artifacts.picture import check_png, save_png, save_pngs
-    from pixseq.drawing import grid
+    from pixseq.drawing.grids import grid
+    from pixseq.engine.opening import open_images, some_images
+    from pixseq.engine.parts import part_of_store
     from pixseq.numerics.quantize import to_images
-    from pixseq.stages.opening import open_images, some_images
-    from pixseq.stages.parts import part_of_store
 
     check_png(out)
     store = open_images(tokens, "tokens", "pixels")
@@ -84,15 +85,3 @@ def _framed(images: Sequence[np.ndarray]) -> np.ndarray:
         top, left = (height - h) // 2, (width - w) // 2
         frame[top : top + h, left : left + w] = image
     return frames
-
-
-def palette_of(
-    path: str | Path, codec: Mapping[str, Any], hint: str = "encode again with --palette"
-) -> list[list[float]] | None:
-    """The colours [K, 3] of the tokens that `codec` describes, None in the schemes that need none.
-
-    Raises PixseqError where they are ids of a palette that was never given. `path` is what the codec was found in.
-    """
-    if codec["scheme"] == "palette" and codec["palette"] is None:
-        raise PixseqError(f"{path} has no palette: the colours of its tokens are not known", hint)
-    return codec["palette"]

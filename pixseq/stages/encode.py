@@ -21,9 +21,9 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
+from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow
+from pixseq.engine.parts import check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages.palette import COUNTED_LABELS, describe, labels_line, say_narrow
-from pixseq.stages.parts import check_held_out, part_of_source
 
 if TYPE_CHECKING:
     import numpy as np

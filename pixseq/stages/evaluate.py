@@ -15,21 +15,21 @@ from torch import Tensor
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.atomic import check_targets, owns
+from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png, save_png
-from pixseq.drawing import grid, line_chart
+from pixseq.drawing.grids import grid, line_chart
+from pixseq.engine.images import as_tensor
+from pixseq.engine.masks import mask_count, masks_of
+from pixseq.engine.opening import check_pairing, image_batches, open_images, open_model, some_images
+from pixseq.engine.parts import count_images, part_of_store
+from pixseq.engine.training import micro_batch_images
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.numerics.probes import elected
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages.decode import palette_of
-from pixseq.stages.features import mask_count, masks_of
-from pixseq.stages.images import as_tensor
-from pixseq.stages.opening import check_pairing, image_batches, open_images, open_model, some_images
-from pixseq.stages.parts import count_images, part_of_store
-from pixseq.stages.training import micro_batch_images
 from pixseq.streams import Stream
 
 PICTURES = 16

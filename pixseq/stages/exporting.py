@@ -11,11 +11,11 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
+from pixseq.engine.opening import load_weights
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.huggingface import write_hf
 from pixseq.interop.model_card import model_card
 from pixseq.models.family import Shape, shape_from
-from pixseq.stages.opening import load_weights
 
 HEADS = ("head", "classifier")
 

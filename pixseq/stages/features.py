@@ -20,15 +20,12 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest, reference
-from pixseq.errors import UsageError
-from pixseq.interop.exported import is_exported
-from pixseq.models.family import Model, Shape, shape_from
-from pixseq.runtime import Machine, generator, machine, placed
-from pixseq.stages import exported
-from pixseq.stages.decode import palette_of
-from pixseq.stages.images import as_tensor
-from pixseq.stages.opening import (
+from pixseq.engine import exported
+from pixseq.engine.images import as_tensor
+from pixseq.engine.masks import mask_count, masks_of
+from pixseq.engine.opening import (
     check_pairing,
     grid,
     image_batches,
@@ -37,8 +34,12 @@ from pixseq.stages.opening import (
     some_images,
     use_attention,
 )
-from pixseq.stages.parts import origin
-from pixseq.stages.training import micro_batch_images, recipe_of
+from pixseq.engine.parts import origin
+from pixseq.engine.training import micro_batch_images, recipe_of
+from pixseq.errors import UsageError
+from pixseq.interop.exported import is_exported
+from pixseq.models.family import Model, Shape, shape_from
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
@@ -66,7 +67,7 @@ def run(
 ) -> Manifest:
     """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
-    `model` is a checkpoint, a .pt2 file of torch.export (stages/exported.py), or "pixels" for the decoded colours.
+    `model` is a checkpoint, a .pt2 file of torch.export (engine/exported.py), or "pixels" for the decoded colours.
     `random_init`: the checkpoint's architecture with fresh weights of that seed, the other baseline. BERT models see
     inputs masked as in training, `masks` (default 5) independent masks an image as consecutive rows (§4.6).
     `attention`: another pattern than the model's usual one.
@@ -241,12 +242,6 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
     return compute
 
 
-def masks_of(net: Model, masks: int, streams: list[torch.Generator], where: Machine) -> Tensor | None:
-    """`masks` masks of each image, drawn from a stream of its own, so that no batch matters; None: no masks."""
-    drawn = [net.draw_masks(masks, stream) for stream in streams]
-    return None if drawn[0] is None else torch.cat(drawn).to(where.device)
-
-
 def _pixel_batch(store: Store) -> int:
     """Images whose colours fill a buffer."""
     rows, columns, _ = grid(store.meta)
@@ -274,12 +269,3 @@ def chosen_layers(text: str, shape: Shape) -> list[int]:
     if layers[0] < 0 or layers[-1] > shape.n_layer:
         raise UsageError(f"--layers {text} asks for a layer outside 0..{shape.n_layer}", f"a layer is the {shape.tap}")
     return layers
-
-
-def mask_count(shape: Shape, masks: int | None) -> int:
-    """As many as usual for the shape unless told otherwise. Raises UsageError where that cannot be."""
-    if masks is not None and masks < 1:
-        raise UsageError(f"--masks is {masks}, it must be at least 1")
-    if masks not in (None, 1) and shape.masks == 1:
-        raise UsageError(f"--masks is {masks}, and this model sees an image once", "only bert models see masked inputs")
-    return shape.masks if masks is None else masks

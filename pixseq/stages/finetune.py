@@ -16,16 +16,8 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, load_state, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
-from pixseq.errors import PixseqError, UsageError
-from pixseq.models.family import Model, Shape, build, shape_from
-from pixseq.models.lora import PLACES, add_low_rank, low_rank_count, merged, targets_of, trainable_share
-from pixseq.models.objectives import class_nats
-from pixseq.models.output import Output
-from pixseq.numerics.probes import elected
-from pixseq.numerics.schedule import warmup_steps
-from pixseq.runtime import Machine, generator, machine, placed
-from pixseq.stages.opening import check_pairing, load_weights, read_images, side_of, some_of, use_attention
-from pixseq.stages.training import (
+from pixseq.engine.opening import check_pairing, load_weights, read_images, side_of, some_of, use_attention
+from pixseq.engine.training import (
     Counts,
     Images,
     Limits,
@@ -37,7 +29,15 @@ from pixseq.stages.training import (
     run_summary,
     train,
 )
-from pixseq.stages.validation import validation_sums
+from pixseq.engine.validation import validation_sums
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.family import Model, Shape, build, shape_from
+from pixseq.models.lora import PLACES, add_low_rank, low_rank_count, merged, targets_of, trainable_share
+from pixseq.models.objectives import class_nats
+from pixseq.models.output import Output
+from pixseq.numerics.probes import elected
+from pixseq.numerics.schedule import warmup_steps
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
 MOST_CLASSES = 100_000  # more are not labels of classes

@@ -18,11 +18,11 @@ from pixseq.artifacts.arrays import Store, open_foreign, open_store
 from pixseq.artifacts.manifest import content_id, reference, whole
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.bounded.files import open_regular
+from pixseq.engine.feature_pair import chunk_slices, layer_rows, masks
+from pixseq.engine.parts import part_of
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.frechet import form, frechet_distance, kid
 from pixseq.numerics.parts import two_samples
-from pixseq.stages.feature_pair import chunk_slices, layer_rows, masks
-from pixseq.stages.parts import part_of
 from pixseq.streams import Stream
 
 ENOUGH = 10  # rows a feature: the bias is then at most d / (2 n), 5 % of the variance (see numerics/frechet.py)
@@ -46,7 +46,7 @@ def run(
 
     Each side is a features artifact, of which one `layer` is taken (it may be left out where there is one only), or
     an [n, d] array as .npy or zarr. `count`: so many rows of each, or fewer where there are fewer, from all over it
-    (see stages/parts.py; where there are labels, of every class its share). An image is one row: features of every
+    (see engine/parts.py; where there are labels, of every class its share). An image is one row: features of every
     position are averaged over positions, of several masks over masks.
 
     `floor` in the numbers is {"frechet_distance", "n"}: the distance between two samples of all of `b` without a row in

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
+from pixseq.engine.parts import part_of_source
 from pixseq.errors import UsageError
-from pixseq.stages.parts import part_of_source
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pixseq.data.images import Preparation
-    from pixseq.data.sources import Source, TokenSource
+    from pixseq.data.sources import Source
 
-COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are counted
 MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
 
 
@@ -48,6 +45,7 @@ def run_fit(
     Where the source has fewer distinct colours than `colors`, the palette is these colours.
     """
     from pixseq.artifacts.palette import save_palette
+    from pixseq.data.described import describe
     from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import open_source
     from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
@@ -107,57 +105,12 @@ def _check_ranges(colors: int, refine_steps: int, max_images: int | None, seed: 
             raise UsageError(f"--{name} {value} is not between {low} and {high}")
 
 
-def labels_line(source: Source | TokenSource, classes: int, more: bool = False) -> str:
-    """What is said of the labels of a source, whatever they are."""
-    if not source.has_labels:
-        return f"labels: none ({source.labels_from})"
-    return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}, from {source.labels_from}"
-
-
-def say_narrow(counts: dict[str, int]) -> bool:
-    """Say it where 16-bit pictures leave upper bits unused, since they come out dark; whether there was anything to say
-    or to hear.
-    """
-    from pixseq.data.decode import narrow_bits
-
-    if not counts.get("sixteen_bit"):
-        return False
-    bits = narrow_bits(counts)
-    if bits is not None:
-        progress.say(
-            f"note: the 16-bit pictures stay below {1 << bits:,} and come out dark: if they have {bits} bits, "
-            f"--bit-depth {bits} scales them right"
-        )
-    return True
-
-
-def describe(source: Source) -> dict[str, Any]:
-    """How a manifest names a source of images.
-
-    The id is cheap: over the names and sizes of its files and the first bytes of a single file, not over every byte.
-    """
-    listing = hashlib.sha256()
-    path = Path(source.path)
-    if path.is_dir():
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            for name in sorted(names):
-                file = Path(folder, name)
-                size = file.stat().st_size if file.exists() else 0
-                listing.update(os.fsencode(file.relative_to(path)) + f" {size}\n".encode())
-    elif path.is_file():
-        with path.open("rb") as file:
-            listing.update(f"{path.stat().st_size}\n".encode() + file.read(1 << 20))
-    found = f"{source.name}:{source.split}:{source.count or 'stream'}"
-    return {"path": source.path, "id": f"{found}:{listing.hexdigest()[:16]}"}
-
-
 @atomic.owns("palette show", "out")
 def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite: bool = False) -> Manifest:
     """Draw the colours in order. `palette` may also be tokens or a checkpoint: the palette that travels inside."""
     from pixseq.artifacts.palette import load_palette
     from pixseq.artifacts.picture import check_png, save_png
-    from pixseq.drawing import swatch
+    from pixseq.drawing.grids import swatch
     from pixseq.numerics.quantize import palette_bytes
 
     check_png(out)
@@ -171,6 +124,7 @@ def _count_colours(
     source: Source, rows: np.ndarray | None, prep: Preparation, workers: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The histogram of the pixels of some images of a source (None: all), and what was met on the way."""
+    from pixseq.data.described import say_narrow
     from pixseq.data.images import Reader
     from pixseq.numerics.quantize import add_to_histogram, empty_histogram
 

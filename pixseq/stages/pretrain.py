@@ -19,14 +19,8 @@ from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_we
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
 from pixseq.config import PretrainFile, as_dict
-from pixseq.errors import PixseqError, UsageError
-from pixseq.models.family import SHAPES, Model, Shape, build
-from pixseq.models.flops import COUNTING
-from pixseq.models.output import Output
-from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
-from pixseq.runtime import Machine, generator, machine, placed
-from pixseq.stages.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
-from pixseq.stages.training import (
+from pixseq.engine.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
+from pixseq.engine.training import (
     Counts,
     Images,
     Limits,
@@ -39,7 +33,13 @@ from pixseq.stages.training import (
     run_summary,
     train,
 )
-from pixseq.stages.validation import validation_sums
+from pixseq.engine.validation import validation_sums
+from pixseq.errors import PixseqError, UsageError
+from pixseq.models.family import SHAPES, Model, Shape, build
+from pixseq.models.flops import COUNTING
+from pixseq.models.output import Output
+from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with_channels
+from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
 MOST_ORDER_BYTES = 1 << 26  # of a file of a permutation

@@ -19,13 +19,13 @@ import numpy as np
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.picture import check_png
+from pixseq.engine.feature_pair import Pair, masks, open_pair
+from pixseq.engine.low_data import Few, Fits, probe_few
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
-from pixseq.stages.feature_pair import Pair, masks, open_pair
-from pixseq.stages.low_data import Few, Fits, probe_few
 
 if TYPE_CHECKING:
-    from pixseq.stages import attentive
+    from pixseq.engine import attentive
 
 METHODS = ("logistic", "knn", "attentive")
 MEMORY_BYTES = 2 << 30  # of the features that are probed at once
@@ -71,7 +71,7 @@ def run(
     `low_data_choice` is "subset" (default) or "all": whether the few labels of each subset choose its layer, and its
     images the scaling, or all of train.
 
-    The options between `overwrite` and `low_data_choice` are of the attentive probe (see stages/attentive.py for their
+    The options between `overwrite` and `low_data_choice` are of the attentive probe (see engine/attentive.py for their
     defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row: the mean
     over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
@@ -89,7 +89,7 @@ def run(
     for name, other in others.items():
         _check_baseline(name, other, pair)
     if recipe.attentive:
-        from pixseq.stages import attentive
+        from pixseq.engine import attentive
 
         for each in (pair, *others.values()):
             attentive.check(each, recipe.attentive)
@@ -162,7 +162,7 @@ class Recipe:
             return cls(method, cs, val_fraction, scaled, seed, max_iter, None)
         if standardize is not None:
             raise UsageError("--standardize does not go with --method attentive", "its batch norm scales the features")
-        from pixseq.stages import attentive
+        from pixseq.engine import attentive
 
         rates = _positive("--lr", attentive.LEARNING_RATES if lr is None else lr, "0.0003,0.001", "0 trains nothing")
         return cls(method, cs, val_fraction, False, seed, max_iter, attentive.Recipe(rates, **given))
@@ -272,7 +272,7 @@ def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe
     """One row a layer, or for the attentive probe one a window of layers; `every`: no list of layers was asked for."""
     if recipe.attentive is None:
         return _probe_layers(pair, layers, split, recipe, name)
-    from pixseq.stages import attentive
+    from pixseq.engine import attentive
 
     windows = attentive.windows(layers, every, recipe.attentive.window)
     return attentive.probe_windows(pair, windows, split, recipe.attentive, recipe.seed, name)
@@ -394,7 +394,7 @@ def _model_name(pair: Pair) -> str:
 
 def curve(numbers: Row, name: str) -> np.ndarray:
     """Test accuracy by layer as a chart, uint8 [H, W, 3]; baselines of one layer are dashed levels."""
-    from pixseq.drawing import line_chart
+    from pixseq.drawing.grids import line_chart
 
     def line(name: str, rows: Sequence[Row]) -> tuple:
         return name, [row["layer"] for row in rows], [100 * row["test_accuracy"] for row in rows]

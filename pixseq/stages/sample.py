@@ -12,17 +12,17 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, StoreWriter
 from pixseq.artifacts.checkpoint import Checkpoint
+from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
-from pixseq.drawing import grid
+from pixseq.drawing.grids import grid
+from pixseq.engine import opening
+from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.models.sampling import Cache, sample
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
-from pixseq.stages import opening
-from pixseq.stages.decode import palette_of
-from pixseq.stages.parts import part_of_source, prompts_of_store
 from pixseq.streams import Stream
 
 HIDDEN = 128  # the grey that stands for what a completion did not see
@@ -160,10 +160,10 @@ def _prompt(
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
         rows, part = prompts_of_store(store, count)
         return opening.some_images(store, rows), reference(prompt, store.manifest), part
+    from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
     from pixseq.data.sources import open_source
     from pixseq.numerics.quantize import nearest_table, to_tokens
-    from pixseq.stages.palette import describe
 
     codec = checkpoint.codec
     source = open_source(prompt, split) if split else _test_or_all(prompt)

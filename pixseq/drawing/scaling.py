@@ -1,0 +1,359 @@
+"""The figures of a scaling study, as a paper prints them, drawn with matplotlib (the extra `plot`).
+
+A page column is 3.5 inches wide. No letter is smaller than 7 points, colours are told apart under every common colour
+blindness, and what colour says, a marker or a line style says too.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixseq.artifacts import atomic
+from pixseq.drawing import grids as drawing
+from pixseq.drawing.page import (
+    BLUE,
+    COLUMN,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    few_ticks,
+    flops_label,
+    key,
+    legend,
+    log_axis,
+    log_ticks,
+    picture,
+    power,
+    require,
+    save,
+    say,
+    short,
+)
+from pixseq.numerics.replicates import cells_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    Page = Figure | SubFigure
+
+ROW, LONE_ROW = 1.45, 1.9  # inches, of one row of panels; of the only one
+METHODS = {"isoflop": (":", GREEN), "direct": ("--", ORANGE), "varpro": ("-", BLUE)}
+HOLLOW = {
+    "edge": "s",
+    "not convex": "^",
+    "too few runs": "v",
+    "scattered": "P",
+    "outside": "o",
+}  # markers of optima that do not count
+BAND = 0.13  # opacity
+LANGUAGE, PIXELS = 20, (200, 400)  # tokens per parameter: of language, and of pixels by later (secondary) sources
+
+Fit = dict[str, Any]
+
+
+def fit_targets(plot: str | Path) -> list[Path]:
+    """The sheet, and beside it the figures that it shows together."""
+    plot = Path(plot)
+    stem = plot.stem if plot.suffix.lower() == ".png" else plot.name
+    return [plot, *(plot.with_name(f"{stem}.{name}.png") for name in ("isoflop", "optimum", "tokens-per-parameter"))]
+
+
+def check_fit(plot: str | Path, overwrite: bool) -> None:
+    """Called before any work. Raises PixseqError where matplotlib is missing or a target cannot be written."""
+    require()
+    for target in fit_targets(plot):
+        atomic.check_target(target, overwrite)
+
+
+def save_fit(
+    plot: str | Path,
+    numbers: Mapping[str, Any],
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    overwrite: bool = False,
+) -> None:
+    """The figures of the numbers of a fit: PNGs at `fit_targets(plot)`, each with its manifest."""
+    check_fit(plot, overwrite)
+    study = Study(numbers)
+    width = max(COLUMN, COLUMN / 2 * len(study.resolutions))
+    height = 1.15 + (ROW * len(study.metrics) if len(study.metrics) > 1 else LONE_ROW)
+    draws = {"IsoFLOP profiles": _isoflop, "Compute-optimal sizes": _optimum, "Tokens per parameter": _per_param}
+
+    def sheet(page: Page) -> None:
+        across = width <= COLUMN
+        parts = page.subfigures(1 if across else 3, 3 if across else 1)
+        for part, (title, draw) in zip(parts, draws.items()):
+            part.suptitle(title, fontsize=9)
+            draw(part, study)
+
+    size = (3 * width, height + 0.2) if width <= COLUMN else (width, 3 * height + 0.6)
+    images = [picture(size, sheet)]
+    images += [picture((width, height), lambda page, draw=draw: draw(page, study)) for draw in draws.values()]
+    for target, image in zip(fit_targets(plot), images):
+        save(target, image, "scaling fit", config, inputs, overwrite)
+
+
+class Study:
+    """The numbers of a fit, found by metric and resolution."""
+
+    def __init__(self, numbers: Mapping[str, Any]):
+        self.level = numbers["bootstrap"]["level"]
+        self.flops = flops_label(numbers)
+        self.fits: list[Fit] = numbers["fits"]
+        self.metrics = list(dict.fromkeys(fit["metric"] for fit in self.fits))
+        self.resolutions = list(dict.fromkeys(fit["resolution"] for fit in self.fits))
+        self.all_runs = numbers["runs"]
+
+    def of(self, metric: str, resolution: int | None) -> dict[str, Fit]:
+        """The fits by their methods, in a fixed order."""
+        ours = [fit for fit in self.fits if (fit["metric"], fit["resolution"]) == (metric, resolution)]
+        return {method: fit for method in METHODS for fit in ours if fit["method"] == method}
+
+    def runs(self, metric: str, resolution: int | None) -> np.ndarray:
+        """Budget, params, mean and deviation (0: of one seed) of the cells that have the metric, [n, 4]."""
+        rows = []
+        for cell in cells_of([run for run in self._at(resolution) if run.get(metric) is not None]):
+            values = [run[metric] for run in cell]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            rows.append([cell[0]["budget"], cell[0]["params"], np.mean(values), spread])
+        return np.array(rows).reshape(-1, 4)
+
+    def replicated(self) -> bool:
+        return any(len(cell) > 1 for side in self.resolutions for cell in cells_of(self._at(side)))
+
+    def _at(self, resolution: int | None) -> list[dict[str, Any]]:
+        return [run for run in self.all_runs if run["resolution"] == resolution]
+
+    def budgets(self) -> np.ndarray:
+        return np.unique([run["budget"] for run in self.all_runs])
+
+    def panels(self, page: Page, **shared: Any) -> list[tuple[Axes, str, int | None]]:
+        """A panel for each metric (rows) and resolution (columns), titled."""
+        grid = page.subplots(len(self.metrics), len(self.resolutions), squeeze=False, **shared)
+        found = []
+        for row, metric in zip(grid, self.metrics):
+            for axes, resolution in zip(row, self.resolutions):
+                title = short(metric, 26)
+                axes.set_title(title if resolution is None else f"{title}, {resolution}×{resolution}")
+                found.append((axes, metric, resolution))
+        return found
+
+    def letters(self) -> int:
+        """How many letters of the smallest size a panel is wide."""
+        return 58 if len(self.resolutions) == 1 else 27
+
+
+# ---- IsoFLOP profiles
+
+
+def _isoflop(page: Page, study: Study) -> None:
+    """Runs by size, a parabola for each budget, its optimum; hollow where a budget has none, by its reason."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    budgets = study.budgets()
+    norm = LogNorm(budgets[0], budgets[-1] if len(budgets) > 1 else budgets[0] * 10)
+    colors = ScalarMappable(norm, LinearSegmentedColormap.from_list("budgets", _viridis()))
+    panels = study.panels(page, sharex=True)
+    seen: set[str] = set()
+    floored = crossed = False
+    for axes, metric, resolution in panels:
+        runs = study.runs(metric, resolution)
+        if not len(runs):
+            say(axes, "no run has this metric")
+            axes.set_yticks([])
+            continue
+        axes.scatter(runs[:, 1], runs[:, 2], s=7, c=colors.to_rgba(runs[:, 0]), linewidths=0)
+        several = runs[runs[:, 3] > 0]
+        if len(several):
+            bars = several[:, 2] + several[:, 3] * np.array([[-1], [1]])
+            axes.vlines(several[:, 1], *bars, colors=colors.to_rgba(several[:, 0]), linewidth=0.8)
+        fit = study.of(metric, resolution).get("isoflop")
+        floored |= _floor_line(axes, fit)
+        left_out = (fit or {}).get("outliers") or []
+        crossed |= bool(left_out)
+        axes.plot([row["params"] for row in left_out], [row["value"] for row in left_out], "x", color=INK, markersize=5)
+        if fit is not None:
+            for row in fit["budgets"]:
+                seen.add(_profile(axes, fit, row, runs[np.isclose(runs[:, 0], row["flops"])], colors))
+            _title_refusal(axes, fit, study)
+        log_axis(axes, "y") if runs[:, 2].min() > 0 and np.ptp(np.log(runs[:, 2])) > math.log(4) else few_ticks(axes)
+        if resolution == study.resolutions[0]:
+            axes.set_ylabel(short(metric, 22))
+    sizes = np.array([run["params"] for run in study.all_runs])
+    for axes, _, _ in panels:
+        axes.set_xlim(sizes.min() / 1.5, sizes.max() * 1.5)
+        log_axis(axes, "x", 6 if len(study.resolutions) == 1 else 3)
+    for axes, _, _ in panels[-len(study.resolutions) :]:
+        axes.set_xlabel("parameters")
+    bar = page.colorbar(colors, ax=[axes for axes, _, _ in panels], location="top", aspect=45, pad=0.02, shrink=0.9)
+    bar.ax.minorticks_off()
+    few = len(budgets) <= 6
+    ticks = list(budgets) if few else log_ticks(budgets[0], budgets[-1], 6)
+    bar.set_ticks(ticks, labels=[power(tick) for tick in ticks])
+    bar.set_label(study.flops, labelpad=3)
+    keys = [key("run", "o", INK, size=2.6), *([key("optimum", "D", INK)] if "ok" in seen else [])]
+    hollow = {status: marker for status, marker in HOLLOW.items() if status in seen}
+    keys += [key(f"best run ({status})", marker, INK, hollow=True) for status, marker in hollow.items()]
+    keys += [key("deviation of seeds", "|", INK)] if study.replicated() else []
+    keys += [key("left out", "x", INK)] if crossed else []
+    keys += [key("real against real", None, FAINT, (0, (1, 1)), width=0.8)] if floored else []
+    legend(page, keys, 2 if len(keys) == 4 else 3)
+
+
+def _floor_line(axes: Axes, fit: Fit | None) -> bool:
+    """What real pictures score against real ones; whether that is known."""
+    floor = (fit or {}).get("floor") or {}
+    if floor.get("floor") is None:
+        return False
+    axes.axhline(floor["floor"], color=FAINT, linewidth=0.8, linestyle=(0, (1, 1)))
+    return True
+
+
+def _profile(axes: Axes, fit: Fit, row: Fit, runs: np.ndarray, colors) -> str:
+    """One budget; returns its status."""
+    color = colors.to_rgba(row["flops"])
+    if row["params_opt"] is not None and row["value_opt"] is not None:
+        reach = [*runs[:, 1], row["params_opt"]]
+        sizes = np.geomspace(min(reach) / 1.15, max(reach) * 1.15, 100)
+        # The parabola is of the metric, or of its ceiling minus it: then it opens downwards.
+        bend = (row["curvature"] or 0) * (-1 if fit["transform"] else 1)
+        axes.plot(sizes, row["value_opt"] + bend * np.log(sizes / row["params_opt"]) ** 2, color=color)
+        axes.plot(row["params_opt"], row["value_opt"], "D", color=color, markeredgecolor=INK, markeredgewidth=0.6)
+    elif len(runs):
+        best = runs[runs[:, 2].argmax() if fit["direction"] == "maximize" else runs[:, 2].argmin()]
+        marker = HOLLOW.get(row["status"], "o")
+        axes.plot(best[1], best[2], marker, markersize=6, markerfacecolor="none", color=color)
+    return row["status"]
+
+
+def _viridis() -> list:
+    """Without its last fifth, which is too pale for thin lines on white."""
+    import matplotlib
+
+    return [matplotlib.colormaps["viridis"](share) for share in np.linspace(0, 0.82, 9)]
+
+
+# ---- optimum lines
+
+
+def _optimum(page: Page, study: Study) -> None:
+    """N_opt and D_opt against compute: a line style for each method, bands of resamples, the optima of parabolas."""
+    panels = study.panels(page, sharex=True, sharey=True)
+    for axes, metric, resolution in panels:
+        _lines(
+            axes, study, metric, resolution, [("params", BLUE), ("tokens", ORANGE)], lambda numbers, what: numbers[what]
+        )
+    _finish_lines(panels, study, page, "parameters, tokens")
+    keys = [key("parameters", None, BLUE, "-"), key("tokens", None, ORANGE, "-")]
+    keys += [key(method, None, INK, style) for method, (style, _) in METHODS.items()]
+    legend(page, keys + _line_keys(study), 3)
+
+
+def _per_param(page: Page, study: Study) -> None:
+    """Tokens for each parameter at the optimum, beside what is known of language and of pixels."""
+    panels = study.panels(page, sharex=True, sharey=True)
+    for axes, metric, resolution in panels:
+        if any(not fit["refused"] for fit in study.of(metric, resolution).values()):
+            axes.axhspan(*PIXELS, color="#dddddd", linewidth=0, zorder=0)
+            axes.axhline(LANGUAGE, color=FAINT, linewidth=0.8, linestyle=(0, (1, 1)))
+        _lines(
+            axes, study, metric, resolution, [("ratio", None)], lambda numbers, _: numbers["tokens"] - numbers["params"]
+        )
+    _finish_lines(panels, study, page, "tokens per parameter")
+    from matplotlib.patches import Patch
+
+    keys = [key(method, None, color, style) for method, (style, color) in METHODS.items()]
+    keys += _line_keys(study)
+    keys += [key(f"language, {LANGUAGE}", None, FAINT, (0, (1, 1)), width=0.8)]
+    keys += [Patch(color="#dddddd", linewidth=0, label="pixels, {}–{} (secondary)".format(*PIXELS))]
+    legend(page, keys, 2)
+
+
+def _lines(axes: Axes, study: Study, metric: str, resolution: int | None, quantities, of) -> None:
+    """Lines of one panel. `of` maps logs of {"params", "tokens"} and a quantity's name to the log of that quantity."""
+    fits = study.of(metric, resolution)
+    standing = [fit for fit in fits.values() if not fit["refused"]]
+    if not standing:
+        say(axes, next((f"no fit: {fit['refused']}" for fit in fits.values()), "no fit"), study.letters())
+        return
+    for fit in reversed(standing):  # the solid line first: a dashed one on it shows both
+        style, own = METHODS[fit["method"]]
+        budgets = [row["flops"] for row in fit["budgets"]]
+        log_c = np.linspace(np.log(min(budgets) / 1.3), np.log(max(budgets) * 1.3), 40)
+        drawn = _grown(fit["draws"], log_c) if fit["draws"] else None
+        optima = [row for row in fit["budgets"] if row["params_opt"] and row["tokens_opt"]]
+        shown = [row for row in optima if fit["method"] == "isoflop" or row["status"] != "ok"]
+        for what, color in quantities:
+            color = color or own
+            if drawn is not None and len(drawn["params"]) > 1:
+                tail = 50 * (1 - study.level)
+                low, high = np.exp(np.percentile(of(drawn, what), [tail, 100 - tail], axis=0))
+                axes.fill_between(np.exp(log_c), low, high, color=color, alpha=BAND, linewidth=0)
+            axes.plot(np.exp(log_c), np.exp(of(_grown(fit, log_c), what))[0], color=color, linestyle=style)
+            for row in shown:
+                value = math.exp(of({name: math.log(row[f"{name}_opt"]) for name in ("params", "tokens")}, what))
+                inside = row["status"] == "ok"
+                marker = "D" if inside else HOLLOW.get(row["status"], "o")
+                face = color if inside else "white"
+                axes.plot(
+                    row["flops"],
+                    value,
+                    marker,
+                    color=color,
+                    markerfacecolor=face,
+                    markeredgewidth=0.7,
+                    zorder=3 if inside else 4,
+                )
+
+
+def _grown(numbers: Mapping[str, Any], log_c: np.ndarray) -> dict[str, np.ndarray]:
+    """log N_opt and log D_opt at log C [K], of a fit (S = 1) or of its draws: [S, K] each."""
+    return {
+        what: np.log(np.atleast_1d(numbers[f"{what}_coefficient"]))[:, None]
+        + np.atleast_1d(numbers[f"{what}_exponent"])[:, None] * log_c
+        for what in ("params", "tokens")
+    }
+
+
+def _finish_lines(panels, study: Study, page: Page, quantity: str) -> None:
+    budgets = study.budgets()
+    for axes, metric, resolution in panels:
+        axes.set_xlim(budgets[0] / 1.6, budgets[-1] * 1.6)
+        log_axis(axes, "x", 5 if len(study.resolutions) == 1 else 3, power)
+        if any(not fit["refused"] for fit in study.of(metric, resolution).values()):
+            for fit in study.of(metric, resolution).values():
+                _title_refusal(axes, fit, study)
+    standing = any(not fit["refused"] for fit in study.fits)
+    for axes, _, _ in panels:
+        log_axis(axes, "y", 5) if standing else axes.set_yticks([])
+    for axes, _, _ in panels[-len(study.resolutions) :]:
+        axes.set_xlabel(study.flops)
+    page.supylabel(quantity, fontsize=7.5)
+
+
+def _line_keys(study: Study) -> list:
+    statuses = {row["status"] for fit in study.fits if not fit["refused"] for row in fit["budgets"]}
+    keys = [key("parabola's optimum", "D", INK)] if any(_has_parabolas(fit) for fit in study.fits) else []
+    return keys + ([key("beyond the sizes run", "o", INK, hollow=True)] if "outside" in statuses else [])
+
+
+def _has_parabolas(fit: Fit) -> bool:
+    return fit["method"] == "isoflop" and not fit["refused"]
+
+
+def _title_refusal(axes: Axes, fit: Fit, study: Study) -> None:
+    """Below a panel's title, where it hides nothing."""
+    if fit["refused"]:
+        text = textwrap.shorten(
+            f"no {fit['method']} fit: {drawing.plain(fit['refused'])}", 2 * study.letters(), placeholder=" …"
+        )
+        axes.set_title(f"{axes.get_title()}\n{textwrap.fill(text, study.letters())}", fontsize=7)

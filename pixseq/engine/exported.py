@@ -1,0 +1,72 @@
+"""Features of pictures by an extractor that another program has exported (interop/exported.py), for `features`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixseq.artifacts.codec import palette_of
+from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.engine.opening import open_images, some_images
+from pixseq.errors import UsageError
+from pixseq.interop.exported import Exported, open_exported
+from pixseq.numerics.quantize import to_images
+from pixseq.runtime import Machine
+
+TAP = "exported"
+BATCH = 64
+
+
+def sweep(
+    where: Machine,
+    model: str | Path,
+    tokens: str | Path,
+    batch_size: int | None,
+    dtype: str,
+    write: Callable[..., Manifest],
+) -> Manifest:
+    """`write` the features of a store, as the only layer 0. Raises UsageError for pictures of several sizes."""
+    extractor = open_exported(model)
+    store = open_images(tokens, "tokens", "pixels")
+    if store.whole:
+        raise UsageError(f"{tokens} holds whole pictures, {model} takes one size", "encode squares: --resize crop")
+    compute = _compute(where, extractor, store)
+    inputs = {
+        "tokens": reference(tokens, store.manifest),
+        "model": {"path": str(model), "id": extractor.id},
+    }
+    config: dict[str, Any] = {"layers": [0], "pool": "none", "dtype": dtype, "masks": 1, "precision": "fp32"}
+    meta = {
+        "layers": [0],
+        "masks": 1,
+        "class_names": store.meta.get("class_names"),
+        "height": store.meta["height"],
+        "width": store.meta["width"],
+        "tap": TAP,
+        "pool": "none",
+    }
+    row = compute(some_images(store, slice(0, 1)), 0).shape[2:]
+    return write(store, store.meta, row, compute, batch_size or BATCH, config, inputs, meta)
+
+
+def check(where: Machine, model: str | Path, store: Any) -> int:
+    """The width of its features of the pictures of a store. Raises PixseqError where it takes no such pictures."""
+    return _compute(where, open_exported(model), store)(some_images(store, slice(0, 2)), 0).shape[-1]
+
+
+def _compute(where: Machine, extractor: Exported, store: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+    """images [B, ...], index of the first -> [1, B, D]: their colours in [0, 1], channels first, through the model."""
+    codec = store.meta
+    palette = palette_of(store.path, codec)
+
+    @torch.inference_mode()
+    def compute(images: np.ndarray, first: int) -> np.ndarray:
+        pictures = to_images(images, codec["scheme"], codec["height"], codec["width"], palette)
+        x = torch.from_numpy(pictures).to(where.device).permute(0, 3, 1, 2).float() / 255
+        return extractor.features(x.contiguous())[None].cpu().numpy()
+
+    return compute

@@ -1,0 +1,49 @@
+"""Runs that differ in their seed alone: which belong together, and what their spread says of each one's weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Run = Mapping[str, Any]
+
+PRIOR = 4.0  # degrees of freedom
+
+
+def cells_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in their seed alone stand together; others stand alone."""
+    cells: dict[tuple, list[Run]] = {}
+    for place, run in enumerate(runs):
+        same = (run["budget"], run["params"], run["tokens"])
+        key = ("seeds", *same) if run.get("seed") is not None else ("run", place)
+        if any(other.get("seed") == run.get("seed") for other in cells.get(key, [])):
+            key = ("run", place)  # not another seed: another run that happens to be of this size
+        cells.setdefault(key, []).append(run)
+    return list(cells.values())
+
+
+def seed_weights(values: Sequence[np.ndarray]) -> tuple[np.ndarray, float | None]:
+    """Weights [n] of the means of cells, from what their seeds measured, and the deviation of one seed, relatively.
+
+    The inverse variance of a mean is the number of its seeds over their variance. Two or three seeds tell a variance
+    badly, so a cell's own is drawn towards that of all cells, as if PRIOR more degrees of freedom had that one. Weights
+    are in units of their median. Without replicates they are 1, and the deviation is None.
+    """
+    count = np.array([len(value) for value in values], float)
+    own = np.array(
+        [np.var(value, ddof=1) / max(value.mean() ** 2, 1e-300) if len(value) > 1 else 0 for value in values]
+    )
+    freedom = count - 1
+    if not (freedom > 0).any():
+        return np.ones(len(values)), None
+    several = freedom > 0
+    # The median of a variance over its expectation, by Wilson and Hilferty; one wild seed does not move it.
+    low = (1 - 2 / (9 * freedom[several])) ** 3
+    whole = float(np.median(own[several] / low))
+    if whole <= 0:
+        return count / np.median(count), 0.0
+    variance = (PRIOR * whole + freedom * own) / (PRIOR + freedom)
+    weight = count / variance
+    return weight / np.median(weight), float(np.sqrt(whole))

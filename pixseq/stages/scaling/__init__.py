@@ -1,1 +1,0 @@
-"""scaling: plan, train, fit and read a study of how the best model and data sizes grow with compute."""

@@ -1,0 +1,53 @@
+"""Expected training times of a study's cells, from a few steps measured on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.plan import Cell
+from pixseq.config import GridFile
+from pixseq.engine.opening import grid as picture
+from pixseq.engine.opening import some_images
+from pixseq.engine.training import Images, Run, accumulate, micro_batch_images, share_of_batch
+from pixseq.runtime import Machine, placed
+from pixseq.stages.pretrain import fresh_model, losses, model_shape
+from pixseq.studies import ladder
+
+MOST_SECONDS = 10.0  # that measuring goes on to another shape for
+
+
+def add_seconds(where: Machine, grid: GridFile, train: Store, cells: Sequence[Cell]) -> None:
+    """Set `seconds` of each cell: the FLOP rate of the smallest, the middle and the largest shape, and between them."""
+    by_width = {cell["d_model"]: cell for cell in cells}
+    widths = sorted(by_width)
+    rates: list[tuple[float, float]] = []
+    began = time.monotonic()
+    for width in dict.fromkeys((widths[0], widths[len(widths) // 2], widths[-1])):
+        if rates and time.monotonic() - began > MOST_SECONDS:
+            break  # larger shapes run at about the rate of this one
+        rates.append((math.log(width), math.log(flop_rate(where, grid, train, by_width[width]))))
+    x, y = np.array(rates).T
+    for cell in cells:
+        cell["seconds"] = float(f"{cell['flops'] / math.exp(np.interp(math.log(cell['d_model']), x, y)):.3g}")
+
+
+def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float:
+    """FLOPs a second of whole training steps of a cell, by the counting of the study."""
+    rows = some_images(train, slice(0, cell["batch_size"]))
+    images = Images(rows, None, picture(train.meta))
+    config = ladder.recipe(grid, cell["d_model"], 1, len(rows), cell["lr"])
+    shape = model_shape(config, train)
+    model = placed(fresh_model(shape, config, train.meta, images), where)
+    run, micro = Run(model, config.train, None), micro_batch_images(model, where)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):
+        began = time.perf_counter()
+        accumulate(where, model, model, losses, share_of_batch(where, images, config.train, run.step, model), micro)
+        run.update(cell["lr"])
+        seconds.append(time.perf_counter() - began)
+    return len(rows) * shape.n_ctx * shape.flops_per_token(grid.flops) / min(seconds[1:])

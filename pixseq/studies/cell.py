@@ -1,0 +1,145 @@
+"""One cell of a scaling study, through the ordinary stages: train, score, probe, complete, compare.
+
+Each product is an ordinary artifact in the cell's folder. What is there is not made again, so that a cell that was
+killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.manifest import reference
+from pixseq.artifacts.metrics import read_metrics, write_metrics
+from pixseq.artifacts.plan import Cell
+from pixseq.errors import Diverged, PixseqError
+from pixseq.models.family import shape_from
+from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
+from pixseq.studies import judge as judging
+from pixseq.studies import ladder, rates
+from pixseq.studies.judge import once
+from pixseq.studies.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
+
+SHOWN = 32  # completions in the picture
+
+
+def run_named(study: Study, id: str, device: str = "auto", precision: str = "auto") -> None:
+    """Run a cell, or make a reference, by its id. Raises PixseqError where the study has none of that id."""
+    for each in judging.references(study):
+        if each["id"] == id:
+            judging.ready(study, each, {"device": device, "precision": precision})
+            return
+    run(study, study.cell(id), device, precision)
+
+
+def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto") -> Mapping[str, Any]:
+    """The cell's result, written as result.json.
+
+    A cell of a sweep of learning rates is trained and scored, no more. Raises PixseqError where its stores are no
+    longer those that it was planned with, or its learning rate is not known yet.
+    """
+    check_parents(study)
+    if rates.waits(study, cell):
+        raise PixseqError(
+            f"{cell['id']}: its learning rate waits for the sweep at r{cell['resolution']}",
+            f"run {rates.sweep_of(study, cell['resolution'])[0]['id']} and the others of the sweep, then: "
+            f"pixseq scaling plan GRID -o {study.path} --recentre",
+        )
+    folder, data = study.folder(cell), study.data(cell)
+    if (folder / "result.json").is_file():
+        return read_metrics(folder / "result.json")[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {"device": device, "precision": precision}
+    numbers: dict[str, Any] = {"status": DONE, "reason": None}
+    try:
+        once(folder / "model", lambda out: _train(study, cell, out, where))
+        numbers |= _loss(folder, data.val, where)
+        if "sweep" not in cell:
+            numbers |= _accuracy(study, folder, cell, where)
+            numbers |= _completions(study, folder, cell, where)
+    except Diverged as fault:
+        numbers = {"status": DIVERGED, "reason": fault.message}
+    inputs = {"plan": study.reference}
+    if numbers["status"] == DONE:
+        made = open_checkpoint(folder / "model").manifest
+        inputs["model"] = reference(folder / "model", made)
+        numbers |= {"precision": made["config"]["precision"], "device": made["summary"]["device"]}
+        inputs |= _extractor(folder)
+    write_metrics(folder / "result.json", "scaling run", cell, inputs, numbers, overwrite=True)
+    return numbers
+
+
+def _extractor(folder: Path) -> dict[str, Any]:
+    """The parent of the cell's features of completions, by its role here; none where colours were compared."""
+    store = folder / "completions.features.zarr"
+    model = open_store(store, "features").manifest["inputs"].get("model") if store.exists() else None
+    return {} if model is None else {EXTRACTOR: model}
+
+
+def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
+    config = ladder.recipe_of(study.grid, cell)
+    pretrain.run(study.data(cell).train, out, config, resume=True, overwrite=True, **where)
+
+
+def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
+    """The held-out loss in the first unit that its family reports, in float32 unless bf16 was asked for."""
+    exact = {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
+    once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
+    numbers = read_metrics(folder / "loss.json")[1]
+    shape = shape_from(open_checkpoint(folder / "model").shape)
+    unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec)))
+    return {"loss": numbers[unit], "loss_unit": unit}
+
+
+def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
+    """Test accuracy of the linear probe at the layer that validation chose; None without labels."""
+    data = study.data(cell)
+    train, test = data.probe_train or data.train, data.probe_test or data.val
+    if any(open_store(path, "tokens", "pixels").labels() is None for path in (train, test)):
+        return {"accuracy": None}
+
+    def swept(store: str) -> Callable[[Path], Any]:
+        return lambda out: features.run(folder / "model", store, out, resume=True, overwrite=True, **where)
+
+    def probed(out: Path) -> None:
+        fit = once(folder / "train.features.zarr", swept(train))
+        held = once(folder / "test.features.zarr", swept(test))
+        probe.run(fit, held, out, layers=study.grid.probe.layers, c=study.grid.probe.c)
+
+    once(folder / "probe.json", probed)
+    numbers = read_metrics(folder / "probe.json")[1]
+    return {"accuracy": numbers["test_accuracy"], "best_layer": numbers["best_layer"]}
+
+
+def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
+    """Fréchet distance of completed pictures from other real ones, and its floor; None where none are drawn."""
+    how = study.grid.completions
+    if how.count == 0 or not shape_from(open_checkpoint(folder / "model").shape).draws:
+        return {"frechet_distance": None}
+    judge = judging.ready(study, cell, where)
+
+    def drawn(out: Path) -> None:
+        options = {"prompt": judge.prompts, "keep": how.keep, "temperature": how.temperature}
+        options["count"] = len(open_store(judge.prompts, "tokens"))
+        sample.run(folder / "model", None, tokens_out=out, seed=how.seed, overwrite=True, **options, **where)
+
+    def measured(out: Path) -> None:
+        ours = folder / "completions.features.zarr"
+        once(ours, lambda out: judge.features(folder / "completions.zarr", out, where))
+        frechet.run(ours, judge.real, out, layer=judge.layer, floor=judge.floor)
+
+    once(folder / "completions.zarr", drawn)
+    once(folder / "completions.png", lambda out: decode.run(folder / "completions.zarr", out, count=SHOWN))
+    once(folder / "frechet.json", measured)
+    numbers = read_metrics(folder / "frechet.json")[1]
+    floor = numbers["floor"] or {"frechet_distance": None, "n": None}
+    return {
+        "frechet_distance": numbers["frechet_distance"],
+        "frechet_n": numbers["n_a"],
+        "frechet_floor": floor["frechet_distance"],
+        "frechet_floor_n": floor["n"],
+        "frechet_extractor": numbers["extractor"],
+    }

@@ -1,0 +1,196 @@
+"""What a plan is checked for, so that no cell fails after it was trained: ranges, stores, labels, layers, extractor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import palette_of
+from pixseq.artifacts.manifest import reference
+from pixseq.artifacts.plan import Cell
+from pixseq.config import GridFile
+from pixseq.engine import exported
+from pixseq.engine.opening import check_pairing, some_images
+from pixseq.engine.opening import grid as picture
+from pixseq.engine.training import Images, check_fit
+from pixseq.errors import PixseqError, UsageError
+from pixseq.interop.exported import file_id, is_exported
+from pixseq.models.family import shape_from
+from pixseq.runtime import Machine
+from pixseq.stages import probe
+from pixseq.stages.features import PIXELS, has_layers
+from pixseq.studies.judge import REFERENCE, completes
+from pixseq.studies.study import EXTRACTOR, stores_of
+
+Stores = Mapping[str, Store]  # by role
+
+
+def check_ranges(grid: GridFile) -> None:
+    """Raises UsageError for values that no store could make work."""
+    bounds = {
+        "sizes_per_budget": (grid.sizes_per_budget, 2, 99),
+        "size_range": (grid.size_range, 1.05, 1e6),
+        "tokens_per_param": (grid.tokens_per_param, 1e-6, 1e9),
+        "most_epochs": (grid.most_epochs, 1e-9, 1e9),
+        "shapes.aspect_ratio": (grid.shapes.aspect_ratio, 1, 1e4),
+        "shapes.min_layers": (grid.shapes.min_layers, 1, 1000),
+        "shapes.patch_size": (grid.shapes.patch_size, 1, 1024),
+        "shapes.head_depth": (grid.shapes.head_depth, 0, 1000),
+        "seeds": (grid.seeds, 1, 1000),
+        "rates.width": (grid.rates.width, 1, 1e6),
+        "rates.exponent": (grid.rates.exponent, -10, 10),
+        "batch.steps": (grid.batch.steps, 1, 1e9),
+        "batch.smallest": (grid.batch.smallest, 1, grid.batch.largest),
+        "completions.count": (grid.completions.count or 0, 0, 1e9),
+        "completions.temperature": (grid.completions.temperature, 0, 1e9),
+        "completions.seed": (grid.completions.seed, 0, 2**63),
+    }
+    for key, (value, low, high) in bounds.items():
+        if not low <= value <= high:
+            raise UsageError(f"{key} is {value}, it must lie between {low:g} and {high:g}")
+    sweep = grid.rates.sweep
+    if sweep is not None and (len(set(sweep)) < 3 or not all(0 < factor < float("inf") for factor in sweep)):
+        raise UsageError(
+            f"rates.sweep is {list(sweep)}, it must hold three different multiples above 0 or more",
+            "for example [0.25, 0.5, 1.0, 2.0, 4.0]",
+        )
+    how = grid.completions
+    if not 0 <= how.keep < 1:
+        raise UsageError(f"completions.keep is {how.keep}, it must lie in [0, 1)", "0.5 keeps the top half of the rows")
+    if how.count == 1:
+        raise UsageError("completions.count is 1, and a covariance needs two pictures", "thousands for a steady number")
+    if how.reference_budget is not None and not 0 < how.reference_budget < float("inf"):
+        raise UsageError(f"completions.reference_budget is {how.reference_budget}, not a positive number of FLOPs")
+    if how.layer is not None and (how.layer < 0 or not has_layers(how.extractor)):
+        why = "layers count from 0" if has_layers(how.extractor) else f"{how.extractor} has no layers"
+        raise UsageError(f"completions.layer is {how.layer}, and {why}", "leave it out")
+    try:
+        probe.Recipe.checked("logistic", grid.probe.c, 0.1, None, 0, 1, None, {})
+    except UsageError as fault:
+        raise UsageError(fault.message.replace("--c", "probe.c", 1), fault.hint) from None
+    probe_layers(grid)
+
+
+def probe_layers(grid: GridFile) -> list[int] | None:
+    """The layers that are probed, None: all. Raises UsageError for a text that names none."""
+    if grid.probe.layers == "all":
+        return None
+    try:
+        layers = [int(part) for part in grid.probe.layers.split(",")]
+    except ValueError:
+        layers = [-1]
+    if min(layers) < 0:
+        raise UsageError(f"probe.layers is {grid.probe.layers!r}, no list of layers", "all, or for example '1,2'")
+    return layers
+
+
+def absolute(grid: GridFile) -> GridFile:
+    """The grid with paths that hold from any folder."""
+    data = tuple(
+        replace(each, **{role: os.path.abspath(path) for role, path in stores_of(each).items()}) for each in grid.data
+    )
+    how = grid.completions
+    if how.extractor not in (PIXELS, REFERENCE):
+        how = replace(how, extractor=os.path.abspath(how.extractor))
+    return replace(grid, data=data, completions=how)
+
+
+def extractor_inputs(grid: GridFile) -> dict[str, Any]:
+    """The extractor as a parent of the plan. Raises UsageError for a name that is neither known nor a path."""
+    how = grid.completions
+    if not completes(grid) or how.extractor in (PIXELS, REFERENCE):
+        return {}
+    if not Path(how.extractor).exists():
+        raise UsageError(
+            f"completions.extractor is {how.extractor}, which does not exist",
+            f"one of: {REFERENCE}, {PIXELS}, or the path of a checkpoint or a .pt2 file",
+        )
+    if is_exported(how.extractor):
+        return {EXTRACTOR: {"path": how.extractor, "id": file_id(how.extractor)}}
+    return {EXTRACTOR: reference(how.extractor, open_checkpoint(how.extractor).manifest)}
+
+
+def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[str]) -> None:
+    """What cells do with the stores of one resolution, told by what is in them."""
+    train, val = stores["train"], stores["val"]
+    for store in stores.values():
+        check_pairing(train.path, train.meta, store)
+    check_fit(where, grid.train, Images(some_images(train, slice(0, 1)), None, picture(train.meta)))
+    _check_labels(stores, remarks)
+    if not completes(grid):
+        return
+    how, rows = grid.completions, train.meta["height"]
+    if (how.count or 2) > len(val):
+        raise UsageError(
+            f"completions.count is {how.count or 2}, and {val.path} holds {len(val)} images", "lower it, or encode more"
+        )
+    if round(how.keep * rows) >= rows:
+        raise UsageError(f"completions.keep is {how.keep}, which keeps all of {rows} rows", "0.5 keeps the top half")
+    for store in (train, val):
+        palette_of(store.path, store.meta, "encode again with --palette: completions need colours")
+    if how.extractor in (PIXELS, REFERENCE):
+        return
+    if is_exported(how.extractor):
+        exported.check(where, how.extractor, val)
+        return
+    extractor = open_checkpoint(how.extractor)
+    shape = shape_from(extractor.shape)
+    if shape.reads != "tokens":
+        raise PixseqError(
+            f"completions.extractor {how.extractor} reads {shape.reads}, completions are tokens",
+            "give a checkpoint of an Image GPT",
+        )
+    check_pairing(extractor.path, extractor.codec, val)
+    _check_layer("completions.layer", how.layer, shape.n_layer, str(how.extractor))
+
+
+def _check_labels(stores: Stores, remarks: list[str]) -> None:
+    """Both sides of the probe have labels, or neither has, which is said."""
+    train, test = stores.get("probe_train", stores["train"]), stores.get("probe_test", stores["val"])
+    labelled = {store.path: store.labels() for store in (train, test)}
+    bare = [path for path, labels in labelled.items() if labels is None]
+    if bare:
+        remarks.append(f"{' and '.join(map(str, bare))} has no labels: accuracies will not be measured")
+        return
+    counts = np.unique(labelled[train.path], return_counts=True)[1]
+    if len(counts) < 2 or counts.max() < 2:
+        raise PixseqError(
+            f"{train.path} holds {len(counts)} classes of {counts.max()} images at most: nothing can be probed",
+            "name another store as probe_train, of two classes and two images of one at least",
+        )
+    names = [store.meta.get("class_names") for store in (train, test)]
+    if None not in names and names[0] != names[1]:
+        raise PixseqError(
+            f"{train.path} and {test.path} have different classes", "encode both from sources with the same classes"
+        )
+
+
+def check_cells(where: Machine, grid: GridFile, cells: Sequence[Cell], remarks: list[str]) -> None:
+    """What depends on the shapes: layers and memory. `cells` are of one resolution, its reference among them."""
+    for layer in probe_layers(grid) or ():
+        least = min((cell for cell in cells if not is_reference(cell)), key=lambda cell: cell["n_layer"])
+        _check_layer("probe.layers", layer, least["n_layer"], least["id"])
+    for cell in filter(is_reference, cells):
+        _check_layer("completions.layer", grid.completions.layer, cell["n_layer"], cell["id"])
+    have = where.memory_bytes() / 1e9
+    large = [cell["id"] for cell in cells if cell["memory_gigabytes"] > have]
+    if large:
+        remarks.append(
+            f"{len(large)} cells need more than the {have:.3g} GB of this machine's device, the first {large[0]}"
+        )
+
+
+def is_reference(cell: Cell) -> bool:
+    return cell["id"].startswith(REFERENCE)
+
+
+def _check_layer(key: str, layer: int | None, layers: int, whose: str) -> None:
+    if layer is not None and layer > layers:
+        raise UsageError(f"{key} asks for layer {layer}, and {whose} has the layers 0 to {layers}", "name a lower one")

@@ -1,0 +1,125 @@
+"""The compute that a target needs by one fit, and whether the fits of a metric agree on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pixseq.numerics import forecast as arithmetic
+from pixseq.studies.fits import Fit, Opened
+
+CONSTANTS = ("E", "A", "alpha", "B", "beta")
+LINES = ("params_coefficient", "params_exponent", "tokens_coefficient", "tokens_exponent")
+SHARE_OF_E = 0.05  # the default target: what can still be gained is this share of what never can
+TINY_E = 0.01  # of the best value seen: below it, E is as good as 0, and no share of it means anything
+FACTOR = 3.0  # by which two laws' compute may differ without being at odds
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a target takes: logs of FLOPs, params and tokens, and draws [S] of the first; or `why` there is no such."""
+
+    target: float | None
+    log_c: float = math.inf
+    log_n: float = math.inf
+    log_d: float = math.inf
+    draws: np.ndarray = field(default_factory=lambda: np.empty(0))
+    why: str | None = None
+
+
+def needed(fit: Fit, target: float | None) -> Needed:
+    """`target` in the metric's own units; None: the default."""
+    if fit["refused"]:
+        return Needed(target, why=f"none: no fit: {fit['refused']}")
+    top = ceiling(fit)
+    line = _line(fit)
+    if target is None:
+        seen = [value for row in fit["budgets"] if (value := row["value_opt"]) is not None]
+        best = min((value if top is None else top - value for value in seen), default=math.inf)
+        if not seen or fit["E"] < TINY_E * best:
+            return Needed(
+                None, why=f"none: the law tells no floor (E is {fit['E']:.3g}) to set a target by; name a target"
+            )
+        turned = fit["E"] * (1 + SHARE_OF_E)
+        target = turned if top is None else top - turned
+    else:
+        turned = target if top is None else top - target
+    if turned <= fit["E"]:
+        floor = f"{fit['E']:.4g}" if top is None else f"{fit['E']:.4g} of {fit['transform']}"
+        return Needed(target, why=f"unreachable: at or below the irreducible {floor}")
+    log_c = float(line.log_compute(turned)[0])
+    if math.isinf(log_c):
+        return Needed(target, why="unreachable: the optimal model or data do not grow with compute")
+    draws = _line(fit["draws"]).log_compute(turned) if fit["draws"] else np.empty(0)
+    at = np.array([log_c])
+    return Needed(target, log_c, float(line.log_params(at)[0]), float(line.log_tokens(at)[0]), draws)
+
+
+def _line(numbers: Mapping[str, Any]) -> arithmetic.Line:
+    return arithmetic.Line(**{key: np.atleast_1d(np.array(numbers[key], float)) for key in (*CONSTANTS, *LINES)})
+
+
+def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float | None) -> Needed:
+    """A resolution without runs: log-linear in resolution through those that have a forecast.
+
+    None where one of them cannot reach the target: a line through the others would hide that.
+    """
+    barred = [side for side, one in found.items() if (one.why or "").startswith("unreachable")]
+    if barred:
+        where = ", ".join(f"{side}x{side}" for side in barred)
+        return Needed(target, why=f"none: nothing was run at it, and the target is unreachable at {where}")
+    known = {side: one for side, one in found.items() if one.why is None}
+    if len(known) < 2:
+        text = f"none: nothing was run at it, and two studied resolutions are needed to go by, there are {len(known)}"
+        return Needed(target, why=text)
+    x, at = np.log(list(known)), math.log(resolution)
+    centre = [np.array([getattr(one, key) for one in known.values()]) for key in ("log_c", "log_n", "log_d")]
+    fewest = min(len(one.draws) for one in known.values())
+    draws = np.stack([one.draws[:fewest] for one in known.values()], axis=1)
+    log_c, log_n, log_d = (float(arithmetic.through(x, values, at)) for values in centre)
+    return Needed(target, log_c, log_n, log_d, arithmetic.through(x, draws, at))
+
+
+def found_at(found: Mapping[int | None, Needed], side: int, target: float | None) -> Needed:
+    if None in found:  # one law for all
+        return found[None]
+    return found[side] if side in found else _at_resolution(found, side, target)
+
+
+def ceiling(fit: Fit) -> float | None:
+    """A metric to be large is fitted as its ceiling minus it: "1 - accuracy", "100 - top1"."""
+    return float(fit["transform"].split(" - ")[0]) if fit["transform"] else None
+
+
+# ---- whether the fits agree
+
+
+@dataclass(frozen=True)
+class Disputes:
+    """The fits of a metric by the other law, and the resolutions at which methods disagree with the one in use."""
+
+    method: str
+    fits: Sequence[Fit]
+    sides: frozenset[int | None]
+
+    @classmethod
+    def of(cls, opened: Opened, metric: str) -> Disputes:
+        method = opened.fits[0]["method"]
+        other = "direct" if method == "varpro" else "varpro"
+        fits = [one for one in opened.numbers["fits"] if (one["metric"], one["method"]) == (metric, other)]
+        rows = [row for row in opened.numbers["disagreements"] if row["metric"] == metric]
+        ours = [row for row in rows if any(method in pair for pair in row.get("pairs", [row["methods"]]))]
+        return cls(other, fits, frozenset(row["resolution"] for row in ours))
+
+    def at_odds(self, one: Needed, other: Needed, level: float) -> bool:
+        """Whether the other law's compute lies outside the interval, and FACTOR away. Where one has no fit, no."""
+        if (other.why or "").startswith("none") or (one.why or "").startswith("none"):
+            return False
+        if math.isinf(one.log_c) or math.isinf(other.log_c):
+            return one.log_c != other.log_c
+        low, high = arithmetic.interval(one.draws, level) or (one.log_c, one.log_c)
+        return not low <= other.log_c <= high and abs(one.log_c - other.log_c) > math.log(FACTOR)

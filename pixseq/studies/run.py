@@ -1,0 +1,210 @@
+"""scaling run: the cells of a plan, in as many processes as asked for; a cell that dies takes its process alone.
+
+Budgets of a resolution run in ascending order, so that the sizes of each can be centred on what those below found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pixseq import progress
+from pixseq.artifacts.metrics import read_log
+from pixseq.artifacts.plan import Cell
+from pixseq.errors import PixseqError, UsageError
+from pixseq.runtime import devices_for
+from pixseq.studies import judge, plan, rates, worker
+from pixseq.studies.study import DIVERGED, DONE, METRICS, Study, check_parents, open_study
+from pixseq.studies.worker import Worker
+
+POLL_SECONDS = 0.1
+
+
+def run(
+    path: str | Path,
+    cell: str | None = None,
+    jobs: int = 1,
+    budget_limit: float | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    again: bool = False,
+) -> dict[str, Any]:
+    """Run the cells that are not done, `jobs` at a time, or the one `cell` in this process; returns all `cells`.
+
+    The reference models that judge completions come first; each is also what `cell` may name. With several CUDA
+    devices, the jobs go round them.
+
+    Cells of budgets above `budget_limit` FLOPs are left. A diverged cell counts as done, and is recorded as such;
+    `again` makes it anew. Raises PixseqError at the end, when all others are done, if cells failed.
+    """
+    study = open_study(path)
+    if jobs < 1:
+        raise UsageError(f"--jobs is {jobs}, it must be at least 1")
+    check_parents(study)
+    for each in study.cells if again else ():
+        if study.status(each) == DIVERGED and cell in (None, each["id"]):
+            study.forget(each)
+    if cell is not None:
+        from pixseq.studies import cell as one
+
+        one.run_named(study, cell, device, precision)
+        return {"counting": study.counting, "cells": study.results()}
+    failed: dict[str, str] = {}
+    queue = _in_order(study, budget_limit, failed)
+    workers: list[Worker] = []
+    with progress.board(HEAD) as board:
+        try:
+            _work(study, queue, workers, devices_for(device, jobs), precision, board, failed)
+        except BaseException:
+            worker.stop(workers)
+            raise
+        for each in workers:
+            each.close()
+    if failed:
+        id, why = next(iter(failed.items()))
+        raise PixseqError(f"{len(failed)} cells failed; {id}: {why}", "mend it and run again: what is done is kept")
+    return {"counting": study.counting, "cells": study.results()}
+
+
+def _work(
+    study: Study,
+    queue: Iterator[Cell],
+    workers: list[Worker],
+    devices: list[str],
+    precision: str,
+    board: progress.Board,
+    failed: dict[str, str],
+) -> None:
+    """Give the cells of the queue to a worker for each device; `workers` and `failed` are kept up to date."""
+    ended = False
+    while not ended or any(each.cell for each in workers):
+        while not ended and sum(each.cell is not None for each in workers) < len(devices):
+            cell = next(queue, None)
+            ended = cell is None
+            if cell is WAIT or ended:
+                break
+            _idle(study, workers, devices, precision).give(cell)
+        for each in [each for each in workers if each.cell]:
+            answer = each.answer()
+            if answer is None:
+                continue
+            if answer["error"] is not None:
+                failed[each.cell["id"]] = answer["error"]
+            board.say(_line(study, each, failed))
+            each.cell = None
+            if not each.alive:
+                workers.remove(each)
+                each.close()
+        board.show(lambda: _rows(study, workers, failed))
+        time.sleep(POLL_SECONDS)
+
+
+def _idle(study: Study, workers: list[Worker], devices: list[str], precision: str) -> Worker:
+    """One that waits, or a new one on a device that is free."""
+    for each in workers:
+        if each.cell is None:
+            return each
+    free = list(devices)
+    for each in workers:
+        free.remove(each.device)
+    workers.append(Worker.start(study, len(devices), free[0], precision))
+    return workers[-1]
+
+
+WAIT: Cell = {}  # no cell is ready before one that runs has ended
+
+
+def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell]:
+    """Cells to start, one a call, the references first; WAIT where the next budget waits for the one below it."""
+    for reference in judge.references(study):
+        here = [c for c in study.measured if c["resolution"] == reference["resolution"]]
+        here = [c for c in here if budget_limit is None or c["budget"] <= budget_limit]
+        if any(study.status(c) not in (DONE, DIVERGED) for c in here) and not judge.is_ready(study, reference):
+            yield reference
+    chains: dict[int, list[float]] = {}
+    for resolution, budget in plan.groups(study.measured):
+        if budget_limit is None or budget <= budget_limit:
+            chains.setdefault(resolution, []).append(budget)
+    started: set[str] = set()
+    while any(chains.values()):
+        found = None
+        for resolution, budgets in chains.items():
+            found = found or _next(study, resolution, budgets, started, failed)
+        if found is not None:
+            started.add(found["id"])
+        if found is not None or any(chains.values()):
+            yield found or WAIT
+
+
+def _next(
+    study: Study, resolution: int, budgets: list[float], started: set[str], failed: Mapping[str, str]
+) -> Cell | None:
+    """The next cell of a resolution, None where it waits or is through; what is through leaves `budgets`.
+
+    A sweep of learning rates comes first.
+    """
+    if budgets and rates.waits_for_sweep(study, resolution):
+        sweep = _open(study, rates.sweep_of(study, resolution), failed)
+        if sweep:
+            return next((cell for cell in sweep if cell["id"] not in started), None)
+        rule = rates.settle(study, resolution)
+        if rule is None:  # cells of its sweep failed
+            budgets.clear()
+        else:
+            progress.say(rates.told(resolution, rule))
+    while budgets:
+        if study.grid.recentre and plan.move(study, resolution, budgets[0]):
+            progress.say(f"r{resolution}: sizes at {budgets[0]:.3g} FLOPs centred anew")
+        here = [c for c in study.measured if (c["resolution"], c["budget"]) == (resolution, budgets[0])]
+        open_ = _open(study, here, failed)
+        found = next((cell for cell in open_ if cell["id"] not in started), None)
+        if found is not None or (open_ and study.grid.recentre):  # or its last cells still run
+            return found
+        budgets.pop(0)
+    return None
+
+
+def _open(study: Study, cells: Sequence[Cell], failed: Mapping[str, str]) -> list[Cell]:
+    return [cell for cell in cells if study.status(cell) not in (DONE, DIVERGED) and cell["id"] not in failed]
+
+
+# ---- what is shown
+
+HEAD = ("cell", "parameters", "tokens", "state", *METRICS)
+
+
+def _rows(study: Study, workers: list[Worker], failed: Mapping[str, str]) -> list[tuple[str, ...]]:
+    states = {each.cell["id"]: _state(study, each.cell) for each in workers if each.cell} | dict.fromkeys(
+        failed, "failed"
+    )
+    rows = []
+    for row in study.results():
+        figures = ("" if row[key] is None else f"{row[key]:.4g}" for key in METRICS)
+        state = states.get(row["id"], row["status"])
+        rows.append((row["id"], f"{row['params']:,}", f"{row['tokens']:,}", state, *figures))
+    return rows
+
+
+def _state(study: Study, cell: Cell) -> str:
+    """How far a running cell is: its step, or what follows training."""
+    folder = study.folder(cell)
+    if (folder / "model").exists():
+        return "measured"
+    log = folder / "model.partial" / "log.jsonl"
+    rows = read_log(log) if log.is_file() else []
+    return f"{rows[-1]['step']}/{cell['steps']}" if rows else "starts"
+
+
+def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
+    id, seconds = done.cell["id"], progress.clock(time.monotonic() - done.began)
+    if id in failed:
+        return f"{id}: failed after {seconds}: {failed[id]}"
+    row = next((row for row in study.results() if row["id"] == id), None)
+    if row is None:
+        return f"{id}: done in {seconds}"
+    if row["status"] == DIVERGED:
+        return f"{id}: diverged after {seconds}: {row['reason']}"
+    figures = ", ".join(f"{key} {row[key]:.4g}" for key in METRICS if row[key] is not None)
+    return f"{id}: done in {seconds}, {figures}"
