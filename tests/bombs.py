@@ -428,6 +428,179 @@ def a_shape_of_no_model(folder):
     return read
 
 
+# ---- extractors of other programs
+
+
+def extracted(folder, *nodes, **options):
+    import torch
+    from exports import write
+
+    from pixseq.interop.exported import open_exported
+
+    path = write(folder / "a.pt2", *nodes, **options)
+    return lambda: open_exported(path).features(torch.rand(2, 3, 6, 6))
+
+
+def export_bomb(make):
+    """Of a function that returns the nodes of a graph."""
+
+    def whole(folder):
+        return extracted(folder, *make())
+
+    whole.__name__ = make.__name__
+    return bomb(whole)
+
+
+def last(name):
+    """Nodes that make of any tensor [B, D], so that nothing but its size is wrong."""
+    from exports import call, ints, tensor
+
+    small = call("sum.dim_IntList", "s", tensor("x"), ints(1, 2), False)
+    return [call("sum.default", "z", tensor(name)), small, call("add.Tensor", "y", tensor("s"), tensor("z"))]
+
+
+SIZES = {
+    "zeros.default": ("zeros.default", [40_000, 40_000]),
+    "full.default": ("full.default", [1 << 33], 0.5),
+    "arange.default": ("arange.default", 10**10),
+    "eye.default": ("eye.default", 60_000),
+    "expand.default": ("expand.default", "one", [10**5, 10**5]),
+    "repeat.default": ("repeat.default", "flat", [10**10]),
+    "tile.default": ("tile.default", "flat", [10**10]),
+    "constant_pad_nd.default": ("constant_pad_nd.default", "flat", [0, 10**10]),
+    "pad.default": ("pad.default", "flat", [0, 10**10]),
+    "one_hot.default": ("one_hot.default", "whole", 10**10),
+    "repeat_interleave.self_int": ("repeat_interleave.self_int", "flat", 10**10),
+    "repeat_interleave.Tensor": ("repeat_interleave.Tensor", "many"),
+    "cat.default": ("cat.default", {"as_tensors": [{"name": "large"}] * 400}),
+    "tril_indices.default": ("tril_indices.default", 60_000, 60_000),
+    "upsample_nearest2d.default": ("upsample_nearest2d.default", "x", [60_000, 60_000]),
+    "new_zeros.default": ("new_zeros.default", "x", [1 << 33]),
+    "outer.default": ("outer.default", "line", "line"),
+    "cosine_similarity.default": ("cosine_similarity.default", "rows", "columns", 2),
+    "kron.default": ("kron.default", "line", "line"),
+    "diag_embed.default": ("diag_embed.default", "line"),
+    "unbind.int": ("unbind.int", "large"),
+    "split.Tensor": ("split.Tensor", "large", 1),
+}
+
+
+def sized(name):
+    def make(folder):
+        from exports import call, tensor
+
+        target, *args = SIZES[name]
+        args = [tensor(each) if isinstance(each, str) else each for each in args]
+        nodes = [
+            call("reshape.default", "flat", tensor("x"), [-1]),
+            call("sum.default", "one", tensor("x")),
+            call("zeros.default", "line", [100_000]),
+            call("zeros.default", "large", [10_000_000]),
+            call("reshape.default", "rows", tensor("line"), [100_000, 1, 1]),
+            call("reshape.default", "columns", tensor("line"), [1, 100_000, 1]),
+            call("full.default", "many", [1], 10**10, dtype={"as_scalar_type": 5}),
+            call("_to_copy.default", "whole", tensor("flat"), dtype={"as_scalar_type": 5}),
+        ]
+        made = ["v"] if target in ("unbind.int", "split.Tensor") else "v"
+        return extracted(folder, *nodes, call(target, made, *args), *last("v"))
+
+    make.__name__ = "an_export_of_" + name.removesuffix(".default").replace(".", "_")
+    return bomb(make)
+
+
+for name in SIZES:
+    sized(name)
+
+
+@export_bomb
+def an_export_that_keeps_many():
+    from exports import call, tensor
+
+    nodes = [call("zeros.default", f"a{i}", [10_000_000]) for i in range(100)]
+    nodes += [call("add.Tensor", "v" if i == 0 else f"b{i}", tensor("a0"), tensor(f"a{i}")) for i in range(100)]
+    return [*nodes, *last("v")]
+
+
+@export_bomb
+def an_export_that_unfolds():
+    """A convolution in float64, which torch writes out as a matrix."""
+    from exports import call, tensor
+
+    double = {"as_scalar_type": 8}
+    return [
+        call("zeros.default", "p", [1, 16, 256, 256], dtype=double),
+        call("zeros.default", "w", [1, 16, 65, 65], dtype=double),
+        call("conv2d.default", "v", tensor("p"), tensor("w"), {"as_none": True}, [1, 1], [32, 32]),
+        *last("v"),
+    ]
+
+
+@export_bomb
+def an_export_that_squares_a_number():
+    from exports import call, tensor
+
+    def number(name):
+        return {"as_sym_int": {"as_name": name}}
+
+    nodes = [call("sym_size.int", "n0", tensor("x"), 2)]
+    nodes[0]["outputs"] = [number("n0")]
+    nodes += [call("_operator.mul", f"n{i + 1}", number(f"n{i}"), number(f"n{i}")) for i in range(40)]
+    return [*nodes, call("mul.Tensor", "v", tensor("x"), tensor("x")), *last("v")]
+
+
+@export_bomb
+def an_export_that_multiplies_a_text():
+    from exports import call, tensor
+
+    return [call("_operator.mul", "n", "x" * 100, 1 << 28), call("alias.default", "v", tensor("x")), *last("v")]
+
+
+@export_bomb
+def an_export_of_wide_rows():
+    from exports import call
+
+    return [call("zeros.default", "y", [2, 40_000_000])]
+
+
+@bomb
+def an_export_of_one_number(folder):
+    return extracted(folder, *last("w"), weights=[("w", [40_000, 40_000], [0, 0], bytes(4))])
+
+
+@bomb
+def an_export_that_is_packed(folder):
+    import zipfile
+
+    data = bytes(256 << 20)
+    return extracted(folder, *last("w"), weights=[("w", [64 << 20], [1], data)], compress=zipfile.ZIP_DEFLATED)
+
+
+@bomb
+def an_export_of_one_file_many_times(folder):
+    import zipfile
+
+    import torch
+    from exports import write
+
+    from pixseq.interop.exported import open_exported
+
+    weights = [(f"w{i}", [1 << 20], [1], bytes(4 << 20) if not i else b"") for i in range(400)]
+    path = write(folder / "a.pt2", *last("w0"), weights=weights)
+    with zipfile.ZipFile(path) as archive:
+        members = {each.filename: archive.read(each) for each in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in members.items():
+            archive.writestr(
+                each, data.replace(b'"weight_', b'"weight_0", "was": "') if each.endswith("config.json") else data
+            )
+
+    def read():
+        open_exported(path).features(torch.rand(2, 3, 6, 6))
+        raise PixseqError("it is read, and held once")
+
+    return read
+
+
 # ---- the run under the limit
 
 

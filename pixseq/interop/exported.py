@@ -11,24 +11,28 @@ The model takes one tensor, float32 [B, 3, H, W] in [0, 1], and returns [B, D] f
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import operator
 import re
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pixseq.bounded.calls import TooLarge, check_call, check_numbers, live_bytes
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.structure import MOST_JSON, parse_json
+from pixseq.bounded.tensors import MOST_TENSORS
 from pixseq.errors import PixseqError
 
 SUFFIX = ".pt2"
 REMEDY = "save it with torch.export.save in evaluation mode, from plain operators and weights on one CPU"
-MOST_JSON = 64 << 20
+FREE, FOLDED = 1 << 29, 32  # bytes that a run holds beside weights and pictures: this, and so many times the file
+MOST_WIDTH = 1 << 20  # numbers a picture
 DTYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -97,6 +101,7 @@ class Node:
     args: tuple[Mapping[str, Any], ...]
     named: Mapping[str, Mapping[str, Any]]
     results: tuple[Any, ...]
+    done: tuple[str, ...]  # values that no later one needs
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class Exported:
     output: str
     batch: int | None
     sides: tuple[int | None, int | None]
+    most: int  # bytes of what it computes, held at a time
 
     def features(self, images: Tensor) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1] -> float32 [B, D]. Raises PixseqError where it takes no such pictures."""
@@ -123,13 +129,23 @@ class Exported:
                     "export it with its resize inside, or encode pictures of that size",
                 )
         if self.batch is None:
-            return self._run(images)
+            return self._parted(images)
         parts = []
         for start in range(0, len(images), self.batch):
             part = images[start : start + self.batch]
             padded = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
             parts.append(self._run(padded)[: len(part)])
         return torch.cat(parts)
+
+    def _parted(self, images: Tensor) -> Tensor:
+        """Of as many at once as fit."""
+        try:
+            return self._run(images)
+        except PixseqError as error:
+            if not isinstance(error.__cause__, TooLarge) or len(images) < 2:
+                raise
+        half = len(images) // 2
+        return torch.cat([self._parted(images[:half]), self._parted(images[half:])])
 
     def _run(self, images: Tensor) -> Tensor:
         device = images.device
@@ -139,8 +155,16 @@ class Exported:
             for node in self.nodes:
                 args = [_value(arg, values, device) for arg in node.args]
                 named = {name: _value(arg, values, device) for name, arg in node.named.items()}
-                _keep(node.call(*args, **named), node.results, values)
+                live = live_bytes(x for name, x in values.items() if name not in self.constants)
+                _keep(_called(node.call, args, named, self.most - live), node.results, values)
+                for name in node.done:
+                    values.pop(name, None)
             found = values[self.output]
+        except TooLarge as error:
+            raise PixseqError(
+                f"{self.path} takes more than {self.most:,} bytes for {list(images.shape)}: {error}",
+                "export it with a batch of any size, or of fewer pictures",
+            ) from error
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PixseqError(f"{self.path} cannot be run on {list(images.shape)}: {line}", REMEDY) from None
@@ -153,7 +177,27 @@ class Exported:
             raise PixseqError(
                 f"{self.path} returns {list(found.shape)}, where [B, D] is needed", "export it with its pooling inside"
             )
+        if found.shape[1] > MOST_WIDTH:
+            raise PixseqError(
+                f"{self.path} returns {found.shape[1]:,} numbers a picture, more than the {MOST_WIDTH:,} that are read",
+                "export it with its pooling inside",
+            )
         return found.flatten(1).float()
+
+
+def _called(call: Callable, args: list[Any], named: dict[str, Any], room: int) -> Any:
+    """What a node returns, no more than `room` bytes of it."""
+    if isinstance(call, torch._ops.OpOverload):
+        check_call(call, args, named, room)
+        return call(*args, **named)
+    if call is operator.getitem:
+        if not isinstance(args[0], tuple | list):
+            raise TypeError("an item is taken of what is no list")
+        return call(*args)
+    check_numbers(args)
+    result = call(*args)
+    check_numbers((), result)
+    return result
 
 
 def is_exported(path: str | Path) -> bool:
@@ -163,7 +207,7 @@ def is_exported(path: str | Path) -> bool:
 def file_id(path: str | Path) -> str:
     """sha256 of the file. Raises PixseqError where there is none."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise PixseqError(f"{path} cannot be read: {error.strerror}", "check the path") from None
@@ -175,6 +219,7 @@ def open_exported(path: str | Path) -> Exported:
     id = file_id(path)
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_members(path, archive)
             return _read(path, id, archive)
     except zipfile.BadZipFile:
         raise PixseqError(f"{path} is no archive of torch.export", REMEDY) from None
@@ -190,39 +235,69 @@ def _read(path: Path, id: str, archive: zipfile.ZipFile) -> Exported:
     program = _json(archive, names[models[0]])
     stem = models[0].removeprefix("models/").removesuffix(".json")
     tensors: dict[str, Tensor] = {}
+    payloads: dict[str, Tensor] = {}
     for kind in ("weights", "constants"):
         config = names.get(f"data/{kind}/{stem}_{kind}_config.json")
         for name, entry in (_json(archive, config)["config"] if config else {}).items():
-            tensors[name] = _tensor(path, archive, names, kind, name, entry)
+            tensors[name] = _tensor(path, archive, names, kind, name, entry, payloads)
     graph, signature = program["graph_module"]["graph"], program["graph_module"]["signature"]
     constants, inputs = _inputs(path, signature["input_specs"], tensors)
     outputs = [spec["user_output"]["arg"] for spec in signature["output_specs"] if "user_output" in spec]
     if len(inputs) != 1 or not outputs or "as_tensor" not in outputs[0]:
         raise PixseqError(f"{path} takes {len(inputs)} inputs and returns {len(outputs)}, one tensor is needed", REMEDY)
-    nodes = tuple(_node(path, node) for node in graph["nodes"])
+    output = outputs[0]["as_tensor"]["name"]
+    nodes = _nodes(path, graph["nodes"], {*constants, output})
     sizes = [size.get("as_int") for size in graph["tensor_values"][inputs[0]]["sizes"]]
     if len(sizes) != 4 or sizes[1] not in (3, None):
         raise PixseqError(f"{path} takes a tensor of {sizes}, where pictures [B, 3, H, W] are needed", REMEDY)
-    output = outputs[0]["as_tensor"]["name"]
-    return Exported(path, id, nodes, constants, inputs[0], output, sizes[0], (sizes[2], sizes[3]))
+    most = FREE + FOLDED * path.stat().st_size
+    return Exported(path, id, nodes, constants, inputs[0], output, sizes[0], (sizes[2], sizes[3]), most)
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raises ValueError for members that would unfold, or declare more than the file holds."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is compressed, which torch.export does not do")
+    declared, size = sum(member.file_size for member in members), path.stat().st_size
+    if declared > size or len(members) > MOST_TENSORS:
+        raise ValueError(f"it declares {declared:,} bytes in {len(members):,} members, and has {size:,}")
 
 
 def _json(archive: zipfile.ZipFile, name: str) -> Any:
     if archive.getinfo(name).file_size > MOST_JSON:
-        raise ValueError(f"{name} has {archive.getinfo(name).file_size} bytes")
-    return json.loads(archive.read(name))
+        raise ValueError(f"{name} has {archive.getinfo(name).file_size:,} bytes, more than {MOST_JSON:,}")
+    return parse_json(archive.read(name), finite=False)  # a mask is filled with -inf
 
 
-def _tensor(path: Path, archive: zipfile.ZipFile, names: Mapping[str, str], kind: str, name: str, entry: Any) -> Tensor:
-    """A weight from its bytes. Raises PixseqError where it is pickled."""
+def _tensor(
+    path: Path,
+    archive: zipfile.ZipFile,
+    names: Mapping[str, str],
+    kind: str,
+    name: str,
+    entry: Any,
+    payloads: dict[str, Tensor],
+) -> Tensor:
+    """A weight from its bytes, which several may share. Raises PixseqError where it is pickled."""
     if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_[0-9]+", entry["path_name"]):
         raise PixseqError(f"{path}: {name} is pickled, which could run code", REMEDY)
     meta = entry["tensor_meta"]
     dtype = DTYPES[meta["dtype"]]
     sizes, strides = ([int(size["as_int"]) for size in meta[key]] for key in ("sizes", "strides"))
     offset = int(meta["storage_offset"]["as_int"])
-    raw = bytearray(archive.read(names[f"data/{kind}/{entry['path_name']}"]))
-    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.zeros(0, dtype=dtype)
+    member = names[f"data/{kind}/{entry['path_name']}"]
+    if member not in payloads:
+        raw = bytearray(archive.read(member))
+        payloads[member] = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.zeros(0, dtype=torch.uint8)
+    stored = len(payloads[member]) - len(payloads[member]) % dtype.itemsize
+    flat = payloads[member][:stored].view(dtype)
+    if math.prod(sizes) > len(flat):
+        raise PixseqError(
+            f"{path}: {name} declares {math.prod(sizes):,} numbers, and {len(flat):,} are stored: it is cut short, or "
+            "was expanded",
+            "copy the file again, or export the model after .clone() of that tensor",
+        )
     reach = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides)) + 1
     if min(sizes, default=1) > 0 and not (offset >= 0 and min(strides, default=0) >= 0 and reach <= len(flat)):
         raise PixseqError(f"{path}: {name} of {sizes} is cut short", "copy the file again")
@@ -245,6 +320,26 @@ def _inputs(path: Path, specs: Any, tensors: Mapping[str, Tensor]) -> tuple[dict
     return constants, given
 
 
+def _nodes(path: Path, found: list[Mapping[str, Any]], kept: set[str]) -> tuple[Node, ...]:
+    """In order; with the last that needs a value it is `done`, but for those that are `kept`."""
+    nodes, needed = [], set(kept)
+    for node in reversed(found):
+        read = _node(path, node)
+        names = set(_texts([read.args, list(read.named.values()), read.results]))
+        nodes.append(replace(read, done=tuple(sorted(names - needed))))
+        needed |= names
+    return tuple(reversed(nodes))
+
+
+def _texts(found: Any) -> Iterator[str]:
+    """Every text in an argument, names of values among them."""
+    for each in found.values() if isinstance(found, Mapping) else found:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping | list | tuple):
+            yield from _texts(each)
+
+
 def _node(path: Path, node: Mapping[str, Any]) -> Node:
     """Raises PixseqError for an operator that is not on the list."""
     call = _operator(node["target"])
@@ -252,7 +347,7 @@ def _node(path: Path, node: Mapping[str, Any]) -> Node:
         raise PixseqError(f"{path} calls {node['target']!r}, which is none of the operators that are run", REMEDY)
     positional = tuple(each["arg"] for each in node["inputs"] if each.get("kind") != 2)
     named = {each["name"]: each["arg"] for each in node["inputs"] if each.get("kind") == 2}
-    return Node(call, positional, named, tuple(_result(each) for each in node["outputs"]))
+    return Node(call, positional, named, tuple(_result(each) for each in node["outputs"]), ())
 
 
 def _operator(target: str) -> Callable | None:
