@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 2.0, 10.0
@@ -48,6 +48,16 @@ def printable(text: str) -> str:
 def shown(name: object) -> str:
     """A foreign name made safe for messages and JSON: no undecodable bytes, no control or escape characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
+LISTED = 5  # names that a message lists
+
+
+def few(names: Collection[object]) -> str:
+    """The first of some foreign names, safe for messages, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(shown(name) for name in names[:LISTED]) + more
 
 
 class Bar:

@@ -72,11 +72,6 @@ class Machine:
         return host_memory_bytes() // self.sharers
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def devices_for(device: str, jobs: int) -> list[str]:
     """A device for each of `jobs` processes: they go round the CUDA devices, unless `device` names one or the CPU."""
     count = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0

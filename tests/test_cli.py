@@ -199,6 +199,7 @@ CASES = {
     "baseline form": (2, "probe f.zarr --test f.zarr --baseline x"),
     "sample tokens": (1, "sample t.zarr -o o.png"),
     "keep out of range": (2, "sample m --prompt t.zarr --keep 1.5 -o o.png"),
+    "keep of no row": (2, "sample m --prompt t.zarr --keep 0.01 -o o.png"),
     "unwritable target": (1, "sample m -o /proc/nope/o.png"),
     "show nothing": (1, "show nowhere"),
     "show a foreign file": (1, "show good/a/0.png"),
@@ -248,11 +249,12 @@ def test_sigterm_exits_130_and_says_how_to_go_on(work):
     assert (work / "long.partial" / "resume" / "state.pt").is_file()
 
 
-def test_a_closed_pipe_is_silent(work):
+@pytest.mark.parametrize("words", ["show p.json", "--help", "palette --help", "encode --help", "--version"])
+def test_a_closed_pipe_is_silent(work, words):
     reader, writer = os.pipe()
     os.close(reader)
     run = subprocess.run(
-        [sys.executable, "-m", "pixseq", "show", "p.json"], cwd=work, stdout=writer, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "pixseq", *words.split()], cwd=work, stdout=writer, stderr=subprocess.PIPE, text=True
     )
     os.close(writer)
     assert run.returncode == 141 and run.stderr == ""

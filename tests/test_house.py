@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "pixseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Highest last. A file imports from lower floors or its own room; rooms of one floor do not know each other.
 FLOORS = [
-    ("errors", "streams", "signals"),
+    ("cores", "errors", "streams", "signals"),
     ("numerics", "progress"),
     ("bounded",),
     ("presets",),

@@ -256,3 +256,16 @@ def test_splits_as_they_are_packed_twice_and_more_beside_them(tmp_path):
     )
     with pytest.raises(PixseqError, match=r"sets with splits of their own: v1 \(test, train\), v2"):
         open_source(str(tmp_path / "versions"))
+
+
+def test_folders_inside_classes_are_said_not_to_be_classes(tmp_path):
+    inner = ("animals/cat", "animals/dog", "vehicles/car", "vehicles/van/big", "vehicles/van/small")
+    tree(tmp_path / "set", *inner, "plants")
+    assert open_source(str(tmp_path / "set")).class_names == ["animals", "plants", "vehicles"]
+    said = notes(tmp_path / "set")
+    assert "3 classes (animals, plants, vehicles)" in said and all(name in said for name in inner)
+    tree(tmp_path / "two" / "train", *inner)
+    tree(tmp_path / "two" / "test", *inner)
+    assert "animals/dog" in notes(tmp_path / "two", "test")
+    tree(tmp_path / "flat", "cat/images", "dog/images", "cow")  # one folder inside loses nothing
+    assert "told apart" not in notes(tmp_path / "flat")

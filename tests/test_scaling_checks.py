@@ -42,6 +42,7 @@ def grid(tmp_path, stores, text, val="v.zarr"):
         ("completions: {keep: 1.0}\n", "completions.keep is 1.0"),
         ("completions: {keep: -0.5}\n", "completions.keep"),
         ("completions: {count: 20, keep: 0.95}\n", "keeps all of 6 rows"),
+        ("completions: {count: 20, keep: 0.05}\n", "keeps none of 6 rows"),
         ("completions: {temperature: -1.0}\n", "completions.temperature"),
         ("completions: {temperature: .nan}\n", "completions.temperature"),
         ("completions: {seed: -1}\n", "completions.seed"),

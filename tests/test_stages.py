@@ -18,13 +18,14 @@ from PIL import Image
 from reference import igpt_forward
 from safetensors.torch import load_file, save_file
 
-from pixseq import runtime
+from pixseq import progress
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.cli.output import to_json
 from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.cores import usable_cores
 from pixseq.engine import opening
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
@@ -151,6 +152,32 @@ def test_pictures_serve_as_prompts(checkpoints, tmp_path):
     sample.run(checkpoints["ar"], tmp_path / "c.png", prompt=str(tmp_path / "pics"), device="cpu")
     with Image.open(tmp_path / "c.png") as image:
         assert image.size[1] > 3 * 6
+
+
+def test_a_prompt_of_pictures_is_read_as_it_is_asked_to(checkpoints, tokens, tmp_path, capsys):
+    """What the faults of a source tell to say can be said here too."""
+    for i in range(3):
+        shade = np.full((6, 6, 3), 40 * i, np.uint8)
+        Image.fromarray(shade).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    out = {"out": tmp_path / "c.png", "count": 9, "prompt": str(tmp_path), "device": "cpu", "overwrite": True}
+    with pytest.raises(PixseqError) as caught:
+        sample.run(checkpoints["ar"], **out)
+    assert "--on-error skip" in caught.value.hint
+    progress.enable()
+    try:
+        record = sample.run(checkpoints["ar"], **out, on_error="skip")
+    finally:
+        progress.enable(False)
+    assert record["summary"]["pictures"] == 3 and record["config"]["on_error"] == "skip"
+    assert "skipped" in capsys.readouterr().err
+    with pytest.raises(PixseqError, match="36"):
+        sample.run(checkpoints["ar"], **out, on_error="fail", max_pixels=35)
+    with pytest.raises(UsageError, match="no columns"):
+        sample.run(checkpoints["ar"], **out, label_column="label")
+    for prompt in (str(tokens), None):
+        with pytest.raises(UsageError, match="--on-error is of a --prompt SOURCE"):
+            sample.run(checkpoints["ar"], **{**out, "prompt": prompt}, on_error="skip")
 
 
 def test_prompts_come_from_stdin_too(checkpoints, tmp_path, monkeypatch):
@@ -318,7 +345,7 @@ def test_systems_without_linux_calls_are_served_too(tokens, monkeypatch):
     """macOS tells no affinity and allocates no file ahead."""
     for name in ("sched_getaffinity", "posix_fallocate"):
         monkeypatch.delattr(os, name, raising=False)
-    assert runtime.usable_cores() == os.cpu_count()
+    assert usable_cores() == os.cpu_count()
     store = open_store(tokens, "tokens")
     monkeypatch.setattr(opening, "host_memory_bytes", lambda: 0)  # so that images are mapped from a file
     images = opening.read_all(store)

@@ -21,6 +21,7 @@ from pixseq.artifacts.filters import check_codecs
 from pixseq.artifacts.specs import SHAPES, Spec, fill_value
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
+from pixseq.numerics.whole import starts
 
 UNFINISHED = "pixseq_unfinished"
 MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
@@ -96,7 +97,7 @@ class StoreWriter:
             return self.finished is not None
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         for name, spec in self.specs.items():
-            entries = count_pixels(group[SHAPES][: self.rows]) if spec.whole else self.rows
+            entries = int(starts(group[SHAPES][: self.rows])[-1]) if spec.whole else self.rows
             group[name].resize(spec.sized(entries))
         return True
 
@@ -137,7 +138,7 @@ class StoreWriter:
             self._flush(self.buffered - self.buffered % self.chunk_rows)
 
     def _flush(self, count: int) -> None:
-        pixels = count_pixels(np.concatenate(self.buffer[SHAPES])[:count]) if SHAPES in self.specs else 0
+        pixels = int(starts(np.concatenate(self.buffer[SHAPES])[:count])[-1]) if SHAPES in self.specs else 0
         for name, spec in self.specs.items():
             held = np.concatenate(self.buffer[name], axis=spec.row_axis)
             now, later = np.split(held, [pixels if spec.whole else count], axis=spec.row_axis)
@@ -210,12 +211,12 @@ class Store:
         shapes = self.read(SHAPES)
         if len(shapes) and not (shapes.min() >= 1 and shapes.max() <= MOST_SIDE):
             raise PixseqError(f"{self.path}: its pictures have sides of {shapes.min()} to {shapes.max()}", DAMAGED)
-        starts = np.concatenate([[0], shapes.astype(np.int64).prod(axis=1).cumsum()])
-        if starts[-1] != self.shape(self.kind)[0]:
+        begins = starts(shapes)
+        if begins[-1] != self.shape(self.kind)[0]:
             raise PixseqError(
-                f"{self.path} holds {self.shape(self.kind)[0]} pixels, its shapes declare {starts[-1]}", DAMAGED
+                f"{self.path} holds {self.shape(self.kind)[0]} pixels, its shapes declare {begins[-1]}", DAMAGED
             )
-        return starts
+        return begins
 
     @functools.cached_property
     def one_size(self) -> tuple[int, int] | None:
@@ -254,11 +255,6 @@ class Store:
     def images(self) -> np.ndarray | None:
         """Which image of the source each row shows, int [N]; None where every row is an image of its own."""
         return self.read("images") if "images" in self.names else None
-
-
-def count_pixels(shapes: np.ndarray) -> int:
-    """Of pictures of `shapes` [n, 2], all together."""
-    return int(shapes.astype(np.int64).prod(axis=1).sum())
 
 
 def _open_group(path: Path, mode: str) -> zarr.Group:

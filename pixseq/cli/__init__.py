@@ -12,7 +12,7 @@ import typer
 
 from pixseq import __version__, progress, signals
 from pixseq.cli import images, measuring, scaling, stdio, training, weights
-from pixseq.errors import BUG, INPUT, INTERRUPTED, PixseqError, Stop
+from pixseq.errors import BUG, CLOSED_PIPE, INPUT, INTERRUPTED, PixseqError, Stop
 
 app = typer.Typer(
     help="Pretrain generative models on pixels: Image GPT and AIM as chains of stages that read and write artifacts.",
@@ -113,6 +113,11 @@ def main() -> None:
         signal.signal(number, _interrupted)
     try:
         app()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # nobody reads the help that was asked for
+            stdio.silence(sys.stdout)
+            sys.exit(CLOSED_PIPE)
+        raise
     except PixseqError as fault:
         _fail(fault.message, fault.hint, fault.code)
     except Stop as stop:

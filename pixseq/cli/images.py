@@ -218,6 +218,10 @@ def sample(
     split: Annotated[
         str | None, typer.Option("--split", help="Split of a prompt SOURCE [default: test, where there is one].")
     ] = None,
+    label_column: LabelColumn = None,
+    bit_depth: BitDepth = None,
+    max_pixels: MaxPixels = None,
+    on_error: OnError = "fail",
     keep: Annotated[float, typer.Option("--keep", help="Part of the prompt's rows that is given.")] = 0.5,
     completions: Annotated[int, typer.Option("--completions", help="Pictures drawn for each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", help="1 is the paper's; 0 is greedy.")] = 1.0,
@@ -245,6 +249,10 @@ def sample(
         count=count,
         prompt=prompt,
         split=split,
+        label_column=label_column,
+        bit_depth=bit_depth,
+        max_pixels=max_pixels,
+        on_error=on_error,
         keep=keep,
         completions=completions,
         temperature=temperature,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pixseq.data.records import reading, shown
-from pixseq.data.shards import few
 from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 from pixseq.errors import PixseqError
+from pixseq.progress import few
 
 # Endings of files that are a source if they hold what they say.
 POINTERS = {"Git LFS pointer", "git-annex pointer"}

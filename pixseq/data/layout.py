@@ -19,8 +19,7 @@ from pixseq.data.records import NoSuchSplit, pick_split, shown
 from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
 from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
-
-LISTED = 5  # names that a message lists
+from pixseq.progress import LISTED, few
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,12 @@ def _labelled(
     splits = [split.classes for split in found.values() if split.classes is not None]
     # Over all splits, so that a class that one of them lacks shifts no label.
     class_names = sorted({name for classes in splits for name in classes}, key=os.fsencode)
-    pictures, empty = [], []
+    pictures, empty, nested = [], [], []
     for label, name in enumerate(class_names):
         where = chosen.classes.get(name, [])
         inside = list(tree.walk(where, notes, others)) if isinstance(where, str) else where
+        if isinstance(where, str) and len(inside) > 1:
+            nested += [os.path.relpath(folder, os.path.dirname(where)) for folder, _ in inside if folder != where]
         pictures += [(folder, names, label) for folder, names in inside]
         if not inside:
             empty.append(f"{shown(os.path.join(chosen.folder, name))} holds no pictures: class {label} is empty")
@@ -98,7 +99,12 @@ def _labelled(
     lone = [(name, [s.called for s in found.values() if name in (s.classes or ())]) for name in class_names]
     lone = [f"{shown(name)} ({shown(where[0])})" for name, where in lone if len(where) == 1 and len(splits) > 1]
     if lone:
-        said.append(f"{len(lone)} of {len(class_names)} classes are in one split only: {_few(lone)}")
+        said.append(f"{len(lone)} of {len(class_names)} classes are in one split only: {few(lone)}")
+    if nested:
+        said.append(
+            f"{shown(chosen.folder)}: its {len(class_names)} classes ({few(class_names)}) hold folders, which are not "
+            f"told apart: {few(nested)}; for classes of these, move them up, or name the folder that holds them"
+        )
     notes[:0] = said
     return class_names, pictures
 
@@ -130,7 +136,7 @@ def _see_through(tree: Tree, folder: str, notes: list[str]) -> str:
         if not all(tree.holds_files(os.path.join(folder, name)) for name in rest):
             return folder
         if rest:
-            notes.append(f"{shown(folder)}: only {shown(full[0])} holds pictures, not {_few(rest)}")
+            notes.append(f"{shown(folder)}: only {shown(full[0])} holds pictures, not {few(rest)}")
         folder = inner
     return folder
 
@@ -151,16 +157,16 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
     if like and rest and not set(rest) <= alike and not of_one_set:
         if len(like) == 1 and is_bare(like[0]) and not any(inner.values()):
             return {}  # class folders, one of them called train
-        raise _unclear(root, inner, f"splits ({', '.join(map(shown, like))}) and other pictures ({_few(rest)})")
+        raise _unclear(root, inner, f"splits ({', '.join(map(shown, like))}) and other pictures ({few(rest)})")
     unclear = None in pairs.values()
     if not like and not alike and not unclear:
         return {}
     if not like and (alike != set(names) or unclear):
         raise _unclear(root, inner, "folders that may be splits or classes")
     if of_one_set and not set(rest) <= alike:
-        notes.append(f"{shown(root)}: beside {_few(like)} other folders hold pictures: {_few(set(rest) - alike)}")
+        notes.append(f"{shown(root)}: beside {few(like)} other folders hold pictures: {few(set(rest) - alike)}")
     if len(tree.listing(root).pictures):
-        notes.append(f"{shown(root)}: the pictures beside its splits ({_few(names)}) are passed over")
+        notes.append(f"{shown(root)}: the pictures beside its splits ({few(names)}) are passed over")
     splits = {name: _split(tree, name, os.path.join(root, name), notes) for name in names}
     return _without_wrappers(splits, notes)
 
@@ -186,9 +192,9 @@ def _alike(a: str, b: str, inner: dict[str, list[str]], like: Collection[str]) -
 
 
 def _unclear(root: str, inner: dict[str, list[str]], what: str) -> PixseqError:
-    held = [f"{shown(name)} ({_few(inside) if inside else 'pictures'})" for name, inside in inner.items()]
+    held = [f"{shown(name)} ({few(inside) if inside else 'pictures'})" for name, inside in inner.items()]
     return PixseqError(
-        f"{shown(root)} holds {what}: {_few(held)}",
+        f"{shown(root)} holds {what}: {few(held)}",
         f"name the folder that you mean, such as {shown(os.path.join(root, next(iter(inner))))}, or move the others "
         "away; splits hold the same class folders, classes hold pictures",
     )
@@ -213,7 +219,7 @@ def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
     empty = [name for name in rest if not tree.holds_files(os.path.join(folder, name))]
     if len(empty) < len(rest):
         without = [name for name in rest if name not in empty]
-        notes.append(f"{shown(folder)}: {_few(without)} hold{'s' * (len(without) == 1)} no pictures: no class")
+        notes.append(f"{shown(folder)}: {few(without)} hold{'s' * (len(without) == 1)} no pictures: no class")
         if len(names) == 1:
             notes.append(
                 f"{shown(folder)}: only one of {len(listing.folders)} folders, {shown(names[0])}, has pictures"
@@ -269,7 +275,7 @@ def _check_filled(tree: Tree, root: str, found: dict[str, Split], wanted: str) -
     if empty and wanted not in called:
         raise PixseqError(
             f"{shown(os.path.join(root, empty[0]))} holds no pictures",
-            f"fill it, or choose another split: {_few(found)}",
+            f"fill it, or choose another split: {few(found)}",
         )
 
 
@@ -287,15 +293,10 @@ def _pick(path: object, found: dict[str, Split], wanted: str) -> tuple[str, str]
         )
     if not called and not any(split_word(name, list(found)) for name in found):
         raise NoSuchSplit(
-            f"{shown(path)} has the splits {_few(sorted(found))}, not {wanted}",
+            f"{shown(path)} has the splits {few(sorted(found))}, not {wanted}",
             "they hold the same folders, so they are taken for splits: choose one with --split; classes hold pictures",
         )
     if not called:
         pick_split(path, [shown(name) for name in recorded.values()], wanted)
-        raise NoSuchSplit(f"{shown(path)} has no split {wanted}", f"it has {_few(found)}")
+        raise NoSuchSplit(f"{shown(path)} has no split {wanted}", f"it has {few(found)}")
     return recorded[called[0]], called[0]
-
-
-def _few(names: Collection[str]) -> str:
-    listed = [shown(name) for name in list(names)[:LISTED]]
-    return ", ".join(listed) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -7,12 +7,14 @@ Shapes: P pixels of all pictures together, B pictures at once, S the model's sid
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
+
+from pixseq.cores import usable_cores
+from pixseq.numerics.whole import starts
 
 SHOWN = 0.875  # how much of the shorter side the centre crop shows: 224 of 256, as AIM is evaluated
 BICUBIC = Image.Resampling.BICUBIC
@@ -33,11 +35,6 @@ class Pictures(Sequence[np.ndarray]):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(*self.shapes[index], 3)
-
-
-def starts(shapes: np.ndarray) -> np.ndarray:
-    """[N, 2] -> int64 [N + 1]: where each picture begins among all pixels, and where the last one ends."""
-    return np.concatenate([[0], shapes.astype(np.int64).prod(axis=1).cumsum()])
 
 
 def joined(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,10 +102,6 @@ def _each(make: Callable[..., Image.Image], given: Sequence[tuple], side: int) -
     def one(i: int) -> None:
         out[i] = make(*given[i])
 
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(one, range(len(given))))
     return out
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from pixseq.data.records import Wanted, pick_split, shown
 from pixseq.data.split_names import canonical, split_of, split_word
 from pixseq.errors import PixseqError
+from pixseq.progress import few
 
 OF = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?)(?P<total>\d+)(?P<after>.*)", re.IGNORECASE)
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!ut", ".tmp")
-LISTED = 5
 
 
 def shards_of_split(path: Path, shards: Iterable[Path], wanted: Wanted) -> tuple[str, list[Path], list[str]]:
@@ -64,12 +64,6 @@ def incomplete(found: str, skip: bool) -> list[str]:
     if skip:
         return [f"{found}; the rest is read"]
     raise PixseqError(found, "copy or download it again; to read what is there all the same: --on-error skip")
-
-
-def few(names: Collection[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(shown(name) for name in names[:LISTED]) + more
 
 
 def _by_folder(files: list[Path]) -> Iterable[list[Path]]:

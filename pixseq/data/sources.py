@@ -24,12 +24,12 @@ from pixseq.data import (
     zips,
 )
 from pixseq.data.records import MAX_PIXELS, Encoded, Pixels, Source, Wanted, shown
-from pixseq.data.shards import few
 from pixseq.data.sniff import kind_of
 from pixseq.data.split_names import split_of
 from pixseq.data.token_files import TokenSource
 from pixseq.data.tree import Listing, list_folder
 from pixseq.errors import PixseqError, UsageError
+from pixseq.progress import few
 
 __all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 

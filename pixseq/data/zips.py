@@ -11,10 +11,10 @@ from pathlib import Path
 from pixseq.data import layout
 from pixseq.data.folders import as_source
 from pixseq.data.records import Encoded, Source, parts, reading, shown
-from pixseq.data.shards import few
 from pixseq.data.tree import ArchiveTree
 from pixseq.data.webdataset import MAX_MEMBER_BYTES
 from pixseq.errors import PixseqError
+from pixseq.progress import few
 
 PACKED = (".tar", ".gz", ".tgz", ".zip", ".npz", ".parquet", ".bin", ".tfrecord")
 

@@ -222,7 +222,8 @@ def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: 
     _check_size(path, codec, tokens)
     if classes and ours["class_names"] != theirs["class_names"] and ours["class_names"] and theirs["class_names"]:
         raise PixseqError(
-            f"{path} has the classes {_few(ours['class_names'])}, {tokens.path} has {_few(theirs['class_names'])}",
+            f"{path} has the classes {progress.few(ours['class_names'])}, "
+            f"{tokens.path} has {progress.few(theirs['class_names'])}",
             "encode a source with the same classes",
         )
 
@@ -239,12 +240,6 @@ def _check_size(path: Path, codec: Mapping[str, Any], tokens: Store) -> None:
         raise PixseqError(
             f"{path} is of {height}x{width} pictures, {tokens.path} holds {sizes}", f"encode with --size {height}{more}"
         )
-
-
-def _few(names: list[str] | None) -> str:
-    if names is None:
-        return "without names"
-    return ", ".join(names[:5]) + (f" ... ({len(names)})" if len(names) > 5 else "")
 
 
 def read_images(

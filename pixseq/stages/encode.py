@@ -405,7 +405,7 @@ def _kept(held: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
 def _part(rows: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
     """Rows [start, stop) of every array; of the pixels of whole pictures those that belong to them."""
     from pixseq.artifacts.arrays import SHAPES
-    from pixseq.data.pictures import starts
+    from pixseq.numerics.whole import starts
 
     parts = {name: array[start:stop] for name, array in rows.items()}
     if SHAPES in rows:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
@@ -19,6 +18,7 @@ import numpy as np
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.picture import check_png
+from pixseq.cores import usable_cores
 from pixseq.engine.feature_pair import Pair, masks, open_pair
 from pixseq.engine.low_data import Few, Fits, probe_few
 from pixseq.errors import PixseqError, UsageError
@@ -280,7 +280,7 @@ def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe
 
 def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
-    workers = max(1, min(_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
+    workers = max(1, min(usable_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
     rows = []
     # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
     with progress.track(name, len(layers), "layers") as bar, ThreadPool(workers) as pool:
@@ -290,10 +290,6 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
             bar.note(f"layer {layer}: {found['val_accuracy']:.4f} held out, {found['test_accuracy']:.4f} test")
             bar.advance(0 if recipe.method == "knn" else 1)
     return rows
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prober(pair: Pair, split, recipe: Recipe, advance: Callable[[float], None]) -> Callable[[Sequence[int]], Row]:
@@ -345,7 +341,7 @@ def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
 
 
 def _low_data(pair: Pair, layers: Sequence[int], best: int, few: Few, recipe: Recipe) -> Row:
-    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, min(_cores(), len(layers)))
+    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, min(usable_cores(), len(layers)))
     return probe_few(pair, layers, best, few, how)
 
 

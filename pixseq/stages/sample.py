@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ from pixseq.models.sampling import Cache, sample
 from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
+
+if TYPE_CHECKING:
+    from pixseq.data.images import Preparation
+    from pixseq.data.sources import Source
 
 HIDDEN = 128  # the grey that stands for what a completion did not see
 
@@ -49,14 +53,23 @@ def run(
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
+    label_column: str | None = None,
+    bit_depth: int | None = None,
+    max_pixels: int | None = None,
+    on_error: str = "fail",
 ) -> Manifest | None:
     """Draw `count` pictures; with a `prompt` (tokens or a source of images), `completions` of each of `count` images.
 
     The prompt's first `keep` of the rows stay untouched. A completion grid shows of each: what was given, what was
     drawn, the original. `tokens_out`: also a tokens store (all first completions, then all second ones ...);
-    `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. Returns the picture's manifest.
+    `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. `split`, `label_column`, `bit_depth`,
+    `max_pixels` and `on_error` say how a source is read. Returns the picture's manifest.
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
+    reading = {"split": split, "label_column": label_column, "bit_depth": bit_depth, "max_pixels": max_pixels}
+    reading = {key: value for key, value in reading.items() if value is not None}
+    reading |= {"on_error": on_error} if on_error != "fail" else {}
+    _check_reading(prompt, reading)
     _check_columns(columns, None if prompt is None else completions + 2)
     check_png(out)
     with machine(device, precision) as where:
@@ -69,7 +82,7 @@ def run(
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
         given = part = None
         if prompt is not None:
-            given, inputs["prompt"], part = _prompt(checkpoint, prompt, split, count)
+            given, inputs["prompt"], part = _prompt(checkpoint, prompt, reading, count)
         kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
         order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
         if np.any(order[:kept] >= kept):
@@ -90,7 +103,11 @@ def run(
         **settings,
         "weights": weights,
         **where.used(),
-        **({"keep": keep, "completions": completions, "split": split, "part": part} if given is not None else {}),
+        **(
+            {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
+            if given is not None
+            else {}
+        ),
     }
     images = pictures(tokens, checkpoint.codec)
     if tokens_out is not None:
@@ -135,9 +152,18 @@ def _check_columns(columns: int | None, tiles: int | None) -> None:
 
 
 def kept_tokens(codec: dict[str, Any], keep: float) -> int:
-    """How many tokens `keep` of the rows are. Raises UsageError where these are all rows, which leaves none to draw."""
+    """How many tokens `keep` of the rows are. Raises UsageError where these are all rows, which leaves none to draw.
+
+    And where a part above 0 is none, so that nothing of the prompt would be seen.
+    """
     rows, columns, channels = opening.grid(codec)
     kept = round(keep * rows)
+    if keep > 0 and kept == 0:
+        least = next(n for n in range(1, 101) if round(n / 100 * rows) > 0) / 100
+        raise UsageError(
+            f"--keep {keep} keeps none of {rows} row{'s' * (rows > 1)}, so that nothing of the prompt is given",
+            f"at least {least:g} keeps one; --keep 0 draws from nothing" if rows > 1 else "--keep 0 draws from nothing",
+        )
     if kept == rows:
         most = next(n for n in range(99, -1, -1) if round(n / 100 * rows) < rows) / 100
         raise UsageError(
@@ -151,38 +177,64 @@ def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
     return to_images(tokens, codec["scheme"], codec["height"], codec["width"], codec["palette"])
 
 
+def _is_store(prompt: str) -> bool:
+    return (Path(prompt) / "zarr.json").is_file()
+
+
+def _check_reading(prompt: str | None, reading: dict[str, Any]) -> None:
+    """Raises UsageError for options of reading pictures where there are none to read."""
+    if reading and (prompt is None or _is_store(prompt)):
+        flag = "--" + next(iter(reading)).replace("_", "-")
+        raise UsageError(
+            f"{flag} is of a --prompt SOURCE of pictures"
+            + (", and there is no --prompt" if prompt is None else f", and {prompt} is a store"),
+            "leave it out",
+        )
+
+
 def _prompt(
-    checkpoint: Checkpoint, prompt: str, split: str | None, count: int
+    checkpoint: Checkpoint, prompt: str, reading: dict[str, Any], count: int
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None]:
-    """`count` images that stand for all as the model's tokens, uint16 [n, T]; the parent's reference; their record."""
-    if (Path(prompt) / "zarr.json").is_file():
+    """`count` images that stand for all as the model's tokens, uint16 [n, T]; the parent's reference; their record.
+
+    `reading`: how a source is to be read, see `run`.
+    """
+    if _is_store(prompt):
         store = opening.open_images(prompt, "tokens")
         opening.check_pairing(checkpoint.path, checkpoint.codec, store)
         rows, part = prompts_of_store(store, count)
         return opening.some_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
-    from pixseq.data.sources import open_source
     from pixseq.numerics.quantize import nearest_table, to_tokens
 
     codec = checkpoint.codec
-    source = open_source(prompt, split) if split else _test_or_all(prompt)
+    how = {key: value for key, value in reading.items() if key in ("bit_depth", "max_pixels", "on_error")}
+    prep = Preparation(size=codec["height"], **how)
+    source = _opened(prompt, reading.get("split"), reading.get("label_column"), prep)
+    for note in source.notes:
+        progress.say(f"note: {note}")
     part = part_of_source(source, count)
-    reader = Reader(source, Preparation(size=codec["height"]), batch_size=count, rows=part.rows)
+    reader = Reader(source, prep, batch_size=count, rows=part.rows)
     images = next(iter(reader)).images
+    for problem in reader.problems:
+        progress.say(f"skipped {problem}")
     table = None if codec["palette"] is None else nearest_table(np.array(codec["palette"]))
     return to_tokens(images, codec["scheme"], table), describe(source), part.record
 
 
-def _test_or_all(prompt: str):
-    """The test split of a source where it has one, else whatever it has."""
+def _opened(prompt: str, split: str | None, label_column: str | None, prep: Preparation) -> Source:
+    """A split of a source; None: test where there is one, else whatever it has."""
     from pixseq.data.records import NoSuchSplit
     from pixseq.data.sources import open_source
 
+    how = (label_column, prep.bit_depth, prep.on_error, prep.max_pixels)
     try:
-        return open_source(prompt, "test")
+        return open_source(prompt, split or "test", *how)
     except NoSuchSplit:
-        return open_source(prompt, "train")
+        if split:
+            raise
+        return open_source(prompt, "train", *how)
 
 
 def pictures_at_once(where: Machine, net: Model) -> int:

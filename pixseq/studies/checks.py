@@ -133,6 +133,10 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
         )
     if round(how.keep * rows) >= rows:
         raise UsageError(f"completions.keep is {how.keep}, which keeps all of {rows} rows", "0.5 keeps the top half")
+    if how.keep > 0 and round(how.keep * rows) == 0:
+        raise UsageError(
+            f"completions.keep is {how.keep}, which keeps none of {rows} rows", "0.5 keeps the top half, 0 nothing"
+        )
     for store in (train, val):
         palette_of(store.path, store.meta, "encode again with --palette: completions need colours")
     if how.extractor in (PIXELS, REFERENCE):

@@ -18,8 +18,8 @@ from typing import IO, Any
 
 from pixseq import signals
 from pixseq.artifacts.plan import Cell
+from pixseq.cores import usable_cores
 from pixseq.errors import INTERRUPTED, Interrupted, PixseqError, Stop
-from pixseq.runtime import usable_cores
 from pixseq.studies.study import Study
 
 # glibc gives large blocks back to the system at once, and small models spend a third of their time fetching them again
