@@ -403,6 +403,33 @@ def torch_calls(folder):
 
 
 @bomb
+def a_state_of_strides(folder):
+    import torch
+
+    from pixseq.artifacts.checkpoint import load_state
+
+    (folder / "resume").mkdir()
+    once = torch.zeros(1).as_strided((40_000, 40_000), (0, 0))
+    torch.save({"model": {"w": once}}, folder / "resume" / "state.pt")
+    return lambda: load_state(folder)
+
+
+@bomb
+def a_state_that_calls(folder):
+    import torch
+
+    from pixseq.artifacts.checkpoint import load_state
+
+    class Bytes:
+        def __reduce__(self):
+            return bytearray, (8 << 30,)
+
+    (folder / "resume").mkdir()
+    torch.save({"model": Bytes()}, folder / "resume" / "state.pt")
+    return lambda: load_state(folder)
+
+
+@bomb
 def empty_tensors(folder):
     from pixseq.interop.huggingface import read_hf
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import check_codec, is_texts
+from pixseq.bounded.saved import check_stored, is_plain, load_saved
 from pixseq.bounded.structure import read_json, read_object
 from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Weights = Mapping[str, "Tensor"]
+DEEPEST_STATE = 8  # levels
+BEGIN_ANEW = "begin anew with --overwrite and no --resume"
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,7 @@ def _finished(partial: Path) -> manifest.Manifest | None:
     if not has_state(partial):
         raise PixseqError(
             f"{partial} is damaged: its weights are not those of its manifest.json",
-            "begin anew with --overwrite and no --resume",
+            BEGIN_ANEW,
         )
     path.unlink()
     return None
@@ -293,12 +296,30 @@ def has_state(partial: Path) -> bool:
 
 def load_state(partial: Path) -> dict[str, Any] | None:
     """The last saved state, or None. Only tensors and plain values are read: no code in the file can run."""
-    import torch
-
     path = partial / "resume" / "state.pt"
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise PixseqError(f"{path} is damaged: {error}", "begin anew with --overwrite and no --resume") from None
+        state = load_saved(path)
+        check_stored(_state_tensors(state), path.stat().st_size)
+    except (OSError, ValueError) as error:
+        raise PixseqError(f"{path} is damaged: {error}", BEGIN_ANEW) from None
+    return state
+
+
+def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a saved state by where it stands. Raises ValueError for what no state holds."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not keys and values")
+    left = [(str(key), value, 0) for key, value in state.items()]
+    while left:
+        where, value, depth = left.pop()
+        if isinstance(value, dict | list | tuple):
+            if depth > DEEPEST_STATE:
+                raise ValueError(f"{where} is nested without end")
+            each = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{where}.{key}", one, depth + 1) for key, one in each]
+        elif is_plain(value):
+            yield where, value
+        elif not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"{where} is a {type(value).__name__}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pixseq.artifacts.checkpoint import BEGIN_ANEW
 from pixseq.config import TrainConfig
+from pixseq.errors import PixseqError
 from pixseq.models.family import Model
 from pixseq.models.muon import Muon
 
@@ -28,6 +31,11 @@ class Run:
             self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self._check(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise PixseqError(f"the saved state does not fit the run: {why}", BEGIN_ANEW) from None
         self.model.load_state_dict(state.pop("model"))  # pop: a second copy of everything would stay in memory
         for optimizer, saved in zip(self.optimizers, state.pop("optimizers")):
             optimizer.load_state_dict(saved)
@@ -36,6 +44,31 @@ class Run:
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.settled = state.get("settled", True)  # before it was saved, only settled states were
         self.seconds_before = state["seconds"]
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, or what comes of other types, where a state is not one of this run."""
+        check_tensors("model", self.model.state_dict(), state["model"])
+        if (state["ema"] is None) != (self.averaged is None):
+            raise ValueError(f"it has {'no ' if state['ema'] is None else ''}averaged weights")
+        if self.averaged is not None:
+            check_tensors("ema", self.averaged.state_dict(), state["ema"])
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise ValueError(f"it has {len(state['optimizers'])} optimizers, the run {len(self.optimizers)}")
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            check_optimizer(optimizer, saved)
+        counts = {"step": state["step"], "since_best": state["since_best"]}
+        best, seconds = state["best"], state["seconds"]
+        if best is not None:
+            counts["best step"] = best["step"]
+            if not all(isinstance(value, int | float) for value in best.values()) or "score" not in best:
+                raise ValueError("its best record holds more than numbers")
+        for name, count in counts.items():
+            if type(count) is not int or not 0 <= count <= self.config.steps:
+                raise ValueError(f"its {name} is {count!r}, of {self.config.steps} steps")
+        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            raise ValueError(f"it took {seconds!r} seconds")
+        if not isinstance(state.get("settled", True), bool):
+            raise ValueError(f"its settled is {state['settled']!r}")
 
     def seconds(self) -> float:
         """Training time, interruptions left out."""
@@ -82,6 +115,38 @@ class Run:
             self.best = {"score": value, "step": self.step, **row}
         self.since_best = 0 if better else self.since_best + 1
         return better
+
+
+def check_tensors(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> None:
+    """Raises ValueError unless both have the same names, each of the same shape and type."""
+    for name in sorted({*ours, *theirs}, key=str):
+        a, b = (_shown(found.get(name)) for found in (ours, theirs))
+        if a != b:
+            raise ValueError(f"{what} {name} is {b}, the run's is {a}")
+
+
+def _shown(x: Any) -> str:
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else "missing" if x is None else type(x).__name__
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a saved state is of these parameters and, but for the rate, of these settings."""
+    now = optimizer.state_dict()
+    if len(saved["param_groups"]) != len(now["param_groups"]):
+        raise ValueError("its optimizer has other groups of weights")
+    for ours, theirs in zip(now["param_groups"], saved["param_groups"]):
+        for key in ours.keys() & theirs.keys() - {"lr"} | {"params"}:
+            if ours[key] != theirs[key]:
+                raise ValueError(f"its optimizer has another {key}")
+        if not isinstance(theirs["lr"], int | float):
+            raise ValueError("its optimizer's rate is no number")
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in saved["state"].items():
+        if type(index) is not int or not 0 <= index < len(weights):
+            raise ValueError(f"its optimizer has a state of weight {index!r}, of {len(weights)}")
+        for name, x in values.items():
+            if not isinstance(x, Tensor) or (x.ndim and x.shape != weights[index].shape):
+                raise ValueError(f"{name} of weight {index} is {_shown(x)}, the weight {list(weights[index].shape)}")
 
 
 def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -1,0 +1,110 @@
+"""What torch.save wrote, read without running code: a pickle that makes no room by numbers alone, and tensors of which
+no more is declared than is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixseq.bounded.files import open_regular
+from pixseq.bounded.tensors import MOST_TENSORS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAKES_ROOM = ("bytearray", "Counter", "encode")  # what torch lets weights call beside what makes tensors
+MOST_STEPS = 1 << 26  # bytes of a pickle, at the beginning of a file of the old form
+SHARED, FREE = 4, 1 << 20  # tensors may share what is stored, so many times; and bytes beside
+
+
+class Refused(ValueError):
+    """A pickle that asks for more than tensors and plain values."""
+
+
+def load_saved(path: Path) -> Any:
+    """Tensors on the CPU and plain values, as they were nested. Raises Refused, ValueError for a damaged file, OSError.
+
+    The tensors have yet to be checked: see check_stored.
+    """
+    import torch
+
+    with open_regular(path) as file:
+        zipped = zipfile.is_zipfile(file)
+        for each in _pickles(file) if zipped else _beginning(file):
+            _check_calls(each)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that are read all the same
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error):
+            raise Refused("it holds more than tensors") from None
+        raise ValueError(str(error)) from None
+    except Exception as error:  # damage comes as many types
+        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+
+
+def check_stored(tensors: Iterable[tuple[str, Tensor]], size: int) -> None:
+    """Raises ValueError where named tensors of a file of `size` bytes declare more numbers than it stores."""
+    declared = 0
+    for name, x in tensors:
+        taken, stored = x.numel() * x.element_size(), x.untyped_storage().nbytes()
+        if taken > stored:  # a stride of zero: one number for millions
+            raise ValueError(f"{name} declares {x.numel():,} numbers, and {stored:,} bytes are stored")
+        declared += taken
+    if declared > SHARED * size + FREE:
+        raise ValueError(f"its tensors declare {declared:,} bytes, and it has {size:,}")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether it is a tensor whose numbers are all there."""
+    import torch
+
+    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta and not x.is_quantized
+
+
+def _pickles(file: io.BufferedReader) -> Iterator[bytes]:
+    """Of an archive. Raises ValueError for one that unfolds, or declares more than it has."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("it is a compressed archive, which torch.save does not write")
+            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+                raise ValueError("its members declare more bytes than it has")
+            if len(members) > MOST_TENSORS:
+                raise ValueError(f"it holds {len(members):,} tensors")
+            for member in members:
+                if member.filename.endswith(".pkl"):
+                    if member.file_size > MOST_STEPS:
+                        raise ValueError(f"{member.filename} has {member.file_size:,} bytes")
+                    yield archive.read(member)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, IndexError, EOFError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _beginning(file: io.BufferedReader) -> Iterator[bytes]:
+    file.seek(0)
+    yield file.read(MOST_STEPS)
+
+
+def _check_calls(data: bytes) -> None:
+    """Raises Refused where a pickle, or one of several in a row, makes room by a number alone."""
+    file = io.BytesIO(data)
+    while file.tell() < len(data):
+        try:
+            for step, argument, _ in pickletools.genops(file):
+                if step.name == "GLOBAL" and argument.rpartition(" ")[2] in MAKES_ROOM:
+                    raise Refused(f"it calls {argument.rpartition(' ')[2]}, which no weights need")
+        except Refused:
+            raise
+        except Exception:  # what follows the pickles of the old form are the numbers themselves
+            return
