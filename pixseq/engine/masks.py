@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,11 @@ def mask_count(shape: Shape, masks: int | None) -> int:
     return shape.masks if masks is None else masks
 
 
-def masks_of(net: Model, masks: int, streams: list[torch.Generator], where: Machine) -> Tensor | None:
-    """`masks` masks of each image, drawn from a stream of its own, so that no batch matters; None: no masks."""
-    drawn = [net.draw_masks(masks, stream) for stream in streams]
-    return None if drawn[0] is None else torch.cat(drawn).to(where.device)
+def masks_of(net: Model, masks: int, streams: Iterable[torch.Generator], where: Machine) -> Tensor | None:
+    """`masks` masks of each image, drawn from a stream of its own, so that no batch matters; None: no masks.
+
+    A stream is made where it is drawn from: where there are no masks, making one an image would cost the most.
+    """
+    if not net.shape.draws_masks(net.attention):
+        return None
+    return torch.cat([net.draw_masks(masks, stream) for stream in streams]).to(where.device)

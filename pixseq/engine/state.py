@@ -14,6 +14,7 @@ from pixseq.config import TrainConfig
 from pixseq.errors import PixseqError
 from pixseq.models.family import Model
 from pixseq.models.muon import Muon
+from pixseq.models.optimizer import AdamW, Optimizer
 
 
 class Run:
@@ -95,7 +96,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.step, self.settled = self.step + 1, False
@@ -129,7 +130,7 @@ def _shown(x: Any) -> str:
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else "missing" if x is None else type(x).__name__
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+def check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Raises ValueError unless a saved state is of these parameters and, but for the rate, of these settings."""
     now = optimizer.state_dict()
     if len(saved["param_groups"]) != len(now["param_groups"]):
@@ -149,7 +150,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
                 raise ValueError(f"{name} of weight {index} is {_shown(x)}, the weight {list(weights[index].shape)}")
 
 
-def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
     """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
 
     decay "matrices" spares what has one axis: biases and the gains of norms.
@@ -163,14 +164,13 @@ def make_optimizers(model: Model, config: TrainConfig) -> list[torch.optim.Optim
     groups = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
     if spared:
         groups.append({"params": spared, "weight_decay": 0.0})
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
+    made: list[Optimizer] = [
+        AdamW(
             groups,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
-            fused=True,
         )
     ]
     if matrices:

@@ -11,25 +11,27 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pixseq.models.optimizer import Optimizer
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; they trade exactness for speed
 STEPS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """For matrices only. Updates are scaled to the root mean square of Adam's: one learning rate serves both."""
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__([{"params": matrices}], defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         for group in self.param_groups:
             momentum = group["momentum"]
             for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                if p not in self.state:
+                    self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+                buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
                 update = orthogonal(p.grad.lerp(buffer, momentum))  # Nesterov
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)

@@ -122,7 +122,7 @@ def _predicted(
     """
     rows, part = part_of_store(store, PICTURES)
     x = net.prepare(as_tensor(some_images(store, rows, codec)).to(where.device))
-    masked = masks_of(net, 1, [generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))], where)
+    masked = masks_of(net, 1, (generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))), where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
     size = (codec["scheme"], codec["height"], codec["width"], palette_of(store.path, codec))
@@ -230,7 +230,7 @@ def _measure(
     x = net.prepare(as_tensor(images).to(where.device))
     predicted = np.empty((len(x), masks), np.int64)
     for mask in range(masks):
-        streams = [generator(seed, first + i, mask, Stream.EVALUATION_MASK) for i in range(len(x))]
+        streams = (generator(seed, first + i, mask, Stream.EVALUATION_MASK) for i in range(len(x)))
         masked = masks_of(net, 1, streams, where)
         with where.autocast():
             output = net(x, masked, logits=with_loss)

@@ -230,7 +230,7 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         x = as_tensor(images)
-        masked = masks_of(net, masks, [generator(seed, first + i, Stream.FEATURES_MASK) for i in range(len(x))], where)
+        masked = masks_of(net, masks, (generator(seed, first + i, Stream.FEATURES_MASK) for i in range(len(x))), where)
         if masked is not None:
             x = x.repeat_interleave(masks, dim=0)
         with where.autocast():
