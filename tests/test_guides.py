@@ -1,6 +1,7 @@
-"""The README's parts on other programs' weights, run as they stand on random weights and drawn pictures."""
+"""The guides beside the pipelines, run as they stand: their `sh` blocks, and those on other programs' weights."""
 
 import re
+import shlex
 import signal
 import sys
 import warnings
@@ -16,24 +17,25 @@ from transformers import ImageGPTForCausalImageModeling
 
 from pixseq.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+GUIDES = sorted(path.parent.name for path in PIPELINES.glob("*/Makefile") if "guide.mk" in path.read_text())
+# Steps and epochs are cut: what a block shows is that its commands follow from each other.
+SHORT = [(r"--steps \d+", "--steps 2 --batch-size 4"), (r"steps=\d+", "steps=2"), (r"--epochs \d+", "--epochs 1")]
+SHORT += [(r"--keep every:\d+", "--keep every:1"), (r"--jobs 2", "--jobs 1"), (r"--trials 5", "--trials 1")]
 
 
-def section(title):
-    return re.search(rf"(?ms)^## {title}\n(.*?)(?=^## |\Z)", README)[1]
-
-
-def blocks(title, language=""):
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", section(title))
+def blocks(guide, language=""):
+    found = re.findall(r"(?ms)^```(\w*)\n(.*?)^```\n", (PIPELINES / guide / "README.md").read_text())
+    return [text for name, text in found if name == language]
 
 
 def commands(block):
-    return [line.split("#")[0].split() for line in block.splitlines() if line.startswith("pixseq ")]
+    return [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("pixseq ")]
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs one command line of the README in tmp_path and returns its stdout."""
+    """Runs one command line of a guide in tmp_path and returns its stdout."""
     monkeypatch.chdir(tmp_path)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -57,7 +59,7 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def photos(tmp_path):
     rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 8)):
+    for split, count in (("train", 40), ("test", 20)):
         for i in range(count):
             path = tmp_path / "photos" / split / "ab"[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +67,51 @@ def photos(tmp_path):
             Image.fromarray(shade.astype(np.uint8)).save(path)
 
 
+@pytest.mark.parametrize("guide", ["sources", "training", "probes", "aim", "transformers"])
+def test_a_guide_runs_as_it_is_read(guide, run, photos, tmp_path):
+    """All that is a command of ours alone; what a shell adds (a stopped run, a second process) is for make."""
+    text = "\n".join(blocks(guide, "sh"))
+    for pattern, short in SHORT:
+        text = re.sub(pattern, short, text)
+    found = [words for words in commands(text) if "||" not in words and "stopped" not in words]
+    assert len(found) >= 5
+    for words in found:
+        run(words)
+    if guide == "transformers":
+        space = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers', of the processor's backend
+            exec(blocks(guide, "python")[0], space)
+        assert space["tokens"].shape == (4, 64)
+
+
+def test_every_guide_has_a_makefile_that_runs_its_blocks():
+    assert GUIDES == [
+        "aim",
+        "machines",
+        "probes",
+        "published-weights",
+        "scaling",
+        "sources",
+        "training",
+        "transformers",
+    ]
+    for guide in GUIDES:
+        assert blocks(guide, "sh"), guide
+
+
+def test_the_study_of_the_guide_can_be_planned(run, photos, tmp_path):
+    (tmp_path / "grid.yaml").write_text((PIPELINES / "scaling" / "grid.yaml").read_text())
+    found = commands("\n".join(blocks("scaling", "sh")))
+    plan = next(i for i, words in enumerate(found) if "plan" in words)
+    for words in found[:plan]:
+        run(words)
+    assert "r8-b0-s0" in run([*found[plan], "--no-calibrate"])
+
+
 def test_the_published_weights_from_import_to_probe_and_completions(run, photos, tmp_path):
     make_hf(tmp_path / "imagegpt-small", ImageGPTForCausalImageModeling, n_layer=2, width=16, heads=4, side=32)
-    hugging_face, *_ = blocks("Use the published weights")
+    (hugging_face,) = blocks("published-weights", "sh")
     assert hugging_face.startswith("hf download openai/imagegpt-small --local-dir imagegpt-small")
     outputs = [run(words) for words in commands(hugging_face)]
     assert outputs[0] == "igpt-s\n" and "best layer" in outputs[-2] and "concatenated" in outputs[-2]
@@ -77,8 +121,8 @@ def test_the_published_weights_from_import_to_probe_and_completions(run, photos,
 
 
 def test_aim_learns_from_crops_of_whole_pictures(run, photos, tmp_path):
-    evaluation = commands(blocks("Use the published weights")[2])[1]
-    encode, pretrain = commands(next(block for block in blocks("AIM: patches instead of pixels") if "whole" in block))
+    evaluation = commands(blocks("published-weights")[1])[1]
+    encode, pretrain = commands(blocks("aim")[0])
     run(evaluation)
     run(encode)
     tiny = ["--steps", "1", "--batch-size", "2", "--set", "model.n_layer=1", "--set", "model.head_depth=0"]
@@ -94,17 +138,5 @@ def test_openais_files_from_import_to_evaluation(run, tmp_path):
     np.save(tmp_path / "kmeans_centers.npy", rng.uniform(-1, 1, (512, 3)).astype(np.float32))
     np.save(tmp_path / "imagenet_teX.npy", rng.integers(0, 512, (4, 1024)))
     np.save(tmp_path / "imagenet_teY.npy", np.eye(1000, dtype=np.float32)[:4])
-    out = [run(words) for words in commands(blocks("Use the published weights")[1])]
+    out = [run(words) for words in commands(blocks("published-weights")[0])]
     assert re.search(r"nats_per_token\s+\d", out[-1])
-
-
-def test_a_model_goes_to_transformers(run, tmp_path):
-    make_hf(tmp_path / "hf", ImageGPTForCausalImageModeling, n_layer=2, width=16, heads=4, side=6)
-    run(["pixseq", "import", "hf", "hf", "-o", "model"])
-    for words in commands(blocks("Use your model in transformers")[0]):
-        run(words)
-    space = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers', of the processor's backend
-        exec(blocks("Use your model in transformers", "python")[0], space)
-    assert space["tokens"].shape == (4, 36)
