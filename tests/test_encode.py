@@ -81,7 +81,7 @@ def test_a_store_carries_all_that_training_needs(folder, tmp_path):
     }
     assert record == store.manifest and verify(tmp_path / "t.zarr") == []
     assert record["inputs"]["palette"]["id"] == palette_id(COLORS)
-    assert record["inputs"]["source"]["id"].startswith("folder:all:60:")
+    assert record["inputs"]["source"]["id"].startswith("folder:60:")
     wanted = {"filter": "bilinear", "resize": "crop", "split": "all", "size": 8, "background": "white", "views": 0}
     assert wanted.items() <= record["config"].items()
     assert (record["summary"]["images"], record["summary"]["skipped"], record["summary"]["rows"]) == (58, 2, 58)
@@ -229,7 +229,7 @@ def test_a_stream_of_unknown_length_is_written_as_it_comes(folder, tmp_path):
     store = open_store(tmp_path / "t.zarr", "tokens")
     np.testing.assert_array_equal(store.read("tokens")[:, 0], np.arange(30) * 8)
     np.testing.assert_array_equal(store.labels(), np.arange(30) % 3)
-    assert record["inputs"]["source"]["id"].startswith("webdataset:all:stream:")
+    assert record["inputs"]["source"]["id"].startswith("webdataset:")
 
 
 def test_options_that_do_not_go_together_are_usage_errors(folder, tmp_path):

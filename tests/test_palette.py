@@ -156,7 +156,7 @@ def test_fit_records_its_recipe_and_figures(class_folders, tmp_path):
     assert (summary["images"], summary["pixels"], summary["colors"]) == (80, 80 * 64, 24)
     assert summary["mse"] > 0 and 20 < summary["psnr_db"] < 60
     source = record["inputs"]["source"]
-    assert source["path"] == str(class_folders) and source["id"].startswith("folder:all:80:")
+    assert source["path"] == str(class_folders) and source["id"].startswith("folder:80:")
     again = stage.run_fit(str(class_folders), tmp_path / "q.json", colors=24, size=8, seed=3)
     assert again["id"] == record["id"] and load_palette(tmp_path / "q.json").id == record["id"]
 

@@ -140,7 +140,8 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     seeks = all(part.images.key is None and not part.images.fortran for part in chosen)
     known = None if targets is None else lambda: targets
     names, why, has_labels = chosen[0].class_names, chosen[0].labels_from, targets is not None
-    return Source(name, str(path), split, sum(counts), names, has_labels, read, notes, known, seeks, why)
+    files, shares = [part.images.file for part in chosen], path.is_file() and list(each) != [None]
+    return Source(name, str(path), split, sum(counts), names, has_labels, read, notes, known, seeks, why, files, shares)
 
 
 def _check_batches(path: Path, files: list[Path], skip: bool) -> Notes:

@@ -106,7 +106,9 @@ def open_idx(path: Path, files: dict[str, list[Path]], wanted: Wanted) -> Source
     beside = f"there is no labels file beside {shown(file.name)}"
     why = beside if label_file is None else shown(label_file.name)
     has_labels = targets is not None
-    return Source("mnist-idx", str(path), split, count, None, has_labels, read, labels=known, labels_from=why)
+    return Source(
+        "mnist-idx", str(path), split, count, None, has_labels, read, labels=known, labels_from=why, files=[file]
+    )
 
 
 def idx_siblings(file: Path) -> dict[str, list[Path]]:
@@ -204,4 +206,4 @@ def open_stl10(path: Path, wanted: str) -> Source:
     known = None if targets is None else lambda: targets
     why = label_file.name if targets is not None else f"there is no {label_file.name}"
     has_labels = targets is not None
-    return Source("stl10", str(path), split, count, names, has_labels, read, [], known, seeks=True, labels_from=why)
+    return Source("stl10", str(path), split, count, names, has_labels, read, [], known, True, why, [file])

@@ -82,9 +82,21 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
             raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
 
     labels = np.concatenate(targets)
-    count, name = sum(counts), f"cifar{total}"
+    count, form = sum(counts), f"cifar{total}"
+    files = [path / name for name in names] if path.is_dir() else [path]
     return Source(
-        name, str(path), split, count, class_names, True, read, notes, lambda: labels, labels_from="the batches"
+        form,
+        str(path),
+        split,
+        count,
+        class_names,
+        True,
+        read,
+        notes,
+        lambda: labels,
+        labels_from="the batches",
+        files=files,
+        shares=path.is_file(),
     )
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixseq import progress
 from pixseq.data.decode import narrow_bits
-from pixseq.data.records import Source
+from pixseq.data.records import Source, reading
 from pixseq.data.token_files import TokenSource
+from pixseq.numerics.parts import choose_rows
 
 COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are counted
+SAMPLED = 64  # files whose content tells sources apart
+SMALL = 1 << 18  # bytes: such a file is read whole for it
+BLOCK, MOST_BLOCKS = 4096, 1024  # bytes, and how many blocks are read of all larger ones together
 
 
 def labels_line(source: Source | TokenSource, classes: int, more: bool = False) -> str:
@@ -37,13 +42,70 @@ def say_narrow(counts: dict[str, int]) -> bool:
     return True
 
 
-def describe(source: Source) -> dict[str, Any]:
-    """How a manifest names a source of images.
+def describe(source: Source | TokenSource) -> dict[str, Any]:
+    """How a manifest names a source: its path, and ids of what is read, wherever it lies and however it is named.
 
-    The id is cheap: over the names and sizes of its files and the first bytes of a single file, not over every byte.
+    `id` is cheap: over the names and sizes of all pictures (below the folder that holds them all) and some bytes of a
+    spread of them; of files that hold many pictures, over sizes and some bytes. `listing` is the id that was recorded
+    before there was that one, for comparing with older stores; see `is_same`.
     """
+    digest = hashlib.sha256()
+    if source.files:
+        _add_files(digest, source.files)
+    elif source.name in ("folder", "paths"):
+        _add_pictures(digest, source)
+    if source.shares:
+        digest.update(f"split {source.split}".encode())
+    many = source.count or "stream"
+    id = f"{source.name}:{many}:{digest.hexdigest()[:16]}"
+    return {"path": source.path, "id": id, "listing": f"{source.name}:{source.split}:{many}:{_listing(source.path)}"}
+
+
+def is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two manifests name one source and split: by what both of them recorded."""
+    if "listing" in a and "listing" in b:
+        return a["id"] == b["id"]
+    return a.get("listing", a["id"]) == b.get("listing", b["id"])
+
+
+def _add_files(digest: hashlib._Hash, files: Sequence[Path]) -> None:
+    looked_at = set(choose_rows(len(files), SAMPLED).tolist())
+    for i, file in enumerate(files):
+        digest.update(f"{file.stat().st_size}\n".encode())
+        if i in looked_at:
+            digest.update(_some_bytes(file, MOST_BLOCKS // len(looked_at)))
+
+
+def _add_pictures(digest: hashlib._Hash, source: Source) -> None:
+    """Of a source of one file a picture."""
+    folders = {os.path.dirname(os.path.abspath(item.data)) for item in source.read(0, None)}
+    above = os.path.commonpath(folders)
+    looked_at = set(choose_rows(source.count, SAMPLED).tolist())
+    for i, item in enumerate(source.read(0, None)):
+        file = Path(os.path.abspath(item.data))
+        size = file.stat().st_size if file.is_file() else 0  # what cannot be read is told when it is
+        digest.update(os.fsencode(file.relative_to(above)) + f" {size}\n".encode())
+        if size and i in looked_at:
+            digest.update(_some_bytes(file, MOST_BLOCKS // len(looked_at)))
+
+
+def _some_bytes(path: Path, blocks: int) -> bytes:
+    """All of a small file; of a larger one so many blocks, its first and its last and those spread between."""
+    with reading(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= SMALL:
+            return file.read(SMALL)
+        found = []
+        for i in range(blocks):
+            file.seek(i * (size - BLOCK) // (blocks - 1))
+            found.append(file.read(BLOCK))
+        return b"".join(found)
+
+
+def _listing(name: str) -> str:
+    """Names and sizes of all files below a folder; the size and the first bytes of a file."""
     listing = hashlib.sha256()
-    path = Path(source.path)
+    path = Path(name)
     if path.is_dir():
         for folder, folders, names in os.walk(path):
             folders.sort()
@@ -54,5 +116,4 @@ def describe(source: Source) -> dict[str, Any]:
     elif path.is_file():
         with path.open("rb") as file:
             listing.update(f"{path.stat().st_size}\n".encode() + file.read(1 << 20))
-    found = f"{source.name}:{source.split}:{source.count or 'stream'}"
-    return {"path": source.path, "id": f"{found}:{listing.hexdigest()[:16]}"}
+    return listing.hexdigest()[:16]

@@ -30,4 +30,5 @@ def open_digits(split: str) -> Source:
 
     names = [str(digit) for digit in range(10)]
     count = TRAIN if split == "train" else 360
-    return Source("digits", "digits", split, count, names, True, read, labels=labels, labels_from="scikit-learn")
+    why = "scikit-learn"
+    return Source("digits", "digits", split, count, names, True, read, labels=labels, labels_from=why, shares=True)

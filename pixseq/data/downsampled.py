@@ -55,7 +55,9 @@ def open_downsampled(path: Path, wanted: Wanted, files: list[Path]) -> Source:
             first += len(images)
 
     why = "the batches (1 to 1000, here from 0)" if has_labels else "the batches have none"
-    return Source("downsampled-imagenet", str(path), split, None, None, has_labels, read, notes, labels_from=why)
+    return Source(
+        "downsampled-imagenet", str(path), split, None, None, has_labels, read, notes, None, False, why, ordered
+    )
 
 
 def _load(file: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -89,7 +89,7 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     names, has_labels = labels.names if labels else None, labels is not None
     notes += labels.notes if labels else []
     known = (lambda: _classes(files, columns.label)) if labels else None
-    return Source("parquet", str(path), split, sum(counts), names, has_labels, read, notes, known, True, why)
+    return Source("parquet", str(path), split, sum(counts), names, has_labels, read, notes, known, True, why, files)
 
 
 def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tuple[Any, Value]]:

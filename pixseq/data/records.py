@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -97,7 +98,8 @@ class Source:
     in it, None when only a pass over the stream can tell; `notes` what the user should hear (an empty class folder).
     `labels` tells the class of every image [count] without reading the pictures, by any numbers; None where only a pass
     can. `seeks`: reading from the middle costs no more than what is read.
-    `labels_from` says where the labels come from, or why there are none.
+    `labels_from` says where the labels come from, or why there are none. `files` are those that are read, where they
+    are not one a picture; `shares` says that they hold other splits too.
     """
 
     name: str
@@ -111,6 +113,8 @@ class Source:
     labels: Callable[[], np.ndarray] | None = field(default=None, repr=False)
     seeks: bool = False
     labels_from: str = ""
+    files: Sequence[Path] = ()
+    shares: bool = False
 
 
 class NoSuchSplit(PixseqError):

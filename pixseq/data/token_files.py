@@ -39,10 +39,15 @@ class TokenSource:
     notes: list[str]
     name = "npy-ids"
     class_names = None
+    shares = False
 
     @property
     def path(self) -> str:
         return str(self.ids.file)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.ids.file]
 
     @property
     def count(self) -> int:

@@ -8,6 +8,7 @@ key and a text for messages.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 
     why = "the .cls or .json members" if label is not None else "no member .cls, or key of a .json, holds any"
     names = [shown(name) for name in names] if names else None
-    return Source("webdataset", str(path), split, None, names, label is not None, read, notes, labels_from=why)
+    return Source(
+        "webdataset", str(path), split, None, names, label is not None, read, notes, labels_from=why, files=files
+    )
 
 
 # -------------------------------------------------------------------------------------------------- tars of folders
@@ -111,7 +114,7 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
                 if _is_picture(name) and folder in label_of:
                     yield Encoded(f"{file}: {name}", data, label_of[folder])
 
-    return as_source("tar", path, chosen, read)
+    return replace(as_source("tar", path, chosen, read), files=files, shares=True)
 
 
 def _names(file: Path) -> Iterator[str]:

@@ -54,4 +54,4 @@ def open_zip(path: Path, wanted: str) -> Source:
                         data = archive.read(members[member])
                     yield Encoded(os.path.join(f"{path}: {folder}", os.fsdecode(name)), data, label)
 
-    return replace(as_source("zip", path, chosen, read), seeks=True)
+    return replace(as_source("zip", path, chosen, read), seeks=True, files=[path], shares=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pixseq import progress
+from pixseq.data.described import is_same
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.parts import choose_rows, hold_out, is_mixed
 
@@ -127,7 +128,7 @@ def origin(store: Store) -> dict[str, Any] | None:
     """The source of a store's pictures as its manifest names it, and the part of it; None where it is not known."""
     record = store.manifest
     source = record["inputs"].get("source")
-    if source is None or source["path"] == "-":  # paths on stdin have no id of their own
+    if source is None or (source["path"] == "-" and "listing" not in source):  # older ids tell nothing of stdin's paths
         return None
     if record["config"].get("part") is None:
         return source
@@ -143,7 +144,7 @@ def check_apart(ours: Store, theirs: Store, why: str) -> None:
     a, b = origin(ours), origin(theirs)
     if a is None or b is None:
         return
-    if a["id"] != b["id"]:
+    if not is_same(a, b):
         _check_unchanged(a, b, ours, theirs, why)
         return
     split = [(each.get("val_fraction"), each.get("seed")) for each in (a, b)]
