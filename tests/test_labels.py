@@ -189,3 +189,56 @@ def test_encode_says_in_one_line_what_labels_it_found(tmp_path, capsys, monkeypa
     )
     assert open_store(tmp_path / "bare.zarr", "tokens").labels() is None and record["config"]["label_column"] == "none"
     palette.run_fit(str(tmp_path / "texts.parquet"), tmp_path / "p.json", colors=2, size=8, label_column="none")
+
+
+def samples(*texts):
+    """Members of a tar: pictures 0, 1 ... with these labels, None for none."""
+    for i, (text, data) in enumerate(zip(texts, pngs(len(texts)))):
+        yield f"{i}.png", data
+        if text is not None:
+            yield f"{i}.cls", text.encode()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_labels_of_a_tar_are_is_decided_by_all_of_them(tmp_path, mode):
+    file = tmp_path / "x.tar"
+    write_tar(file, samples("1", "dog", "1"), mode)  # the first alone would be a number
+    assert labels(file) == ({0: 0, 1: 1, 2: 0}, ["1", "dog"])
+    for texts, first in (((None, "3", "4"), 0), (("3", "", None, "4"), 1), (("3", "-1"), 1)):
+        write_tar(file, samples(*texts), mode)
+        none = sum(text in (None, "", "-1") for text in texts)
+        hint = refuses(file, rf"{first}.png has no label: {none} of {len(texts)} pictures")
+        assert "--on-error skip" in hint
+        kept = {i: int(text) for i, text in enumerate(texts) if text not in (None, "", "-1")}
+        assert labels(file, on_error="skip") == (kept, None)
+        assert f"{none} of {len(texts)}" in str(open_source(str(file), on_error="skip").notes)
+    source = open_source(str(file), on_error="skip")
+    assert source.count == 2 and list(source.labels()) == [0, -1]
+    write_tar(file, samples("3", "1.5"), mode)
+    assert labels(file) == ({0: 1, 1: 0}, ["1.5", "3"])
+
+
+@pytest.mark.parametrize(
+    "values, numbers, names",
+    [
+        (["cat", "", "dog", "-1"], {0: 0, 2: 1}, ["cat", "dog"]),
+        ([3, -1, 4, -1], {0: 3, 2: 4}, None),
+        ([3.0, float("nan"), 4.0, -1.0], {0: 3, 2: 4}, None),
+    ],
+)
+@pytest.mark.parametrize("size", [8, 12])
+def test_labels_that_lack_in_arrays_are_counted(tmp_path, values, numbers, names, size):
+    file = tmp_path / "x.npz"
+    np.savez(file, images=drawn(4, size), labels=np.array(values))
+    hint = refuses(file, r"image 1 has no label: 2 of 4 of labels are empty or -1")
+    assert "--on-error skip" in hint and "--label-column none" in hint
+    assert labels(file, on_error="skip") == (numbers, names)
+    assert "2 of 4" in str(open_source(str(file), on_error="skip").notes)
+    record = encode.run(str(file), tmp_path / "t.zarr", scheme="pixels", size=8, on_error="skip")
+    assert record["summary"]["skipped"] == 2 and record["summary"]["images"] == 2
+    np.savez(file, images=drawn(2), labels=np.array(["", "-1"]))
+    bare = open_source(str(file))
+    assert not bare.has_labels and bare.labels_from == "2 of 2 of labels are empty or -1"
+    np.save(tmp_path / "cats.npy", drawn(3))
+    np.save(tmp_path / "cats_labels.npy", np.array([1, 0, -1]))
+    refuses(tmp_path / "cats.npy", "image 2 has no label: 1 of 3")

@@ -124,6 +124,11 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     if any(part.class_names != chosen[0].class_names for part in chosen):
         raise PixseqError(f"{shown(path)}: its files have other classes each", "name one of the files")
     targets = None if chosen[0].labels is None else np.concatenate([part.labels for part in chosen])
+    why = chosen[0].labels_from
+    if targets is not None and (without := np.flatnonzero(targets == -1)).size:
+        of = f"{len(without)} of {len(targets)} of {why} are empty or -1"
+        notes += _without_labels(path, int(without[0]), of, wanted.skip) if len(without) < len(targets) else []
+        targets, why = (targets, why) if len(without) < len(targets) else (None, of)
     if targets is not None and len(chosen[0].images.shape) == 2:
         named = all(DOWNSAMPLED.fullmatch(part.images.file.name) for part in chosen)
         if (targets.min(), targets.max()) == (1, 1000) or (named and targets.min() > 0):
@@ -139,9 +144,17 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         notes.append(_sixteen_bits(path, chosen[0].images, wanted.bit_depth))
     seeks = all(part.images.key is None and not part.images.fortran for part in chosen)
     known = None if targets is None else lambda: targets
-    names, why, has_labels = chosen[0].class_names, chosen[0].labels_from, targets is not None
+    names, has_labels = chosen[0].class_names if targets is not None else None, targets is not None
     files, shares = [part.images.file for part in chosen], path.is_file() and list(each) != [None]
     return Source(name, str(path), split, sum(counts), names, has_labels, read, notes, known, seeks, why, files, shares)
+
+
+def _without_labels(path: Path, first: int, of: str, skip: bool) -> Notes:
+    """What is said of images without a label among others. Raises PixseqError unless they are to be passed over."""
+    said = f"{shown(path)}: image {first} has no label: {of}"
+    if skip:
+        return [f"{said}; they are passed over"]
+    raise PixseqError(said, "pass over such images with --on-error skip, or read no labels with --label-column none")
 
 
 def _check_batches(path: Path, files: list[Path], skip: bool) -> Notes:
@@ -167,7 +180,7 @@ def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dic
     """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none."""
     if None in members:
         targets = _labels_beside(path, wanted)
-        texts = [] if targets is None else _texts(targets)
+        texts = [] if targets is None else [text for text in _texts(targets) if not labels.is_missing(text)]
         return {None: _part(path, members[None], targets, labels.names_of(texts) if texts else None, wanted)}
     images: dict[str | None, Member] = {}
     answers: dict[str | None, Member] = {}
@@ -192,6 +205,7 @@ def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dic
     if wanted.label_column not in (None, NO_LABELS) and not answers:
         raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
     texts = [text for member in answers.values() for text in _texts(member)] if wanted.labels else []
+    texts = [text for text in texts if not labels.is_missing(text)]
     class_names = (labels.names_of(texts) if texts else None) or class_names
     return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
 
@@ -282,7 +296,9 @@ def _header(handle: BinaryIO, file: Path, key: str | None, size: int) -> Member:
 
 
 def _labels(images: Member, targets: Member, class_names: list[str] | None) -> tuple[np.ndarray, list[str] | None]:
-    """Labels int64 [N], and the class names; [N, 1] is accepted, as MedMNIST and Keras write it."""
+    """Labels int64 [N], -1 where there is none, and the class names; [N, 1] is accepted, as MedMNIST and Keras write
+    it.
+    """
     count = images.shape[0]
     if targets.dtype.kind not in "iubfUS" or targets.shape not in ((count,), (count, 1)):
         raise PixseqError(
@@ -290,7 +306,7 @@ def _labels(images: Member, targets: Member, class_names: list[str] | None) -> t
             f"labels are whole numbers or texts, one an image: [{count}]; --label-column none reads none",
         )
     values = _texts(targets) or targets.load().reshape(-1)
-    if targets.dtype.kind == "f" and not np.isfinite(values).all():
+    if targets.dtype.kind == "f" and np.isinf(values).any():
         raise PixseqError(f"{targets} holds values that are not finite", "--label-column none reads no labels")
     names = [shown(name) for name in class_names] if class_names else None
     if targets.dtype.kind in "iu":
@@ -301,7 +317,9 @@ def _labels(images: Member, targets: Member, class_names: list[str] | None) -> t
             f"{targets} holds {targets.dtype}: of more than {MOST_TEXTS:,} labels, whole numbers are read"
         )
     try:
-        numbers = np.array([labels.number(value, classes) for value in np.asarray(values).tolist()], dtype=np.int64)
+        each = values if isinstance(values, list) else values.tolist()
+        numbers = [-1 if labels.is_missing(value) else labels.number(value, classes) for value in each]
+        numbers = np.array(numbers, dtype=np.int64)
     except (ValueError, KeyError, OverflowError) as error:
         raise PixseqError(f"{targets}: {error}", "--label-column none reads no labels") from None
     return numbers, names

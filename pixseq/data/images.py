@@ -286,20 +286,25 @@ class Reader:
         return not self.prep.views and self.prep.resized_side is None
 
     def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
-        grey = images.ndim == 3
-        tally, numbers = Counter(images=len(images), grey=len(images) * grey), self._numbers(index, len(images))
-        if self._is_ready(images):
-            return self._result(_three_channels(images), labels, numbers, len(images), tally)
+        count, numbers = len(images), self._numbers(index, len(images))
+        if labels is not None and self.prep.on_error == "skip" and (labels == -1).any():
+            has = labels != -1
+            images, labels, numbers = images[has], labels[has], numbers[has]
+        tally = Counter(images=len(images), grey=len(images) * (images.ndim == 3), skipped=count - len(images))
+        if self._is_ready(images) or not len(images):
+            size = (self.prep.size, self.prep.size)
+            rows = images if len(images) else np.empty((0, *size, 3), np.uint8)
+            return self._result(_three_channels(rows), labels, numbers, count, tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
         if self._is_one_resize and images.shape[1] == images.shape[2]:
             rows = _resize_squares(images, self.prep.size, FILTERS[self.prep.filter])
-            return self._result(_three_channels(rows), labels, numbers, len(images), tally)
+            return self._result(_three_channels(rows), labels, numbers, count, tally)
         images = np.ascontiguousarray(images)
         rows = np.concatenate([self._rows(Image.fromarray(image), number) for image, number in zip(images, numbers)])
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
-        return self._result(rows, labels, np.repeat(numbers, views), len(images), tally)
+        return self._result(rows, labels, np.repeat(numbers, views), count, tally)
 
     def _result(
         self,

@@ -7,8 +7,9 @@ key and a text for messages.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -54,36 +55,88 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         source = _of_folders(path, files, wanted.split if split == "all" else "train")
         if source is not None:
             return source
-    if label is None and wanted.labels and (column := wanted.label_column) is not None:
-        raise PixseqError(
-            f"{shown(name)} has no label {shown(column)}: no member .{shown(column)} beside it, or key of a "
-            ".json, holds one",
-            "name the ending of a member, or a key of the .json members; --label-column none reads no labels",
-        )
-    names, classes = None, None
-    if (
-        isinstance(label, str) and not label.isdigit()
-    ):  # texts are numbered over all splits, so that a class that one lacks shifts no label
-        names = labels.names_of(_texts(of_all_splits, wanted))
-        classes = {text: i for i, text in enumerate(names)} if names else None
+    found = _survey(files, of_all_splits, wanted) if wanted.labels else None
+    if found is not None:
+        notes += found.notes
+    has_labels = found is not None and found.codes is not None
 
     def read(start: int, stop: int | None) -> Iterator[Encoded]:
         samples = (sample for file in files for sample in _samples(file, wanted))
         for name, data, value in islice(samples, start, stop):
-            if (value is None) != (label is None) and not (value is None and wanted.skip):
-                raise PixseqError(
-                    f"{shown(name)} has {'no' if value is None else 'a'} label, unlike the first picture, "
-                    f"{shown(first[0])}",
-                    "give all pictures a .cls, or none; --on-error skip passes over those without, and "
-                    "--label-column none reads no labels",
-                )
-            yield Encoded(name, data, None if value is None else _number(name, value, classes))
+            labelled = has_labels and value is not None
+            yield Encoded(name, data, _number(name, value, found.classes) if labelled else None)
 
-    why = "the .cls or .json members" if label is not None else "no member .cls, or key of a .json, holds any"
-    names = [shown(name) for name in names] if names else None
+    why = "the .cls or .json members" if has_labels else "no member .cls, or key of a .json, holds any"
+    names, count, known = None, None, None
+    if found is not None:
+        names = [shown(name) for name in found.classes] if found.classes else None
+        count, known = found.count, (lambda: np.array(found.codes)) if has_labels else None
     return Source(
-        "webdataset", str(path), split, None, names, label is not None, read, notes, labels_from=why, files=files
+        "webdataset", str(path), split, count, names, has_labels, read, notes, known, labels_from=why, files=files
     )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What all `count` samples of a split say: `classes` numbers their labels where some are texts, None: numbers.
+
+    `codes` tell the labels of all samples apart, -1 where there is none; None where no sample has one.
+    """
+
+    count: int
+    classes: dict[str, int] | None
+    codes: array | None
+    notes: list[str]
+
+
+def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Labels:
+    """One pass over the labels, in which no picture is read where the tar is not compressed.
+
+    Texts are numbered over all splits, so that a class that one of them lacks shifts no label. Raises PixseqError for
+    values that are no classes, and, unless `wanted.skip`, for samples without a label among others.
+    """
+    met: dict[labels.Value, tuple[int, str]] = {}  # a label: its code, and the first picture that has it
+    codes, bare, texts = array("q"), None, False
+    for name, value in _values(files, wanted):
+        if value is None:
+            bare = bare or name
+        elif not isinstance(value, str | int | float):
+            _number(name, value, None)  # raises
+        else:
+            texts = texts or isinstance(value, str)
+            met.setdefault(value, (len(met), name))
+        codes.append(-1 if value is None else met[value][0])
+    if not met:
+        if wanted.label_column is not None:
+            raise PixseqError(
+                f"{shown(bare)} has no label {shown(wanted.label_column)}: no member .{shown(wanted.label_column)} "
+                "beside it, or key of a .json, holds one, here or in the other samples",
+                "name the ending of a member, or a key of the .json members; --label-column none reads no labels",
+            )
+        return Labels(len(codes), None, None, [])
+    classes = None
+    if texts:
+        elsewhere = [file for file in of_all_splits if file not in files]
+        others = {str(value) for _, value in _values(elsewhere, wanted) if value is not None}
+        names = labels.names_of({*map(str, met), *others})
+        classes = {text: i for i, text in enumerate(names)} if names else None
+    for value, (_, name) in met.items():
+        _number(name, value, classes)
+    if bare is None:
+        return Labels(len(codes), classes, codes, [])
+    said = (
+        f"{shown(bare)} has no label: {codes.count(-1)} of {len(codes)} pictures have none, or one that is empty or -1"
+    )
+    if wanted.skip:
+        return Labels(len(codes), classes, codes, [f"{said}; they are passed over"])
+    raise PixseqError(said, "pass over such pictures with --on-error skip, or read no labels with --label-column none")
+
+
+def _values(files: list[Path], wanted: Wanted) -> Iterator[tuple[str, labels.Value]]:
+    """The name of every picture, and its label."""
+    for file in files:
+        for name, _, value in _samples(file, wanted, pictures=False):
+            yield name, value
 
 
 # -------------------------------------------------------------------------------------------------- tars of folders
@@ -119,13 +172,17 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
 
 def _names(file: Path) -> Iterator[str]:
     """The names of a tar's files: of one that is not compressed without reading what they hold."""
-    with reading(file), open_regular(file) as handle:
-        packed = handle.read(262)[257:] != b"ustar"
-    with reading(file), open_tar(file, "r|*" if packed else "r:") as tar:
+    with reading(file), open_tar(file, _mode(file)) as tar:
         for member in tar:
             tar.members = []
             if member.isfile():
                 yield member.name
+
+
+def _mode(file: Path) -> str:
+    """How to open a tar so that members can be passed over: one that is not compressed by seeking."""
+    with reading(file), open_regular(file) as handle:
+        return "r|*" if handle.read(262)[257:] != b"ustar" else "r:"
 
 
 # ------------------------------------------------------------------------------------------------------------ samples
@@ -133,10 +190,13 @@ def _names(file: Path) -> Iterator[str]:
 Sample = tuple[str, bytes, labels.Value]  # the picture's name, the picture, its label
 
 
-def _samples(file: Path, wanted: Wanted) -> Iterator[Sample]:
-    """The samples of a shard that hold a picture. A key is the name up to the first dot of its last part."""
+def _samples(file: Path, wanted: Wanted, pictures: bool = True) -> Iterator[Sample]:
+    """The samples of a shard that hold a picture. A key is the name up to the first dot of its last part.
+
+    Without `pictures` these are empty.
+    """
     key, fields = None, {}
-    for name, data in _members(file, wanted.label_column):
+    for name, data in _members(file, wanted.label_column, pictures):
         folder, slash, base = name.rpartition("/")
         stem, _, field = base.partition(".")
         if (folder, stem) != key:
@@ -177,23 +237,20 @@ def _label(fields: dict[str, tuple[str, bytes]], column: str | None) -> labels.V
 
 def _number(name: str, value: labels.Value, classes: dict[str, int] | None) -> int:
     try:
-        return int(np.int32(labels.number(value, classes)))
+        return int(np.int32(labels.number(value if classes is None else str(value), classes)))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise PixseqError(
             f"{shown(name)} holds no label: {shown(error)}", "a label is a whole number from 0, or all are texts"
         ) from None
 
 
-def _texts(files: list[Path], wanted: Wanted) -> set[str]:
-    """All labels, as texts."""
-    values = (value for file in files for _, _, value in _samples(file, wanted))
-    return {str(value) for value in values if value is not None}
+def _members(file: Path, column: str | None = None, pictures: bool = True) -> Iterator[tuple[str, bytes]]:
+    """Pictures and labels (those that end in `column` too) in a tar, in its order, without what systems leave there.
 
-
-def _members(file: Path, column: str | None = None) -> Iterator[tuple[str, bytes]]:
-    """Pictures and labels (those that end in `column` too) in a tar, in its order, without what systems leave there."""
+    Without `pictures` these are empty.
+    """
     fields = (*LABEL_FIELDS, "json", *([] if column is None else [column.lower()]))
-    with reading(file), open_tar(file, "r|*") as tar:
+    with reading(file), open_tar(file, "r|*" if pictures else _mode(file)) as tar:
         for member in tar:
             tar.members = []  # tarfile would keep every header it has seen
             field = member.name.rpartition("/")[2].partition(".")[2].lower()
@@ -204,6 +261,9 @@ def _members(file: Path, column: str | None = None) -> Iterator[tuple[str, bytes
             most = MAX_MEMBER_BYTES if _is_picture(member.name) else MAX_LABEL_BYTES
             if member.size > most:
                 raise ValueError(f"{member.name} declares {member.size:,} bytes, more than the {most:,} that are read")
+            if not pictures and _is_picture(member.name):
+                yield member.name, b""
+                continue
             data = tar.extractfile(member).read()
             if len(data) < member.size:
                 raise EOFError(f"{member.name} is cut short")
