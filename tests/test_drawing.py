@@ -1,17 +1,21 @@
 """Grids, swatches and charts: every pixel of an image survives, ticks are round, odd input still draws."""
 
+import matplotlib
 import numpy as np
 import pytest
 
 from pixseq.drawing import grids as drawing
+from pixseq.drawing.charts import MARKERS_UP_TO, SIZE, line_chart
+from pixseq.drawing.page import COLORS, DPI, INK, picture, short
 
 
 def pictures(count, h=4, w=6):
     return np.random.default_rng(0).integers(0, 256, (count, h, w, 3), dtype=np.uint8)
 
 
-def has_color(image, color):
-    return bool((image == np.array(color, np.uint8)).all(axis=2).any())
+def count_color(image, color):
+    """Pixels of a colour written as #rrggbb."""
+    return int((image == np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])).all(axis=2).sum())
 
 
 def test_grid_keeps_every_pixel_as_a_crisp_square_in_row_order():
@@ -58,41 +62,63 @@ def test_swatch_shows_the_colours_in_order():
     assert (out[::4, ::4].reshape(-1, 3)[:5] == colors).all() and (out[4:, 8:] == 255).all()
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 8), (0.1, 0.435), (2.7834, 2.7836), (0, 20_000), (-3e-7, 2e-7), (1e9, 5e9), (5, 5), (0, 0)]
-)
-def test_linear_ticks_are_round_evenly_spaced_and_few(low, high):
-    axis = drawing.linear_axis(np.array([low, high], float), 8)
-    steps = np.diff(axis.ticks)
-    assert 2 <= len(axis.ticks) <= 9 and np.allclose(steps, steps[0])
-    mantissa = steps[0] / 10.0 ** np.floor(np.log10(steps[0]) + 1e-9)
-    assert np.isclose(mantissa, [1, 2, 5], atol=1e-6).any()
-    assert axis.low <= low <= high <= axis.high
-    assert len(set(axis.labels())) == len(axis.ticks)
+def axes_of(series, levels=()):
+    """What the chart of these series puts on its page: its axes, and the labels of its keys."""
+    import pixseq.drawing.charts as charts
 
-
-def test_layers_and_steps_get_whole_ticks_only():
-    assert drawing.linear_axis(np.array([0.0, 1.0]), 12, whole=True).labels() == ["0", "1"]
-    assert drawing.linear_axis(np.arange(49.0), 12, whole=True).labels()[:3] == ["0", "5", "10"]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            charts, "picture", lambda size, draw: picture(size, lambda page: (draw(page), found.append(page)))
+        )
+        line_chart(series, "title", "layer", "accuracy", levels)
+    page = found[0]
+    return page.axes[0], [text.get_text() for legend in page.legends for text in legend.get_texts()], page
 
 
 def test_chart_draws_every_series_and_level_and_is_the_same_each_time():
     series = [("a", [0, 1, 2], [0.1, 0.5, 0.3]), ("b", [0, 1, 2], [0.2, 0.1, 0.4])]
-    draw = lambda: drawing.line_chart(series, "title", "layer", "accuracy", (500, 320), h_lines=[("raw pixels", 0.25)])  # noqa: E731
+    draw = lambda: line_chart(series, "title", "layer", "accuracy", [("raw pixels", 0.25)])  # noqa: E731
     chart = draw()
-    assert chart.shape == (320, 500, 3) and chart.dtype == np.uint8
-    for color in [*drawing.COLORS[:2], drawing.INK]:
-        assert has_color(chart, color)
-    assert (draw() == chart).all()
+    assert chart.shape == (SIZE[1] * DPI, SIZE[0] * DPI, 3) and chart.dtype == np.uint8
+    for color in [*COLORS[:2], INK]:
+        assert count_color(chart, color)
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "text.usetex": True}):
+        assert (draw() == chart).all()
+        assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_the_legend_stands_above_the_data():
-    top = drawing.line_chart([("a", [0, 1], [1, 1]), ("b", [0, 1], [1, 0])], "", "x", "y", (400, 300))
-    plot = [y for y in range(300) if (top[y] == 230).all(axis=1).sum() > 200]  # the grid lines
-    key = np.argwhere((top == np.array(drawing.COLORS[1])).all(axis=2))[:, 0].min()
-    assert key < plot[0] - 10
+def test_layers_and_steps_get_whole_ticks_only():
+    for last in (1, 2, 48, 96, 20_000):
+        axes, _, _ = axes_of([("a", [0, last], [0.1, 0.2])])
+        ticks = axes.get_xticks()
+        assert (ticks == np.round(ticks)).all() and 2 <= len(ticks) <= 11
+    assert axes.xaxis.get_major_formatter()(20_000) == "20,000"
+    axes, _, _ = axes_of([("one", [3], [0.2])])
+    assert axes.get_xlim() == (2.5, 3.5)
 
 
+def test_names_are_shown_as_they_are_and_keys_stand_off_the_data():
+    hostile = ["cost $x^2$", "[bold]a\n\u202eb", "W" * 200, "\\frac{1}{2}"]
+    axes, keys, page = axes_of([(name, [0, 1, 2], [0, i, 2]) for i, name in enumerate(hostile)], [("_level", 0.5)])
+    assert keys[:2] == ["cost $x^2$", "[bold]a  b"] and keys[3:] == ["\\frac{1}{2}", "_level"]
+    assert keys[2].startswith("WWW") and keys[2].endswith("…")
+    box = page.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= page.bbox.x1 and box.y0 >= 0 and box.y1 < axes.get_window_extent().y0
+
+
+def test_one_line_has_no_key_and_too_many_are_counted():
+    assert axes_of([("a", [0, 1], [0, 1])])[1] == []
+    keys = axes_of([(f"layer {i} of a long name", range(3), [i, i, i + 1]) for i in range(100)])[1]
+    assert len(keys) < 40 and keys[-1] == f"and {100 - len(keys) + 1} more"
+
+
+def test_a_text_is_cut_to_its_width():
+    assert short("W" * 30, 1.0) != "W" * 30 and len(short("i" * 300, 1.0)) > 2 * len(short("W" * 300, 1.0))
+    assert short("a name", 1.0) == "a name"
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "series",
     [
@@ -100,19 +126,24 @@ def test_the_legend_stands_above_the_data():
         [("none", [], [])],
         [("one", [3], [0.2])],
         [("gap", [1, 2, 3, 4], [1, float("nan"), 3, float("inf")])],
+        [("nothing known", [1, 2], [float("nan")] * 2)],
         [("not positive", [-1, 0, 1], [0, -2, 3])],
-        [(f"series {i} \u202e\n[red]" * 9, range(100), np.linspace(1, i + 2, 100)) for i in range(9)],
+        [("tiny", [0, 1], [2.7834, 2.7836]), ("huge", [0, 1], [1e30, -1e30])],
+        [(f"series {i} \u202e\n[red]$" * 9, range(100), np.linspace(1, i + 2, 100)) for i in range(9)],
     ],
 )
 def test_any_series_draws(series):
-    chart = drawing.line_chart(series, "a title far too long " * 9, "x" * 99, "y" * 99, (240, 180))
-    assert chart.shape == (180, 240, 3)
+    chart = line_chart(series, "a title far too long $\\alpha " * 9, "x" * 99, "y" * 99, [("none", float("nan"))])
+    assert chart.shape[1] == SIZE[0] * DPI and (chart < 200).any()
+    edges = np.concatenate([chart[:3].reshape(-1, 3), chart[:, :3].reshape(-1, 3), chart[:, -3:].reshape(-1, 3)])
+    assert (edges == 255).all()  # nothing is cut off at the border
 
 
-def test_a_missing_point_breaks_the_line():
-    xs, gap = np.arange(100), np.ones(100)
+def test_a_missing_point_breaks_the_line_and_a_lone_one_shows():
+    xs, gap, alone = np.arange(100), np.ones(100), np.full(100, np.nan)
     gap[40:60] = np.nan
-    whole = drawing.line_chart([("a", xs, np.ones(100))], "", "", "", (400, 200))
-    broken = drawing.line_chart([("a", xs, gap)], "", "", "", (400, 200))
-    counts = [(image == np.array(drawing.COLORS[0])).all(axis=2).sum() for image in (whole, broken)]
-    assert counts[1] < 0.85 * counts[0]
+    alone[50] = 1
+    whole, broken, lone = (
+        count_color(line_chart([("a", xs, ys)], "", "", ""), COLORS[0]) for ys in (np.ones(100), gap, alone)
+    )
+    assert len(xs) > MARKERS_UP_TO and 0 < lone < broken < 0.85 * whole

@@ -1,7 +1,6 @@
 """The figures of a scaling study: four pictures with manifests, for any fit, whatever is missing from it."""
 
-import sys
-
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +27,6 @@ def drawn(path):
 
 
 def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
-    pytest.importorskip("matplotlib")
     fits = [one_fit(*where, law, method) for where, law in LAWS.items() for method in figures.METHODS]
     fits += [one_fit("accuracy", 32, None, method, refused=REASON) for method in figures.METHODS]
     fits[0]["budgets"][0] |= {"params_opt": None, "tokens_opt": None, "value_opt": None, "status": "edge"}
@@ -48,14 +46,12 @@ def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
 
 
 def test_one_metric_without_resolution_and_without_resamples(tmp_path):
-    pytest.importorskip("matplotlib")
     fits = [one_fit("loss", None, CHINCHILLA, method, draws=0) for method in figures.METHODS]
     figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}, fits), {}, {})
     assert all(drawn(path) > 0.02 for path in figures.fit_targets(tmp_path / "fit.png"))
 
 
 def test_nothing_fitted_and_nothing_measured_still_draws(tmp_path):
-    pytest.importorskip("matplotlib")
     odd = "cost_$x$_日本\n"
     fits = [one_fit(metric, None, None, refused=REASON) for metric in ("loss", odd)]
     numbers = numbers_of({("loss", None): CHINCHILLA}, fits)
@@ -66,7 +62,6 @@ def test_nothing_fitted_and_nothing_measured_still_draws(tmp_path):
 
 
 def test_the_same_numbers_make_the_same_picture_under_any_settings(tmp_path):
-    matplotlib = pytest.importorskip("matplotlib")
     path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA, ("loss", 32): (1.69, 600, 0.34, 410.7, 0.28)})
     options = {"targets": {"loss": 2.0}, "resolutions": [16, 32, 64]}
     forecast.run(path, 4.5, 1e20, plot=tmp_path / "one.png", **options)
@@ -79,7 +74,6 @@ def test_the_same_numbers_make_the_same_picture_under_any_settings(tmp_path):
 
 
 def test_a_forecast_out_of_reach_draws_too(tmp_path):
-    pytest.importorskip("matplotlib")
     path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA})
     forecast.run(path, 4.5, 1e20, [16, 64], targets={"loss": 1.0}, plot=tmp_path / "f.png")
     forecast.run(path, 4.5, 1e20, [16], targets={"loss": 1.69001}, plot=tmp_path / "g.png")
@@ -87,20 +81,10 @@ def test_a_forecast_out_of_reach_draws_too(tmp_path):
 
 
 def test_a_figure_in_the_way_is_found_before_anything_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     (tmp_path / "fit.optimum.png").write_bytes(b"mine")
     with pytest.raises(PixseqError, match=r"fit.optimum.png already exists"):
         figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}), {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["fit.optimum.png"]
-
-
-def test_without_matplotlib_the_hint_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    path = write(tmp_path / "fit.json", {("loss", 16): CHINCHILLA})
-    with pytest.raises(PixseqError, match="matplotlib") as caught:
-        forecast.run(path, 4.5, 1e20, [16], plot=tmp_path / "f.png")
-    assert caught.value.hint == "pip install 'pixseq[plot]'" and not (tmp_path / "f.png").exists()
-    assert forecast.run(path, 4.5, 1e20, [16])["rows"]
 
 
 def test_ticks_are_round_and_few():
@@ -117,7 +101,6 @@ def test_numbers_are_spelt_as_people_read_them():
 
 
 def test_seeds_have_error_bars_and_a_distance_its_floor(tmp_path):
-    pytest.importorskip("matplotlib")
     where = ("frechet_distance", 32)
     fits = [one_fit(*where, CHINCHILLA, method) for method in figures.METHODS]
     numbers = numbers_of({where: CHINCHILLA}, fits)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pixseq.drawing.grids import line_chart
+from pixseq.drawing.charts import line_chart
 
 NAME = re.compile(r"(igpt|aim)-(\w+)-step(\d+)\.loss\.json")
 LOSSES = {"igpt": "nats_per_token", "aim": "normalized_mse"}

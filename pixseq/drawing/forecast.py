@@ -1,4 +1,4 @@
-"""The figure of a forecast: compute needed against resolution, drawn with matplotlib (the extra `plot`)."""
+"""The figure of a forecast: compute needed against resolution."""
 
 from __future__ import annotations
 
@@ -9,32 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.drawing.page import (
-    BLUE,
+    COLORS,
     COLUMN,
-    GREEN,
     INK,
-    ORANGE,
-    PINK,
-    SKY,
-    YELLOW,
     flops_label,
     key,
+    key_rows,
     legend,
     log_axis,
     picture,
     power,
-    require,
     save,
     short,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
-    Page = Figure | SubFigure
+    from pixseq.drawing.page import Page
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDEST_INTERVAL = 1e3  # times the greatest forecast; an interval that reaches farther is cut off with an arrow
@@ -48,8 +41,6 @@ def save_forecast(
     overwrite: bool = False,
 ) -> None:
     """The figure of the numbers of a forecast, a PNG with its manifest."""
-    require()
-    atomic.check_target(plot, overwrite)
     lines = len({row["metric"] for row in numbers["rows"]})
     image = picture((COLUMN, 3.0 + 0.16 * lines), lambda page: _forecast(page, numbers))
     save(plot, image, "scaling forecast", config, inputs, overwrite)
@@ -57,52 +48,63 @@ def save_forecast(
 
 def _forecast(page: Page, numbers: Mapping[str, Any]) -> None:
     """Compute needed against resolution, beside what was studied and what growth pays for in how many years."""
-    rows, growth, start = numbers["rows"], numbers["growth_per_year"], numbers["start_flops"]
+    rows, start = numbers["rows"], numbers["start_flops"]
     low, high = numbers["studied_flops"]
+    limits = _limits(rows, [low, high, start])
     axes = page.subplots()
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    needed = [row["flops"] for row in rows if row["flops"]]
-    floor, ceiling = min([low, start, *needed]), max([high, start, *needed])
-    reach = [end for row in rows for end in row["flops_ci"] or [] if end]
-    bottom = min([floor, *(end for end in reach if end > floor / WIDEST_INTERVAL)]) / 10
-    top = max([ceiling, *(end for end in reach if end < ceiling * WIDEST_INTERVAL)]) * 20
     axes.axhspan(low, high, color="#dddddd", linewidth=0, zorder=0)
     axes.axhline(start, color=INK, linewidth=0.8, linestyle="--")
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
     keys = []
     for place, metric in enumerate(metrics):
         ours = [row for row in rows if row["metric"] == metric]
-        color = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)[place % 6]
-        marker = MARKERS[place % 6]
+        color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
         shift = 1.05 ** (place - (len(metrics) - 1) / 2)  # so that intervals do not hide one another
-        known = [row for row in ours if row["flops"]]
-        axes.plot(
-            [row["resolution"] * shift for row in known], [row["flops"] for row in known], color=color, linewidth=0.8
-        )
-        for row in known:
-            x = row["resolution"] * shift
-            if row["flops_ci"]:
-                ends = [math.inf if end is None else end for end in row["flops_ci"]]
-                _whisker(axes, x, ends, (bottom, top), color)
-            face = "white" if "extrapolated" in row["status"] else color
-            axes.plot(x, row["flops"], marker, color=color, markerfacecolor=face, markersize=4.5, zorder=3)
-        keys.append(key(_forecast_label(metric, ours), marker, color, "-", width=0.8))
-    if any("extrapolated" in row["status"] for row in rows):
-        keys.append(key("no runs at that resolution", "o", INK, hollow=True))
-    from matplotlib.patches import Patch
-
-    keys.append(key("one training run today", None, INK, "--", width=0.8))
-    keys.append(Patch(color="#dddddd", linewidth=0, label="budgets studied"))
+        _draw_metric(axes, ours, shift, limits, color, marker)
+        keys.append(key(_label(metric, ours), marker, color, "-", width=0.8))
     sides = sorted({row["resolution"] for row in rows})
     axes.set_xscale("log")
     axes.set_xlim(sides[0] / 1.35, sides[-1] * 1.35)
     axes.set_xticks(sides, [f"{side}" for side in sides])
     axes.minorticks_off()
-    axes.set_ylim(bottom, top)
+    axes.set_ylim(*limits)
     log_axis(axes, "y", 7, power)
     axes.set_xlabel("resolution (pixels a side)")
     axes.set_ylabel(flops_label(numbers))
-    _years_axis(axes, start, growth, bottom, top)
-    legend(page, keys, 1 if max(len(key.get_label()) for key in keys) > 28 else 2)
+    _years_axis(axes, start, numbers["growth_per_year"], *limits)
+    legend(page, *key_rows(keys + _other_keys(rows), COLUMN))
+
+
+def _limits(rows: Sequence[Mapping[str, Any]], others: Sequence[float]) -> tuple[float, float]:
+    """FLOPs around all forecasts and `others`, and around intervals as far as they do not reach too far."""
+    needed = [*others, *(row["flops"] for row in rows if row["flops"])]
+    ends = [end for row in rows for end in row["flops_ci"] or [] if end]
+    bottom = min(min(needed), *(end for end in ends if end > min(needed) / WIDEST_INTERVAL), math.inf)
+    top = max(max(needed), *(end for end in ends if end < max(needed) * WIDEST_INTERVAL), 0)
+    return bottom / 10, top * 20
+
+
+def _draw_metric(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], shift: float, limits: Sequence[float], color: str, marker: str
+) -> None:
+    """The forecasts of one metric, a line with intervals; hollow where nothing was run."""
+    known = [row for row in rows if row["flops"]]
+    x, y = [row["resolution"] * shift for row in known], [row["flops"] for row in known]
+    axes.plot(x, y, color=color, linewidth=0.8)
+    for row, at in zip(known, x):
+        if row["flops_ci"]:
+            _whisker(axes, at, [math.inf if end is None else end for end in row["flops_ci"]], limits, color)
+        face = "white" if "extrapolated" in row["status"] else color
+        axes.plot(at, row["flops"], marker, color=color, markerfacecolor=face, markersize=4.5, zorder=3)
+
+
+def _other_keys(rows: Sequence[Mapping[str, Any]]) -> list:
+    from matplotlib.patches import Patch
+
+    guessed = any("extrapolated" in row["status"] for row in rows)
+    keys = [key("no runs at that resolution", "o", INK, hollow=True)] if guessed else []
+    keys.append(key("one training run today", None, INK, "--", width=0.8))
+    return [*keys, Patch(color="#dddddd", linewidth=0, label="budgets studied")]
 
 
 def _whisker(axes: Axes, x: float, ends: Sequence[float], limits: Sequence[float], color: str) -> None:
@@ -117,10 +119,10 @@ def _whisker(axes: Axes, x: float, ends: Sequence[float], limits: Sequence[float
         axes.plot(x, at, marker if cut else "_", color=color, **style)
 
 
-def _forecast_label(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _label(metric: str, rows: Sequence[Mapping[str, Any]]) -> str:
     targets = {row["target"] for row in rows}
     only = targets.pop() if len(targets) == 1 else None
-    label = short(metric, 24) + (" (default target)" if only is None else f" = {only:.3g}")
+    label = short(metric, 1.4) + (" (default target)" if only is None else f" = {only:.3g}")
     lost = []
     for status, word in (("unreachable", "unreachable"), ("none", "no forecast")):
         sides = [str(row["resolution"]) for row in rows if row["status"].startswith(status)]

@@ -1,6 +1,7 @@
-"""What all figures of scaling share: the page, its letters, round ticks on logarithmic axes, keys.
+"""What all charts share, drawn by matplotlib: the page, its letters and colours, round ticks on logarithmic axes, keys.
 
-A page column is 3.5 inches wide. No letter is smaller than 7 points, whatever settings the user's matplotlib has.
+A page column is 3.5 inches wide. No letter is smaller than 7 points, whatever settings the user's matplotlib has, which
+are not changed. Names of strangers are shown as they are: on one line, without markup, cut to their place.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixseq.drawing import grids as drawing
-from pixseq.errors import PixseqError
+from pixseq.drawing.grids import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     Page = Figure | SubFigure
+    Key = Line2D | Patch
 
 DPI = 300
 COLUMN = 3.5  # inches
@@ -47,18 +50,14 @@ STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 2.2,
     "legend.columnspacing": 1.2,
+    "axes.formatter.useoffset": False,
     "text.parse_math": False,  # a metric's name may hold a dollar sign
 }
-BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = (f"#{r:02x}{g:02x}{b:02x}" for r, g, b in drawing.COLORS)
+# Okabe and Ito's colours, told apart under every common colour blindness; without their yellow (too pale)
+# and their black, which named heights use.
+COLORS = BLUE, ORANGE, GREEN, PINK, YELLOW, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 INK, FAINT = "#262626", "#6e6e6e"
-
-
-def require() -> None:
-    """Raises PixseqError where matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PixseqError("figures need matplotlib, which is not installed", "pip install 'pixseq[plot]'") from None
+MOST_KEY_ROWS = 6  # more would leave the chart no room
 
 
 def save(target: str | Path, image: np.ndarray, stage: str, config, inputs, overwrite: bool) -> None:
@@ -141,34 +140,61 @@ def power(value: float) -> str:
     return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 
 
-def short(name: str, letters: int) -> str:
-    name = drawing.plain(name)
-    return name if len(name) <= letters else name[: letters - 1] + "…"
+def short(text: str, inches: float, points: float = STYLE["font.size"]) -> str:
+    """`text` on one printable line of at most that width, its end replaced by dots where it is too long."""
+    text = plain(text)
+    if _width(text, points) <= inches:
+        return text
+    low, high = 0, len(text)  # letters that fit, and that do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _width(text[:middle] + "…", points) <= inches else (low, middle)
+    return text[:low] + "…"
 
 
-def say(axes: Axes, text: str, letters: int = 30) -> None:
+def _width(text: str, points: float) -> float:
+    """Inches of a line in the font of charts."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=points), False)[0] / 72
+
+
+def wrapped(text: str, inches: float, rows: int) -> str:
+    """`text` on printable lines of about that width, its end replaced by dots where it takes more than `rows`."""
+    letters = max(round(inches * 72 / (0.54 * STYLE["legend.fontsize"])), 8)
+    return textwrap.fill(textwrap.shorten(plain(text), rows * letters, placeholder=" …"), letters)
+
+
+def say(axes: Axes, text: str, inches: float) -> None:
     """In place of data."""
-    text = textwrap.fill(textwrap.shorten(drawing.plain(text), 5 * letters, placeholder=" …"), letters)
+    text = wrapped(text, inches, 5)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=FAINT, fontsize=7)
     axes.grid(False)
 
 
-def key(label: str, marker: str | None, color: str, style="none", hollow=False, width=1.1, size=4.0):
+def key(
+    label: str, marker: str | None, color: str, style: Any = "none", hollow: bool = False, width=1.1, size=4.0
+) -> Line2D:
     from matplotlib.lines import Line2D
 
     face = "white" if hollow else color
-    return Line2D(
-        [],
-        [],
-        marker=marker,
-        color=color,
-        linestyle=style,
-        linewidth=width,
-        markerfacecolor=face,
-        markersize=size,
-        label=label,
-    )
+    how = {"linestyle": style, "linewidth": width, "markerfacecolor": face, "markersize": size}
+    return Line2D([], [], marker=marker, color=color, label=plain(label), **how)
 
 
-def legend(page: Page, keys: Sequence, columns: int) -> None:
+def key_rows(keys: Sequence[Key], inches: float) -> tuple[Sequence[Key], int]:
+    """The keys that a page of that width has room for, each cut to its place, and in how many columns they stand."""
+    room = 0.42  # of a key: its sample and what is free beside it
+    widest = max(_width(one.get_label(), STYLE["legend.fontsize"]) for one in keys) + room
+    columns = max(min(int(0.96 * inches / widest), len(keys)), 1)
+    if columns * MOST_KEY_ROWS < len(keys):
+        shown = columns * MOST_KEY_ROWS - 1
+        keys = [*keys[:shown], key(f"and {len(keys) - shown} more", None, INK)]
+    for one in keys:
+        one.set_label(short(one.get_label(), 0.96 * inches / columns - room, STYLE["legend.fontsize"]))
+    return keys, columns
+
+
+def legend(page: Page, keys: Sequence[Key], columns: int) -> None:
     page.legend(handles=keys, loc="outside lower center", ncols=columns)

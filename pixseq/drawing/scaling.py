@@ -1,4 +1,4 @@
-"""The figures of a scaling study, as a paper prints them, drawn with matplotlib (the extra `plot`).
+"""The figures of a scaling study, as a paper prints them.
 
 A page column is 3.5 inches wide. No letter is smaller than 7 points, colours are told apart under every common colour
 blindness, and what colour says, a marker or a line style says too.
@@ -7,7 +7,6 @@ blindness, and what colour says, a marker or a line style says too.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixseq.artifacts import atomic
-from pixseq.drawing import grids as drawing
 from pixseq.drawing.page import (
     BLUE,
     COLUMN,
@@ -31,18 +29,17 @@ from pixseq.drawing.page import (
     log_ticks,
     picture,
     power,
-    require,
     save,
     say,
     short,
+    wrapped,
 )
 from pixseq.numerics.replicates import cells_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
-    Page = Figure | SubFigure
+    from pixseq.drawing.page import Page
 
 ROW, LONE_ROW = 1.45, 1.9  # inches, of one row of panels; of the only one
 METHODS = {"isoflop": (":", GREEN), "direct": ("--", ORANGE), "varpro": ("-", BLUE)}
@@ -67,8 +64,7 @@ def fit_targets(plot: str | Path) -> list[Path]:
 
 
 def check_fit(plot: str | Path, overwrite: bool) -> None:
-    """Called before any work. Raises PixseqError where matplotlib is missing or a target cannot be written."""
-    require()
+    """Called before any work. Raises PixseqError where a target cannot be written."""
     for target in fit_targets(plot):
         atomic.check_target(target, overwrite)
 
@@ -141,14 +137,14 @@ class Study:
         found = []
         for row, metric in zip(grid, self.metrics):
             for axes, resolution in zip(row, self.resolutions):
-                title = short(metric, 26)
-                axes.set_title(title if resolution is None else f"{title}, {resolution}×{resolution}")
+                at = "" if resolution is None else f", {resolution}×{resolution}"
+                axes.set_title(short(metric, self.inches() - 0.07 * len(at)) + at)
                 found.append((axes, metric, resolution))
         return found
 
-    def letters(self) -> int:
-        """How many letters of the smallest size a panel is wide."""
-        return 58 if len(self.resolutions) == 1 else 27
+    def inches(self) -> float:
+        """How wide the text over a panel may be."""
+        return 2.9 if len(self.resolutions) == 1 else 1.4
 
 
 # ---- IsoFLOP profiles
@@ -168,7 +164,7 @@ def _isoflop(page: Page, study: Study) -> None:
     for axes, metric, resolution in panels:
         runs = study.runs(metric, resolution)
         if not len(runs):
-            say(axes, "no run has this metric")
+            say(axes, "no run has this metric", study.inches())
             axes.set_yticks([])
             continue
         axes.scatter(runs[:, 1], runs[:, 2], s=7, c=colors.to_rgba(runs[:, 0]), linewidths=0)
@@ -187,7 +183,7 @@ def _isoflop(page: Page, study: Study) -> None:
             _title_refusal(axes, fit, study)
         log_axis(axes, "y") if runs[:, 2].min() > 0 and np.ptp(np.log(runs[:, 2])) > math.log(4) else few_ticks(axes)
         if resolution == study.resolutions[0]:
-            axes.set_ylabel(short(metric, 22))
+            axes.set_ylabel(short(metric, 1.2))
     sizes = np.array([run["params"] for run in study.all_runs])
     for axes, _, _ in panels:
         axes.set_xlim(sizes.min() / 1.5, sizes.max() * 1.5)
@@ -283,7 +279,7 @@ def _lines(axes: Axes, study: Study, metric: str, resolution: int | None, quanti
     fits = study.of(metric, resolution)
     standing = [fit for fit in fits.values() if not fit["refused"]]
     if not standing:
-        say(axes, next((f"no fit: {fit['refused']}" for fit in fits.values()), "no fit"), study.letters())
+        say(axes, next((f"no fit: {fit['refused']}" for fit in fits.values()), "no fit"), study.inches())
         return
     for fit in reversed(standing):  # the solid line first: a dashed one on it shows both
         style, own = METHODS[fit["method"]]
@@ -353,7 +349,5 @@ def _has_parabolas(fit: Fit) -> bool:
 def _title_refusal(axes: Axes, fit: Fit, study: Study) -> None:
     """Below a panel's title, where it hides nothing."""
     if fit["refused"]:
-        text = textwrap.shorten(
-            f"no {fit['method']} fit: {drawing.plain(fit['refused'])}", 2 * study.letters(), placeholder=" …"
-        )
-        axes.set_title(f"{axes.get_title()}\n{textwrap.fill(text, study.letters())}", fontsize=7)
+        text = wrapped(f"no {fit['method']} fit: {fit['refused']}", study.inches(), 2)
+        axes.set_title(f"{axes.get_title()}\n{text}", fontsize=7)

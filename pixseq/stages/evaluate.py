@@ -19,7 +19,8 @@ from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png, save_png
-from pixseq.drawing.grids import grid, line_chart
+from pixseq.drawing.charts import line_chart
+from pixseq.drawing.grids import grid
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import check_pairing, image_batches, open_images, open_model, some_images

@@ -390,7 +390,7 @@ def _model_name(pair: Pair) -> str:
 
 def curve(numbers: Row, name: str) -> np.ndarray:
     """Test accuracy by layer as a chart, uint8 [H, W, 3]; baselines of one layer are dashed levels."""
-    from pixseq.drawing.grids import line_chart
+    from pixseq.drawing.charts import line_chart
 
     def line(name: str, rows: Sequence[Row]) -> tuple:
         return name, [row["layer"] for row in rows], [100 * row["test_accuracy"] for row in rows]
@@ -411,4 +411,4 @@ def curve(numbers: Row, name: str) -> np.ndarray:
     if len(numbers.get("window", [])) > 1:
         title, axis = f"{names[numbers['method']]} of {len(numbers['window'])} layers together", "last layer"
     title += f": {100 * numbers['test_accuracy']:.1f} % at layer {numbers['best_layer']}"
-    return line_chart(series, title, axis, "test accuracy, %", h_lines=levels)
+    return line_chart(series, title, axis, "test accuracy, %", levels)

@@ -35,7 +35,7 @@ def run(
 def _plot_log(path: Path, record: manifest.Manifest, plot: str | Path, overwrite: bool) -> None:
     from pixseq.artifacts.metrics import read_log
     from pixseq.artifacts.picture import save_png
-    from pixseq.drawing.grids import line_chart
+    from pixseq.drawing.charts import line_chart
 
     if record["kind"] != "checkpoint" or not (path / "log.jsonl").is_file():
         raise PixseqError(f"{path} of kind {record['kind']} has no training log", "--plot draws checkpoints we trained")

@@ -14,7 +14,9 @@ import numpy as np
 
 from pixseq import progress
 from pixseq.artifacts import atomic
+from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png
+from pixseq.drawing import scaling as figures
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import isoflop, laws
 from pixseq.studies import table as reading
@@ -53,8 +55,6 @@ def run(
         raise UsageError(f"--bootstrap is {resamples}", f"at least {FEWEST_DRAWS}, or 0 for no intervals")
     check_png(plot)
     if plot is not None:
-        from pixseq.drawing import scaling as figures
-
         figures.check_fit(plot, overwrite)
     table = reading.read(source, metrics, columns or ())
     turns = [Turn.of(metric, table.runs, maximize) for metric in table.metrics]
@@ -91,8 +91,6 @@ def run(
     if columns:
         config["columns"] = list(columns)
     if out is not None:
-        from pixseq.artifacts.metrics import write_metrics
-
         write_metrics(out, "scaling fit", config, table.inputs, numbers, overwrite)
     if plot is not None:
         figures.save_fit(plot, numbers, config, table.inputs, overwrite)

@@ -16,6 +16,7 @@ import numpy as np
 from pixseq.artifacts import atomic
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png
+from pixseq.drawing.forecast import save_forecast
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.studies.fits import BEYOND, Fit, Opened, finite, open_fit, place
@@ -62,10 +63,6 @@ def run(
             "use --method varpro or direct",
         )
     check_png(plot)
-    if plot is not None:
-        from pixseq.drawing import forecast as figure
-
-        figure.require()
     opened = open_fit(fit, method)
     named = _targets(opened, targets or {}, metrics)
     pace = Pace(growth, start_flops, opened.level, opened.studied()[1])
@@ -106,7 +103,7 @@ def run(
     if out is not None:
         write_metrics(out, "scaling forecast", config, inputs, numbers, overwrite)
     if plot is not None:
-        figure.save_forecast(plot, numbers, config, inputs, overwrite)
+        save_forecast(plot, numbers, config, inputs, overwrite)
     return numbers
 
 
