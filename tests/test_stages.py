@@ -50,6 +50,19 @@ def test_features_are_the_pooled_ln_1_outputs_of_every_layer(checkpoints, tokens
     assert store.manifest["inputs"].keys() == {"model", "tokens"}
 
 
+def test_one_sweep_gives_the_features_and_the_loss_that_two_give(checkpoints, aim, tokens, pixels, tmp_path):
+    for name, model, store in (("ar", checkpoints["ar"], tokens), ("causal", aim["causal"], pixels)):
+        options = {"device": "cpu", "precision": "fp32", "batch_size": 7}
+        alone = features.run(model, store, tmp_path / f"{name}.zarr", **options)
+        both = features.run(model, store, tmp_path / f"{name}2.zarr", loss=tmp_path / f"{name}.json", **options)
+        evaluate.run(model, store, tmp_path / f"{name}2.json", device="cpu")
+        assert both["id"] == alone["id"]
+        made, expected = (read_metrics(tmp_path / f"{name}{i}.json")[0] for i in ("", "2"))
+        assert {**made, "made": None, "argv": None} == {**expected, "made": None, "argv": None}
+    with pytest.raises(UsageError, match="sweep of its own"):
+        features.run(checkpoints["bert"], tokens, tmp_path / "b.zarr", loss=tmp_path / "b.json", device="cpu")
+
+
 def test_bert_features_see_masked_inputs_in_consecutive_rows(checkpoints, tokens, tmp_path):
     features.run(checkpoints["bert"], tokens, tmp_path / "f.zarr", masks=3, device="cpu", precision="fp32")
     store = open_store(tmp_path / "f.zarr", "features")

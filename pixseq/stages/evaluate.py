@@ -24,8 +24,8 @@ from pixseq.drawing.grids import grid
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import check_pairing, image_batches, open_images, open_model, some_images
-from pixseq.engine.parts import count_images, part_of_store
-from pixseq.engine.training import micro_batch_images
+from pixseq.engine.parts import part_of_store
+from pixseq.engine.scores import config_of, facts_of, images_at_once, no_numbers
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.numerics.probes import elected
@@ -78,7 +78,7 @@ def run(
         if (by_position is not None or pictures is not None) and not passes[0].loss:
             raise UsageError(f"{model} {_why_not(net, attention, labels)}", "leave out --by-position and --pictures")
         tally = Tally(along=by_position is not None)
-        batch, count = batch_size or 2 * micro_batch_images(net, where), mask_count(net.shape, masks)
+        batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
         with progress.track("evaluate", len(passes) * len(store), "images") as bar:
             for one in passes:
                 net.attention = one.attention
@@ -89,7 +89,7 @@ def run(
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
-        numbers: dict[str, Any] = {**count_images(store), "objective": net.shape.objective}
+        numbers = facts_of(net, store)
         if "rows" in numbers:
             progress.say(f"note: {tokens} holds several random crops an image: the numbers are means over crops")
         tally.check(model, tokens)
@@ -98,8 +98,8 @@ def run(
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
         numbers |= where.used()
+        config = config_of(weights, count, seed, attention, where)
     inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
-    config = {"weights": weights, "masks": count, "seed": seed, "attention": attention, **where.used()}
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None:
@@ -162,10 +162,7 @@ class Tally:
         what = f"the loss of {model} on {tokens} is {self.loss}"
         if self.wild:
             what = f"the class scores of {model} for {self.wild} images of {tokens} are not finite"
-        raise PixseqError(
-            f"{what}, no number",
-            f"the model diverged or is damaged: pixseq check {model} tells; or measure with --precision fp32",
-        )
+        raise no_numbers(what, model)
 
     def mean_loss(self, store: Store, masks: int) -> float:
         """Over all that was scored, whatever the batches were. Raises PixseqError where nothing was."""

@@ -22,6 +22,7 @@ from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.metrics import write_metrics
 from pixseq.engine import exported
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
@@ -35,6 +36,7 @@ from pixseq.engine.opening import (
     use_attention,
 )
 from pixseq.engine.parts import origin
+from pixseq.engine.scores import Beside, config_of, shares_sweep
 from pixseq.engine.training import micro_batch_images, recipe_of
 from pixseq.errors import UsageError
 from pixseq.interop.exported import is_exported
@@ -64,6 +66,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     below: float | None = None,
+    loss: str | Path | None = None,
 ) -> Manifest:
     """Write features [layers, N, D] of tokens or pixels, with `pool` "none" [layers, N, T, D]; returns the manifest.
 
@@ -72,6 +75,8 @@ def run(
     inputs masked as in training, `masks` (default 5) independent masks an image as consecutive rows (§4.6).
     `attention`: another pattern than the model's usual one.
     `below`: the mean is over the positions below this part of the rows, those that `sample --keep` draws.
+    `loss`: where the metrics go that `evaluate` makes of the same images, in the same sweep (`scores.shares_sweep` says
+    of which models it can); a sweep that is gone on with has not seen all images, and makes none.
     """
     if pool not in ("mean", "none"):
         raise UsageError(f"--pool is {pool!r}", "one of: mean, none")
@@ -80,8 +85,9 @@ def run(
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype is {dtype!r}", "one of: float32, float16")
     atomic.check_target(out, overwrite)
+    beside = None
     if not has_layers(model):
-        options = (masks, random_init, attention, below)
+        options = (masks, random_init, attention, below, loss)
         if layers != "all" or pool != "mean" or any(option is not None for option in options):
             what = "raw pixels have" if str(model) == PIXELS else f"{model} has"
             raise UsageError(f"{what} no layers, masks, weights or attention", "leave those options out")
@@ -119,6 +125,8 @@ def run(
             chosen = chosen_layers(layers, shape)
             masks = mask_count(shape, masks)
             batch = batch_size or micro_batch_images(net, where)
+            if loss is not None and (not shares_sweep(shape) or attention or random_init is not None):
+                raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
             pooling = Pooling(pool, first_below(below, shape, store))
             compute = _activations(where, net, chosen, masks, seed, pooling)
             tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
@@ -148,7 +156,14 @@ def run(
         }
         told = {"device": str(where.device), **({} if n_head is None else {"n_head": n_head})}
         row = sample.shape[2:]
-        return _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
+        if loss is not None:
+            beside = Beside(net, where)
+            compute = _activations(where, net, chosen, masks, seed, pooling, beside)
+        made = _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
+        if beside is not None and beside.count == len(store):
+            numbers = beside.numbers(model, store, codec)
+            write_metrics(loss, "evaluate", config_of(weights, masks, seed, None, where), inputs, numbers, overwrite)
+        return made
 
 
 def _write(
@@ -225,7 +240,15 @@ def first_below(below: float | None, shape: Shape, store: Store) -> int | None:
     return first * columns * numbers
 
 
-def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed: int, pooling: Pooling):
+def _activations(
+    where: Machine,
+    net: Model,
+    layers: list[int],
+    masks: int,
+    seed: int,
+    pooling: Pooling,
+    beside: Beside | None = None,
+):
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
@@ -236,7 +259,9 @@ def _activations(where: Machine, net: Model, layers: list[int], masks: int, seed
         with where.autocast():
             x = net.prepare(x.to(where.device))
             pooled = pooling.pool == "mean" and pooling.first is None
-            output = net(x, masked, logits=False, pooled=pooled, unpooled=not pooled)
+            output = net(x, masked, logits=beside is not None, pooled=pooled, unpooled=not pooled)
+            if beside is not None:
+                beside.add(output, x)
         return torch.stack([pooling.rows(output.features[layer]) for layer in layers]).float().cpu().numpy()
 
     return compute

@@ -10,13 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
+from pixseq.config import StudyData
+from pixseq.engine import scores
 from pixseq.errors import Diverged, PixseqError
 from pixseq.models.family import shape_from
+from pixseq.runtime import machine
 from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
 from pixseq.studies import judge as judging
 from pixseq.studies import ladder, rates
@@ -56,6 +60,8 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     numbers: dict[str, Any] = {"status": DONE, "reason": None}
     try:
         once(folder / "model", lambda out: _train(study, cell, out, where))
+        if "sweep" not in cell:
+            _sweep_once(study, folder, cell, where)
         numbers |= _loss(folder, data.val, where)
         if "sweep" not in cell:
             numbers |= _accuracy(study, folder, cell, where)
@@ -84,9 +90,27 @@ def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> Non
     pretrain.run(study.data(cell).train, out, config, resume=True, overwrite=True, **where)
 
 
+def _exactly(where: Mapping[str, str]) -> dict[str, str]:
+    """In float32 unless bf16 was asked for."""
+    return {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
+
+
+def _sweep_once(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> None:
+    """The held-out loss and the features of the same pictures from one sweep, where one gives both."""
+    loss, held, data = folder / "loss.json", folder / "test.features.zarr", study.data(cell)
+    if any(path.exists() for path in (loss, held, atomic.partial_path(held), folder / "probe.json")):
+        return
+    if data.probe_test not in (None, data.val) or not _labelled(data):
+        return
+    with machine(**where) as found:
+        exact = found.precision == _exactly(where)["precision"]
+    if exact and scores.shares_sweep(shape_from(open_checkpoint(folder / "model").shape)):
+        features.run(folder / "model", data.val, held, loss=loss, resume=True, overwrite=True, **where)
+
+
 def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
-    """The held-out loss in the first unit that its family reports, in float32 unless bf16 was asked for."""
-    exact = {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
+    """The held-out loss in the first unit that its family reports."""
+    exact = _exactly(where)
     once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
     numbers = read_metrics(folder / "loss.json")[1]
     shape = shape_from(open_checkpoint(folder / "model").shape)
@@ -94,11 +118,20 @@ def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
     return {"loss": numbers[unit], "loss_unit": unit}
 
 
+def _probed_stores(data: StudyData) -> tuple[str, str]:
+    """What the probe is fitted on and tested on."""
+    return data.probe_train or data.train, data.probe_test or data.val
+
+
+def _labelled(data: StudyData) -> bool:
+    return all(open_store(path, "tokens", "pixels").labels() is not None for path in _probed_stores(data))
+
+
 def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
     """Test accuracy of the linear probe at the layer that validation chose; None without labels."""
     data = study.data(cell)
-    train, test = data.probe_train or data.train, data.probe_test or data.val
-    if any(open_store(path, "tokens", "pixels").labels() is None for path in (train, test)):
+    train, test = _probed_stores(data)
+    if not _labelled(data):
         return {"accuracy": None}
 
     def swept(store: str) -> Callable[[Path], Any]:
