@@ -28,8 +28,8 @@ Masks = Annotated[
 ]
 
 SOURCE_HELP = (
-    "digits; a folder of class folders or of pictures; CIFAR-10/100 (folder or .tar.gz); an idx (MNIST), STL-10, "
-    "Downsampled ImageNet, .npz, .npy, .parquet, .tar or .zip source; or - for paths on stdin."
+    "digits; digits-placed; a folder of class folders or of pictures; CIFAR-10/100 (folder or .tar.gz); an idx "
+    "(MNIST), STL-10, Downsampled ImageNet, .npz, .npy, .parquet, .tar or .zip source; or - for paths on stdin."
 )
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False)]

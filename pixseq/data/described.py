@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,9 +48,13 @@ def describe(source: Source | TokenSource) -> dict[str, Any]:
 
     `id` is cheap: over the names and sizes of all pictures (below the folder that holds them all) and some bytes of a
     spread of them; of files that hold many pictures, over sizes and some bytes. `listing` is the id that was recorded
-    before there was that one, for comparing with older stores; see `is_same`.
+    before there was that one, for comparing with older stores; see `is_same`. Of pictures that are made, not found,
+    `recipe` says how, and is in the id.
     """
-    digest = hashlib.sha256()
+    digest, told = hashlib.sha256(), {}
+    if source.recipe:
+        digest.update(json.dumps(source.recipe, sort_keys=True).encode())
+        told = {"recipe": source.recipe}
     if source.files:
         _add_files(digest, source.files)
     elif source.name in ("folder", "paths"):
@@ -58,7 +63,8 @@ def describe(source: Source | TokenSource) -> dict[str, Any]:
         digest.update(f"split {source.split}".encode())
     many = source.count or "stream"
     id = f"{source.name}:{many}:{digest.hexdigest()[:16]}"
-    return {"path": source.path, "id": id, "listing": f"{source.name}:{source.split}:{many}:{_listing(source.path)}"}
+    listing = f"{source.name}:{source.split}:{many}:{_listing(source.path)}"
+    return {"path": source.path, "id": id, "listing": listing, **told}
 
 
 def is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -100,6 +100,8 @@ class Source:
     can. `seeks`: reading from the middle costs no more than what is read.
     `labels_from` says where the labels come from, or why there are none. `files` are those that are read, where they
     are not one a picture; `shares` says that they hold other splits too.
+    `shows` tells which original each picture [count] shows, where several show one: they count as views of one image.
+    `recipe`: how pictures that are made, not found, were made; manifests record it.
     """
 
     name: str
@@ -115,6 +117,8 @@ class Source:
     labels_from: str = ""
     files: Sequence[Path] = ()
     shares: bool = False
+    shows: Callable[[], np.ndarray] | None = field(default=None, repr=False)
+    recipe: dict[str, int] | None = None
 
 
 class NoSuchSplit(PixseqError):

@@ -34,8 +34,8 @@ from pixseq.progress import few
 __all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 
 ACCEPTED = (
-    "a source is digits, a folder of class folders or pictures, CIFAR-10/100 (folder or .tar.gz), MNIST-style idx, "
-    "STL-10 binary, Downsampled ImageNet, .npz, .npy, .parquet, .tar shards, a .zip of pictures, "
+    "a source is digits, digits-placed, a folder of class folders or pictures, CIFAR-10/100 (folder or .tar.gz), "
+    "MNIST-style idx, STL-10 binary, Downsampled ImageNet, .npz, .npy, .parquet, .tar shards, a .zip of pictures, "
     "or - for paths on stdin"
 )
 WITH_COLUMNS = {"parquet", "npz", "npy", "webdataset"}
@@ -51,7 +51,7 @@ def open_source(
     on_error: str = "fail",
     max_pixels: int = MAX_PIXELS,
 ) -> Source:
-    """Open the pictures that `spec` names: `digits` (the embedded set; a folder of that name is ./digits), `-`, a path.
+    """Open the pictures that `spec` names: `digits`, `digits-placed` (a folder of that name is ./digits), `-`, a path.
 
     With on_error skip an incomplete set is read as far as it goes; the rest is in records.Wanted. Raises PixseqError if
     it does not exist, is nothing known or more than one thing, is damaged, or lacks `split`.
@@ -89,12 +89,14 @@ def open_any(
 def _open(spec: str, wanted: Wanted) -> Source | TokenSource:
     if spec == "digits":
         return digits.open_digits(wanted.split)
+    if spec == "digits-placed":
+        return digits.open_placed(wanted.split)
     if spec == "-":
         return folders.open_stdin(wanted.split)
     path = Path(spec)
     if not path.exists():
         beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
-        close = difflib.get_close_matches(path.name, [*beside, "digits"], 1)
+        close = difflib.get_close_matches(path.name, [*beside, "digits", "digits-placed"], 1)
         raise PixseqError(
             f"there is no {shown(path)}", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
         )

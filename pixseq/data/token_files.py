@@ -40,6 +40,7 @@ class TokenSource:
     name = "npy-ids"
     class_names = None
     shares = False
+    shows = recipe = None
 
     @property
     def path(self) -> str:

@@ -83,7 +83,7 @@ def part_of_source(
         return part_of(n, limit, labels)
     if n < 2:
         raise PixseqError(f"{source.path} holds {n} image{'s' * (n != 1)}: no part can be held out", "give it more")
-    rows = hold_out(n, val_fraction, labels, seed)
+    rows = _hold_out(n, val_fraction, labels, source.shows() if source.shows else None, seed)
     digest = hashlib.sha256(f"{n}\n".encode() + rows.astype("<i8").tobytes()).hexdigest()[:16]
     if part == "train":
         rows = np.setdiff1d(np.arange(n), rows, assume_unique=True)
@@ -91,6 +91,15 @@ def part_of_source(
         rows = rows[choose_rows(len(rows), limit, None if labels is None else labels[rows])]
     drawn = {"part": part, "val_fraction": val_fraction, "seed": seed, "held_out": digest}
     return Part(rows, {**_record(n, len(rows), labels), **drawn})
+
+
+def _hold_out(n: int, fraction: float, labels: np.ndarray | None, shows: np.ndarray | None, seed: int) -> np.ndarray:
+    """A random part of `n` images; all that show one original (`shows` [n], None: each its own) lie on one side."""
+    if shows is None:
+        return hold_out(n, fraction, labels, seed)
+    _, firsts, originals = np.unique(shows, return_index=True, return_inverse=True)
+    held = hold_out(len(firsts), fraction, None if labels is None else labels[firsts], seed)
+    return np.flatnonzero(np.isin(originals, held))
 
 
 def check_held_out(val_fraction: float | None, part: str | None) -> None:

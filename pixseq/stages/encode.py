@@ -72,7 +72,8 @@ def run(
     pixels: no tokens, the pixels themselves, uint8 [N, S, S, 3]. Whole pictures (`resize` "whole") have sizes of their
     own: uint8 [P, 3], one picture after the other in raster order, and their `shapes` int32 [N, 2].
     Of a source of palette ids, `palette` (which may be left out) only says what they mean, and no picture is prepared.
-    `views` above 1 make several rows an image: `images` int32 [N] then says which image of the source a row shows.
+    `views` above 1 make several rows an image: `images` int32 [N] then says which image of the source a row shows. It
+    stands there too where several pictures of the source show one original: which one it is.
     `limit` takes so many images from all over the source, of every class its share. `val_fraction` holds a part of the
     images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
@@ -124,7 +125,7 @@ def run(
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
     kind, main = _main_array(codec)
-    specs = {kind: main, **_other_arrays(opened.has_labels, prep.views, main.whole)}
+    specs = {kind: main, **_other_arrays(opened, prep.views, main.whole)}
     row_bytes = main.row_bytes * (int(size**2 * USUAL_RATIO) if main.whole else 1)
     chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
@@ -222,11 +223,11 @@ def _main_array(codec: Codec) -> tuple[str, Spec]:
     return "tokens", Spec("uint16", (None, h * w * (3 if codec["scheme"] == "rgb" else 1)))
 
 
-def _other_arrays(labels: bool, views: int, whole: bool) -> dict[str, Spec]:
+def _other_arrays(source: Source | TokenSource, views: int, whole: bool) -> dict[str, Spec]:
     from pixseq.artifacts.arrays import SHAPES, Spec
 
-    specs = {"labels": Spec("int32", (None,))} if labels else {}
-    specs |= {"images": Spec("int32", (None,))} if views > 1 else {}
+    specs = {"labels": Spec("int32", (None,))} if source.has_labels else {}
+    specs |= {"images": Spec("int32", (None,))} if views > 1 or source.shows else {}
     return specs | ({SHAPES: Spec("int32", (None, 2))} if whole else {})
 
 
@@ -333,6 +334,7 @@ def _encode(
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), 1024), 1)
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
     total = source.count if chosen is None else len(chosen)
+    originals = source.shows() if source.shows else None
     held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
     narrow = said = False
     with progress.track("encode", total, "images", tally.image) as bar:
@@ -340,6 +342,7 @@ def _encode(
             new = encoded(batch)
             before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec["class_names"])
             images = batch.numbers if prep.views > 1 else None
+            images = images if originals is None else originals[batch.numbers].astype(np.int32)
             arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
             rows = _part({name: array for name, array in arrays.items() if array is not None}, again, new.count)
             held = {name: np.concatenate([*_kept(held, name), array]) for name, array in rows.items()}
