@@ -73,7 +73,36 @@ def test_digits_are_scaled_and_split_without_overlap():
     assert expected.max() == 255 and np.bincount(bunch.target[1437:]).min() > 30
 
 
+@pytest.mark.parametrize("split, times", [("train", 3), ("test", 1)])
+def test_placed_digits_lie_whole_on_their_canvas_at_different_places(split, times):
+    plain, opened = (next(open_source(name, split).read(0, None)) for name in ("digits", "digits-placed"))
+    n = len(plain.images)
+    assert opened.images.shape == (times * n, 12, 12) and opened.images.dtype == np.uint8
+    places = np.full((times, n), -1)
+    for i, canvas in enumerate(opened.images):
+        want, total = plain.images[i % n], int(plain.images[i % n].sum())
+        assert canvas.sum(dtype=int) == total and opened.labels[i] == plain.labels[i % n]
+        cuts = [(y, x) for y in range(5) for x in range(5) if np.array_equal(canvas[y : y + 8, x : x + 8], want)]
+        assert cuts  # one, or several where the digit has empty rows or columns
+        places[i // n, i % n] = 5 * cuts[0][0] + cuts[0][1]
+    assert np.bincount(places.ravel(), minlength=25).min() > len(opened.images) / 25 / 3  # all over the canvas
+    repeated = [len(np.unique(opened.images[i::n], axis=0)) < times for i in range(n)]
+    assert not any(repeated)
+
+
+def test_placed_digits_are_the_same_whenever_they_are_read():
+    source = open_source("digits-placed")
+    whole, again, part = (next(source.read(*rows)) for rows in ((0, None), (0, None), (1430, 1450)))
+    assert source.count == len(whole.images) == len(source.labels()) and np.array_equal(whole.images, again.images)
+    assert np.array_equal(part.images, whole.images[1430:1450]) and np.array_equal(part.labels, whole.labels[1430:1450])
+    assert np.array_equal(source.labels(), whole.labels)
+    assert np.array_equal(source.shows(), np.tile(np.arange(1437), 3))
+    assert open_source("digits-placed", "test").shows is None  # one picture a digit
+
+
 def test_a_missing_split_is_an_error_with_both_sides(tmp_path):
+    refuses("digits-placed", "digits-placed has the splits test, train, not val", "val")
+    refuses("digits-place", "there is no digits-place", hint="digits-placed")
     refuses("digits", "digits has the splits test, train, not val", "val")
     np.save(tmp_path / "x.npy", noise(4, 8, 8))
     assert open_source(str(tmp_path / "x.npy")).split == "all"

@@ -201,6 +201,25 @@ def test_the_two_parts_never_share_an_image_and_hold_all(tmp_path, kind):
     assert set(open_store(tmp_path / "l.zarr", "tokens").read("tokens")[:, 0]) <= set(shades[0])
 
 
+def test_pictures_of_one_digit_are_held_out_together_and_the_manifest_tells_their_recipe(tmp_path):
+    """digits-placed shows each digit of its training part several times: never on both sides of a split."""
+    stores = {}
+    for part in ("train", "val", None):
+        options = {"val_fraction": 0.1, "part": part} if part else {}
+        encode.run("digits-placed", tmp_path / f"{part}.zarr", size=12, scheme="gray", **options)
+        stores[part] = open_store(tmp_path / f"{part}.zarr", "tokens")
+    shown = {part: store.images() for part, store in stores.items()}
+    assert set(np.bincount(shown[None])) == {3} and len(shown[None]) == 4311
+    assert len(shown["val"]) == 3 * len(set(shown["val"])) and len(set(shown["val"])) == pytest.approx(144, abs=1)
+    assert not set(shown["train"]) & set(shown["val"])
+    assert sorted([*shown["train"], *shown["val"]]) == sorted(shown[None])
+    train, val = split_rows(stores[None], 0.1, 0)
+    assert not set(shown[None][train]) & set(shown[None][val])
+    source = stores[None].manifest["inputs"]["source"]
+    assert source["recipe"] == {"canvas": 12, "placements": 3, "seed": 0}
+    assert source["id"].startswith("digits-placed:train:4311:")
+
+
 def test_parts_of_palette_ids(tmp_path):
     ids, classes = np.arange(60)[:, None].repeat(16, 1), np.arange(60) % 3
     np.save(tmp_path / "x_trX.npy", ids)
