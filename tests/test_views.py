@@ -217,7 +217,7 @@ def test_pictures_of_one_digit_are_held_out_together_and_the_manifest_tells_thei
     assert not set(shown[None][train]) & set(shown[None][val])
     source = stores[None].manifest["inputs"]["source"]
     assert source["recipe"] == {"canvas": 12, "placements": 3, "seed": 0}
-    assert source["id"].startswith("digits-placed:train:4311:")
+    assert source["id"].startswith("digits-placed:4311:")
 
 
 def test_parts_of_palette_ids(tmp_path):
