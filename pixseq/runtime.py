@@ -117,11 +117,15 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
             torch.distributed.destroy_process_group()
 
 
+JOBS = "PIXSEQ_JOBS_ON_DEVICE"  # set for processes that were started to work side by side on one device
+
+
 def sharers(device: torch.device, world: int) -> int:
-    """How many of the ranks compute in one device's memory: those of a host in the host's, or on a GPU that is named
-    for all of them. Without a number, each has a GPU of its own.
+    """How many processes compute in one device's memory: of the ranks those of a host in the host's, or on a GPU that
+    is named for all of them (without a number, each has a GPU of its own), and for each of them the jobs beside it.
     """
-    return 1 if device.type == "cuda" and device.index is None else int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    own = device.type == "cuda" and device.index is None
+    return (1 if own else int(os.environ.get("LOCAL_WORLD_SIZE", world))) * int(os.environ.get(JOBS, 1))
 
 
 def _has_bf16_units(device: torch.device) -> bool:

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from pixseq.engine.batches import augment, batch_indices, split_validation
+from pixseq.engine.batches import augment, batch_indices
+from pixseq.numerics.parts import hold_out, split_validation
+from pixseq.streams import Stream
 
 
 def test_an_epoch_visits_every_image_once_even_across_batches():
@@ -56,3 +58,19 @@ def test_validation_split_is_a_partition():
     train, val = split_validation(50, 0.1, 4)
     assert len(val) == 5 and sorted([*train, *val]) == list(range(50))
     assert [len(part) for part in split_validation(2, 0.01, 0)] == [1, 1]
+
+
+def test_validation_has_its_share_of_every_class_and_whole_images():
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    train, val = split_validation(100, 0.1, 4, None, labels)
+    assert list(np.bincount(labels[val])) == [6, 3, 1] and sorted([*train, *val]) == list(range(100))
+    np.testing.assert_array_equal(val, hold_out(100, 0.1, labels, 4))  # as encode draws it
+    views = np.repeat(np.arange(100), 3)
+    _, some = split_validation(300, 0.1, 4, views, labels.repeat(3))
+    np.testing.assert_array_equal(some, np.flatnonzero(np.isin(views, val)))
+    assert not np.array_equal(val, split_validation(100, 0.1, 5, None, labels)[1])
+
+
+def test_validation_without_labels_is_drawn_as_it_always_was():
+    drawn = np.random.default_rng([4, 0, Stream.VALIDATION_SPLIT]).permutation(50)
+    np.testing.assert_array_equal(split_validation(50, 0.1, 4)[1], np.sort(drawn[:5]))

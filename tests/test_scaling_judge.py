@@ -1,6 +1,7 @@
 """What completions are judged by: the reference model, the pictures compared, and that Gaussian noise does not pass."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from conftest import write_tokens
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import features, frechet
 from pixseq.studies import cell as one
-from pixseq.studies import judge, plan, run
+from pixseq.studies import judge, plan, rates, run
 from pixseq.studies.study import open_study
 
 SMALL = "probe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
@@ -188,3 +190,57 @@ def test_features_below_a_row_are_the_mean_of_those_positions(stores, checkpoint
     features.run(checkpoints["ar"], stores / "v.zarr", stores / "mean.zarr", **options)
     with pytest.raises(PixseqError, match="the pools differ"):
         frechet.run(stores / "low.zarr", stores / "mean.zarr")
+
+
+def test_a_reference_takes_the_rate_of_the_sweep_and_waits_for_it(stores):
+    text = SMALL + "budgets: [1.0e+9]\nsizes_per_budget: 3\nrates: {sweep: [0.5, 1.0, 2.0]}\ncompletions: {count: 4}\n"
+    study, _ = planned(stores, text)
+    (before,) = judge.references(study)
+    with pytest.raises(PixseqError, match="reference-r6: its learning rate waits for the sweep"):
+        one.run_named(study, before["id"], **HERE)
+    order = []
+    for cell in run._in_order(study, None, {}):
+        if cell is not run.WAIT:
+            order.append(cell["id"])
+            numbers = {"status": "done", "reason": None, "loss": 2 + np.log(cell["lr"] / 0.02) ** 2}
+            folder = judge.folder_of(study, cell) if "reference" in cell["id"] else study.folder(cell)
+            write_metrics(folder / "result.json", "scaling run", cell, {}, numbers)
+    assert order.index("reference-r6") == 9 and all("-f" in id for id in order[:9]) and len(order) == 13
+    (after,) = judge.references(study)
+    rule = rates.rule_of(study, 6)
+    assert after["lr"] == rates.rounded(rule["lr"] * (after["d_model"] / rule["width"]) ** -rule["exponent"])
+    assert after["lr"] != before["lr"] and {**after, "lr": 0} == {**before, "lr": 0}
+
+
+def test_the_board_shows_what_runs_beside_the_cells(stores):
+    study, _ = planned(stores, SMALL + "budgets: [1.0e+9]\nrates: {sweep: [0.5, 1.0, 2.0]}\ncompletions: {count: 4}\n")
+    (reference,), swept = judge.references(study), rates.sweep_of(study, 6)[0]
+    workers = [SimpleNamespace(cell=cell) for cell in (reference, swept, study.measured[0], None)]
+    log = judge.folder_of(study, reference) / "model.partial" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 7, "loss": 2.0}\n')
+    rows = run._rows(study, workers, {})
+    assert [row[0] for row in rows[:3]] == [reference["id"], swept["id"], study.measured[0]["id"]]
+    assert rows[0][3] == f"7/{reference['steps']}" and rows[1][3] == "starts" and len(rows) == 2 + len(study.measured)
+    assert {len(row) for row in rows} == {len(run.HEAD)}
+
+
+def test_a_part_of_a_store_knows_which_images_its_rows_show(stores):
+    views = np.repeat(np.arange(8), 3)
+    store = open_store(write_tokens(stores / "w.zarr", count=24, images=views), "tokens")
+    judge._copy(store, np.array([1, 5, 22]), stores / "some.zarr")
+    np.testing.assert_array_equal(open_store(stores / "some.zarr", "tokens").images(), views[[1, 5, 22]])
+
+
+def test_one_bad_run_does_not_move_the_sizes_of_the_next_budget(stores, monkeypatch):
+    study, _ = planned(stores, SMALL + "budgets: [1.0e+9, 2.0e+9]\ncompletions: {count: 0}\n")
+    params = np.geomspace(1e4, 1e6, 7)
+    rows = [
+        {"resolution": 6, "budget": 1e9, "params": n, "status": "done", "loss": 2 + 0.1 * np.log(n / 1e5) ** 2}
+        for n in params
+    ]
+    monkeypatch.setattr(type(study), "results", lambda self: rows)
+    expected = plan._expected_optimum(study, 6, 2e9)
+    rows[5]["loss"] += 3
+    assert plan._expected_optimum(study, 6, 2e9) == pytest.approx(expected, rel=0.02)
+    assert plan._lowest(rows) < np.log(expected) - 0.5 or plan._lowest(rows) > np.log(expected)

@@ -8,11 +8,11 @@ import torch
 from conftest import write_tokens
 
 from pixseq import signals
-from pixseq.errors import INTERRUPTED
-from pixseq.runtime import devices_for
-from pixseq.studies import plan, worker
+from pixseq.errors import INTERRUPTED, Interrupted
+from pixseq.runtime import JOBS, devices_for, machine
+from pixseq.studies import plan, run, worker
 from pixseq.studies.study import open_study
-from pixseq.studies.worker import Worker
+from pixseq.studies.worker import STOPPED, Worker
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def wait(process):
 
 
 def test_one_process_runs_cell_after_cell_and_says_what_failed(study):
-    ours = Worker.start(study, 1, "cpu", "fp32")
+    ours = Worker.start(study, ["cpu"], "cpu", "fp32")
     for cell, error in ((study.cells[0], None), ({"id": "r6-b9-s9"}, "no cell 'r6-b9-s9'"), (study.cells[1], None)):
         ours.give(cell)
         answer = wait(ours)
@@ -63,7 +63,7 @@ def test_one_process_runs_cell_after_cell_and_says_what_failed(study):
 
 
 def test_a_process_that_dies_says_so_and_one_that_is_stopped_ends(study):
-    killed, stopped = (Worker.start(study, 2, "cpu", "fp32") for _ in range(2))
+    killed, stopped = (Worker.start(study, ["cpu"] * 2, "cpu", "fp32") for _ in range(2))
     killed.give(study.cells[0])
     killed.process.send_signal(signal.SIGKILL)
     assert "its process ended with -9" in wait(killed)["error"] and not killed.alive
@@ -74,7 +74,7 @@ def test_a_process_that_dies_says_so_and_one_that_is_stopped_ends(study):
 
 
 def test_a_process_that_waits_answers_every_signal_that_asks_it_to_end(study):
-    ours = [Worker.start(study, 2, "cpu", "fp32") for _ in signals.STOPPING]
+    ours = [Worker.start(study, ["cpu"] * 2, "cpu", "fp32") for _ in signals.STOPPING]
     for each in ours:
         each.give({"id": "r6-b9-s9"})
     for each, number in zip(ours, signals.STOPPING):
@@ -82,3 +82,39 @@ def test_a_process_that_waits_answers_every_signal_that_asks_it_to_end(study):
         each.process.send_signal(number)
         assert each.process.wait(60) == INTERRUPTED
         each.close()
+
+
+def test_jobs_on_one_device_divide_its_memory(study, monkeypatch):
+    monkeypatch.delenv(JOBS, raising=False)
+    with machine("cpu") as where:
+        alone = where.memory_bytes()
+    told = []
+    monkeypatch.setattr(worker.subprocess, "Popen", lambda *args, env, **more: told.append(env[JOBS]))
+    for devices, device in ((["cpu"] * 3, "cpu"), (["cuda:0", "cuda:1", "cuda:0"], "cuda:0"), (["auto"], "auto")):
+        Worker.start(study, devices, device, "fp32").errors.close()
+    assert told == ["3", "2", "1"]
+    monkeypatch.setenv(JOBS, "3")
+    with machine("cpu") as where:
+        assert where.memory_bytes() == alone // 3
+
+
+def test_a_process_that_alone_is_stopped_has_not_failed(study, monkeypatch):
+    study.rewrite(study.cells[:2])
+    first, give = study.cells[0]["id"], Worker.give
+
+    def give_and_stop(self, cell):
+        give(self, cell)
+        if cell["id"] == first:
+            self.process.send_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Worker, "give", give_and_stop)
+    with pytest.raises(Interrupted, match=f"1 cells were stopped .* first {first}") as caught:
+        run.run(study.path, device="cpu", precision="fp32")
+    assert "run it again" in caught.value.hint
+    assert study.results()[0]["status"] != "done" and study.results()[1]["status"] == "done"
+    ours = Worker.start(study, ["cpu"], "cpu", "fp32")
+    Worker.give(ours, study.cells[0])
+    assert wait(ours) == {"error": STOPPED}
+    assert run._rows(study, [], {first: STOPPED})[0][3] == "stopped"
+    assert "stopped after" in run._line(study, ours, {first: STOPPED})
+    ours.close()

@@ -53,6 +53,7 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tokens, tmp_path, m
     sets = ["train.ema=0.9", "train.augment=crop-flip", "train.log_every=1", f"train.optimizer={optimizer}"]
     config = recipe(*sets, f"model.objective={objective}")
     whole = pretrain.run(tokens, tmp_path / "a", config, val_fraction=0.1, device="cpu")
+    assert whole["config"]["held_out"]["how"] == "stratified" and whole["config"]["held_out"]["of"] == 96
     stop_after(monkeypatch, 5)
     with pytest.raises(Interrupted, match="SIGTERM after 4 of 12"):
         pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")

@@ -66,24 +66,3 @@ def _reflected(index: np.ndarray, n: int) -> np.ndarray:
     """Indices outside [0, n) mirrored at the edges without repeating the edge itself."""
     index = np.abs(index)
     return np.where(index >= n, 2 * (n - 1) - index, index)
-
-
-def split_validation(
-    n: int, fraction: float, seed: int, images: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of train and of validation, sorted: a random part of at least one image each, set by the seed alone.
-
-    `images` [n] says which image each row shows: all rows of one go to the same side. None: each row its own.
-    Raises ValueError where there is one image only.
-    """
-    if images is not None:
-        names, images = np.unique(images, return_inverse=True)
-    count = n if images is None else len(names)
-    if count < 2:
-        raise ValueError("one image leaves none to hold out")
-    drawn = np.random.default_rng([seed, 0, Stream.VALIDATION_SPLIT]).permutation(count)
-    held = drawn[: min(max(round(count * fraction), 1), count - 1)]
-    if images is None:
-        return np.sort(drawn[len(held) :]), np.sort(held)
-    apart = np.isin(images, held)
-    return np.flatnonzero(~apart), np.flatnonzero(apart)

@@ -22,12 +22,11 @@ from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.specs import CHUNK_PIXELS
 from pixseq.data.pictures import SHOWN, Pictures, as_seen
-from pixseq.engine.batches import split_validation
 from pixseq.engine.images import Images
 from pixseq.engine.parts import check_apart
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
-from pixseq.numerics.parts import choose_rows
+from pixseq.numerics.parts import choose_rows, split_validation
 from pixseq.runtime import Machine, host_memory_bytes, placed
 
 MOST_BESIDE = 1 << 20  # weights that a shape may count and a file not hold
@@ -281,13 +280,24 @@ def read_images(
 
 
 def split_rows(store: Store, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and to validate on; the views of one image lie on one side. Raises PixseqError for one image."""
+    """Rows to train on and to validate on: the views of one image lie on one side, and every class has its share.
+
+    Raises PixseqError for one image.
+    """
     try:
-        return split_validation(len(store), val_fraction, seed, store.images())
+        return split_validation(len(store), val_fraction, seed, store.images(), store.labels())
     except ValueError:
         raise PixseqError(
             f"{store.path} holds one image: no part can be held out", "encode more, or give --val"
         ) from None
+
+
+def held_out(images: Images, held: Images | None, val_fraction: float | None) -> dict[str, Any]:
+    """What a recipe says of the split that `read_images` made: how it was, where labels took part in it."""
+    if val_fraction is None or images.labels is None:
+        return {}
+    taken = held.count()["images"]
+    return {"held_out": {"of": images.count()["images"] + taken, "taken": taken, "how": "stratified"}}
 
 
 def check_fraction(val: str | Path | None, val_fraction: float | None) -> None:

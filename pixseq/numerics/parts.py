@@ -53,6 +53,27 @@ def hold_out(n: int, fraction: float, labels: np.ndarray | None, seed: int) -> n
     return np.sort(rng.permutation(n)[:wanted])
 
 
+def split_validation(
+    n: int, fraction: float, seed: int, images: np.ndarray | None = None, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of train and of validation, sorted: a random part of at least one image each, set by the seed alone.
+
+    `images` [n] says which image each row shows: all rows of one go to the same side. None: each row its own. With
+    `labels` [n] every class gives its share, by `hold_out`. Raises ValueError where there is one image only.
+    """
+    names, first, images = np.unique(np.arange(n) if images is None else images, return_index=True, return_inverse=True)
+    count = len(names)
+    if count < 2:
+        raise ValueError("one image leaves none to hold out")
+    if labels is None:
+        drawn = np.random.default_rng([seed, 0, Stream.VALIDATION_SPLIT]).permutation(count)
+        held = drawn[: min(max(round(count * fraction), 1), count - 1)]
+    else:
+        held = hold_out(count, fraction, labels[first], seed)
+    apart = np.isin(images, held)
+    return np.flatnonzero(~apart), np.flatnonzero(apart)
+
+
 def two_samples(
     n: int, size: int, labels: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, load_state, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
-from pixseq.engine.opening import check_pairing, load_weights, read_images, side_of, some_of, use_attention
+from pixseq.engine.opening import check_pairing, held_out, load_weights, read_images, side_of, some_of, use_attention
 from pixseq.engine.training import (
     Counts,
     Images,
@@ -82,6 +82,7 @@ def run(
         everything = _everything(images, held, tokens, val) if recipe.refit else None
         codec = {**parent.codec, "class_names": store.meta["class_names"]}
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
+        flags |= held_out(images, held, val_fraction)
 
         def pretrained() -> Model:
             """The model as training begins."""

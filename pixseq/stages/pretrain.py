@@ -19,7 +19,7 @@ from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_we
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
 from pixseq.config import PretrainFile, as_dict
-from pixseq.engine.opening import check_fraction, open_images, read_images, seen_codec, some_of, split_rows
+from pixseq.engine.opening import check_fraction, held_out, open_images, read_images, seen_codec, some_of, split_rows
 from pixseq.engine.training import (
     Counts,
     Images,
@@ -82,7 +82,7 @@ def run(
                 f"note: {tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
                 "those of whole pictures, encode --resize whole, are resized down"
             )
-        flags = {"val_fraction": val_fraction, "precision": where.precision}
+        flags = {"val_fraction": val_fraction, "precision": where.precision, **held_out(images, held, val_fraction)}
         recipe = recipe_of(as_dict(config), inputs, flags)
         kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
         for step in kept if where.leads else ():

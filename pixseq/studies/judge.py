@@ -32,7 +32,7 @@ from pixseq.errors import Diverged, PixseqError, UsageError
 from pixseq.models.family import SHAPES
 from pixseq.stages import features, pretrain
 from pixseq.streams import Stream
-from pixseq.studies import ladder
+from pixseq.studies import ladder, rates
 from pixseq.studies.study import Study
 
 REFERENCE = "reference"  # in place of an extractor's path
@@ -76,12 +76,15 @@ def reference_cell(grid: GridFile, index: int, codec: Mapping[str, Any], images:
 
 
 def references(study: Study) -> list[Cell]:
-    """The reference models of a study, one a resolution; none where its completions need none."""
+    """The reference models of a study, one a resolution; none where its completions need none.
+
+    Their learning rates are those of their resolution's rule, where a sweep has given one.
+    """
     found = []
     for index, data in enumerate(study.grid.data):
         train = open_images(data.train, SHAPES[study.grid.shapes.family].reads)
         found.append(reference_cell(study.grid, index, train.meta, len(train)))
-    return [cell for cell in found if cell is not None]
+    return [rates.ruled(study, cell) for cell in found if cell is not None]
 
 
 def is_ready(study: Study, cell: Cell) -> bool:
@@ -124,7 +127,7 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
     with atomic.in_turn(folder):
         extractor: str | Path = how.extractor
         if how.extractor == REFERENCE:
-            extractor = once(folder / "model", lambda out: _train(grid, cell, out, where))
+            extractor = once(folder / "model", lambda out: _train(study, cell, out, where))
         sides = {name: rows for name, rows in rows_of_sides(how, val).items() if len(rows) > 1}
         judge = Judge(
             extractor,
@@ -162,11 +165,17 @@ def once(path: Path, make: Callable[[Path], Any]) -> Path:
     return path
 
 
-def _train(grid: GridFile, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
-    train = open_images(grid.data[cell["data"]].train, "tokens")
-    planned = reference_cell(grid, cell["data"], train.meta, len(train))
+def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
+    planned = next(each for each in references(study) if each["resolution"] == cell["resolution"])
+    if rates.waits(study, planned):
+        raise PixseqError(
+            f"{planned['id']}: its learning rate waits for the sweep at r{planned['resolution']}",
+            f"run the sweep first: pixseq scaling run {study.path}",
+        )
     try:
-        pretrain.run(train.path, out, ladder.recipe_of(grid, planned), resume=True, overwrite=True, **where)
+        pretrain.run(
+            study.data(cell).train, out, ladder.recipe_of(study.grid, planned), resume=True, overwrite=True, **where
+        )
     except Diverged as fault:  # no fault of the cell that waits for it
         raise PixseqError(
             f"the reference model of completions: {fault.message}",
@@ -210,6 +219,8 @@ def _copy(store: Store, rows: np.ndarray, out: Path) -> None:
     arrays, labels = {store.kind: images}, store.labels()
     if labels is not None:
         arrays["labels"] = labels[rows]
+    if (shown := store.images()) is not None:
+        arrays["images"] = shown[rows]
     specs = {name: Spec(str(array.dtype), (None, *array.shape[1:])) for name, array in arrays.items()}
     with atomic.writing(out, command="scaling run") as partial:
         writer = StoreWriter(partial, specs, {}, chunk_rows=1024)

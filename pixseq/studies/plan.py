@@ -24,7 +24,7 @@ from pixseq.config import GridFile, StudyData, as_dict, effective
 from pixseq.engine.opening import open_images
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import SHAPES
-from pixseq.numerics.isoflop import parabola, power_law
+from pixseq.numerics.isoflop import far_off, parabola, power_law
 from pixseq.runtime import machine
 from pixseq.studies import calibrate, checks, judge, ladder, rates
 from pixseq.studies.study import BEGUN, DONE, WAITING, Study, open_study, stores_of
@@ -249,9 +249,10 @@ def _expected_optimum(study: Study, resolution: int, budget: float) -> float | N
     """N of the lowest loss at `budget`: the power law through the budgets below, or N ~ C^0.5 from a single one."""
     found = []
     rows = [row for row in study.results() if row["resolution"] == resolution and row["budget"] < budget]
+    kept = _without_far([row for row in rows if row["status"] == DONE])
     for below in sorted({row["budget"] for row in rows}):
         cells = [row for row in rows if row["budget"] == below]
-        done = [row for row in cells if row["status"] == DONE]
+        done = [row for row in kept if row["budget"] == below]
         if any(row["status"] in (WAITING, BEGUN) for row in cells) or len({row["params"] for row in done}) < 3:
             continue
         found.append((math.log(below), _lowest(done)))
@@ -261,6 +262,16 @@ def _expected_optimum(study: Study, resolution: int, budget: float) -> float | N
     slope = float(power_law(x, y)[0]) if len(found) > 2 else 0.5
     slope = min(max(slope, 0.2), 0.8)  # three noisy points must not send the next budget away
     return float(np.exp(y.mean() + slope * (math.log(budget) - x.mean())))
+
+
+def _without_far(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Finished runs without those that lie far off the others of their budget, as a fit leaves them out."""
+    if not rows:
+        return []
+    _, index = np.unique([row["budget"] for row in rows], return_inverse=True)
+    n, loss = np.log([row["params"] for row in rows]), np.array([row["loss"] for row in rows])
+    far, _ = far_off(n, loss, index, np.ones(len(rows)))
+    return [row for row, out in zip(rows, far) if not out]
 
 
 def _lowest(rows: Sequence[dict[str, Any]]) -> float:

@@ -13,11 +13,11 @@ from typing import Any
 from pixseq import progress
 from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.runtime import devices_for
-from pixseq.studies import judge, plan, rates, worker
+from pixseq.studies import checks, judge, plan, rates, worker
 from pixseq.studies.study import DIVERGED, DONE, METRICS, Study, check_parents, open_study
-from pixseq.studies.worker import Worker
+from pixseq.studies.worker import STOPPED, Worker
 
 POLL_SECONDS = 0.1
 
@@ -62,10 +62,21 @@ def run(
             raise
         for each in workers:
             each.close()
-    if failed:
-        id, why = next(iter(failed.items()))
-        raise PixseqError(f"{len(failed)} cells failed; {id}: {why}", "mend it and run again: what is done is kept")
+    _raise(failed)
     return {"counting": study.counting, "cells": study.results()}
+
+
+def _raise(failed: Mapping[str, str]) -> None:
+    """Raises PixseqError where cells failed, Interrupted where all that did not end were stopped."""
+    broken = {id: why for id, why in failed.items() if why != STOPPED}
+    if broken:
+        id, why = next(iter(broken.items()))
+        raise PixseqError(f"{len(broken)} cells failed; {id}: {why}", "mend it and run again: what is done is kept")
+    if failed:
+        raise Interrupted(
+            f"{len(failed)} cells were stopped by a signal of their own, the first {next(iter(failed))}",
+            "run it again: what is done is kept, and they go on from there",
+        )
 
 
 def _work(
@@ -109,7 +120,7 @@ def _idle(study: Study, workers: list[Worker], devices: list[str], precision: st
     free = list(devices)
     for each in workers:
         free.remove(each.device)
-    workers.append(Worker.start(study, len(devices), free[0], precision))
+    workers.append(Worker.start(study, devices, free[0], precision))
     return workers[-1]
 
 
@@ -117,18 +128,27 @@ WAIT: Cell = {}  # no cell is ready before one that runs has ended
 
 
 def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell]:
-    """Cells to start, one a call, the references first; WAIT where the next budget waits for the one below it."""
+    """Cells to start, one a call; WAIT where the next budget waits for the one below it.
+
+    A reference comes before the cells that it judges, and after the sweep that its learning rate is from.
+    """
+    needed: list[int] = []  # resolutions
     for reference in judge.references(study):
         here = [c for c in study.measured if c["resolution"] == reference["resolution"]]
         here = [c for c in here if budget_limit is None or c["budget"] <= budget_limit]
         if any(study.status(c) not in (DONE, DIVERGED) for c in here) and not judge.is_ready(study, reference):
-            yield reference
+            needed.append(reference["resolution"])
     chains: dict[int, list[float]] = {}
     for resolution, budget in plan.groups(study.measured):
         if budget_limit is None or budget <= budget_limit:
             chains.setdefault(resolution, []).append(budget)
     started: set[str] = set()
     while any(chains.values()):
+        now = next((r for r in needed if not rates.waits_for_sweep(study, r)), None)
+        if now is not None:
+            needed.remove(now)
+            yield next(each for each in judge.references(study) if each["resolution"] == now)
+            continue
         found = None
         for resolution, budgets in chains.items():
             found = found or _next(study, resolution, budgets, started, failed)
@@ -154,6 +174,7 @@ def _next(
             budgets.clear()
         else:
             progress.say(rates.told(resolution, rule))
+            return None  # a reference may now begin, before them
     while budgets:
         if study.grid.recentre and plan.move(study, resolution, budgets[0]):
             progress.say(f"r{resolution}: sizes at {budgets[0]:.3g} FLOPs centred anew")
@@ -176,11 +197,15 @@ HEAD = ("cell", "parameters", "tokens", "state", *METRICS)
 
 
 def _rows(study: Study, workers: list[Worker], failed: Mapping[str, str]) -> list[tuple[str, ...]]:
-    states = {each.cell["id"]: _state(study, each.cell) for each in workers if each.cell} | dict.fromkeys(
-        failed, "failed"
-    )
-    rows = []
-    for row in study.results():
+    states = {each.cell["id"]: _state(study, each.cell) for each in workers if each.cell}
+    states |= {id: "stopped" if why == STOPPED else "failed" for id, why in failed.items()}
+    results = study.results()
+    rows = [
+        (id, f"{each.cell['params']:,}", f"{each.cell['tokens']:,}", states[id], *[""] * len(METRICS))
+        for each in workers
+        if each.cell and (id := each.cell["id"]) not in {row["id"] for row in results}
+    ]  # references and a sweep, which are no results
+    for row in results:
         figures = ("" if row[key] is None else f"{row[key]:.4g}" for key in METRICS)
         state = states.get(row["id"], row["status"])
         rows.append((row["id"], f"{row['params']:,}", f"{row['tokens']:,}", state, *figures))
@@ -189,7 +214,7 @@ def _rows(study: Study, workers: list[Worker], failed: Mapping[str, str]) -> lis
 
 def _state(study: Study, cell: Cell) -> str:
     """How far a running cell is: its step, or what follows training."""
-    folder = study.folder(cell)
+    folder = judge.folder_of(study, cell) if checks.is_reference(cell) else study.folder(cell)
     if (folder / "model").exists():
         return "measured"
     log = folder / "model.partial" / "log.jsonl"
@@ -199,6 +224,8 @@ def _state(study: Study, cell: Cell) -> str:
 
 def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
     id, seconds = done.cell["id"], progress.clock(time.monotonic() - done.began)
+    if failed.get(id) == STOPPED:
+        return f"{id}: stopped after {seconds}"
     if id in failed:
         return f"{id}: failed after {seconds}: {failed[id]}"
     row = next((row for row in study.results() if row["id"] == id), None)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -20,10 +21,12 @@ from pixseq import signals
 from pixseq.artifacts.plan import Cell
 from pixseq.cores import usable_cores
 from pixseq.errors import INTERRUPTED, Interrupted, PixseqError, Stop
+from pixseq.runtime import JOBS
 from pixseq.studies.study import Study
 
 # glibc gives large blocks back to the system at once, and small models spend a third of their time fetching them again
 KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(1 << 28))
+STOPPED = "a signal stopped it"  # it alone, which is no fault of its cell
 GRACE_SECONDS = 60.0  # for cells to save their state when the run is stopped
 
 
@@ -38,18 +41,20 @@ class Worker:
     began: float = 0.0
 
     @classmethod
-    def start(cls, study: Study, jobs: int, device: str, precision: str) -> Worker:
-        """One of `jobs` that share the cores of this machine."""
+    def start(cls, study: Study, devices: Sequence[str], device: str, precision: str) -> Worker:
+        """One of several that share the cores of this machine: one a device of `devices`, which may be alike."""
+        jobs = len(devices)
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the process outlives this function)
         command = [sys.executable, "-m", "pixseq.studies.worker", str(study.path), device, precision]
-        threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(usable_cores() // jobs, 1))}
+        shares = {JOBS: str(devices.count(device))}
+        shares |= {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(usable_cores() // jobs, 1))}
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**KEEP_MEMORY, **os.environ, **threads},
+            env={**KEEP_MEMORY, **os.environ, **shares},
             start_new_session=True,  # a Ctrl-C reaches the first process alone, which then stops the cells in order
         )
         return cls(device, process, errors)
@@ -70,6 +75,8 @@ class Worker:
         if line:
             return json.loads(line)
         code = self.process.wait()
+        if code in (INTERRUPTED, *(-number for number in signals.STOPPING)):
+            return {"error": STOPPED}
         self.errors.seek(0)
         last = [line for line in self.errors.read().splitlines() if line.strip()][-1:]
         return {"error": f"its process ended with {code}" + "".join(f" ({line.strip()})" for line in last)}
