@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from pixseq import __version__, progress, signals
 from pixseq.cli import images, measuring, scaling, stdio, training, weights
-from pixseq.errors import BUG, CLOSED_PIPE, INPUT, INTERRUPTED, PixseqError, Stop
+from pixseq.errors import BUG, CLOSED_PIPE, INPUT, INTERRUPTED, USAGE, PixseqError, Stop
 
 app = typer.Typer(
     help="Pretrain generative models on pixels: Image GPT and AIM as chains of stages that read and write artifacts.",
@@ -112,12 +113,14 @@ def main() -> None:
     for number in signals.to_heed():
         signal.signal(number, _interrupted)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # nobody reads the help that was asked for
             stdio.silence(sys.stdout)
             sys.exit(CLOSED_PIPE)
         raise
+    except TyperException as fault:
+        _misused(fault)
     except PixseqError as fault:
         _fail(fault.message, fault.hint, fault.code)
     except Stop as stop:
@@ -131,6 +134,15 @@ def main() -> None:
             _fail("out of memory", "choose a smaller --batch-size or --micro-batch", INPUT)
         traceback.print_exc()
         _fail(f"this is a bug in pixseq {__version__}: {fault!r}", "please report it with the lines above", BUG)
+
+
+def _misused(fault: TyperException) -> None:
+    """A command line that typer refuses is told as every other fault is; nothing at all is answered with the help."""
+    message, context = fault.format_message(), getattr(fault, "ctx", None)
+    if message.startswith("Usage:"):
+        progress.tell(message)
+        sys.exit(USAGE)
+    _fail(message.replace("Value error, ", ""), context and f"see {context.command_path} --help", USAGE)
 
 
 def _interrupted(number: int, frame: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,10 +12,11 @@ from pixseq.cli.output import made, talk
 
 Size = Annotated[int, typer.Option("--size", help="Side of the square pictures, in pixels.")]
 Resize = Annotated[
-    str, typer.Option("--resize", help="crop: shorter side, then centre crop (paper); squash: as Hugging Face.")
+    Literal["crop", "squash"],
+    typer.Option("--resize", help="crop: shorter side, then centre crop (paper); squash: as Hugging Face."),
 ]
 Background = Annotated[str, typer.Option("--background", help="Colour under transparent pixels.")]
-OnError = Annotated[str, typer.Option("--on-error", help="fail or skip, at pictures that cannot be read.")]
+OnError = Annotated[Literal["fail", "skip"], typer.Option("--on-error", help="At pictures that cannot be read.")]
 LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", help="Column or array that holds the labels; none: read none [default: by name]."),
@@ -53,25 +54,25 @@ def palette_fit(
 ) -> None:
     """Cluster every pixel of a source into a palette."""
     talk(quiet)
-    from pixseq.stages import palette as stage
+    from pixseq.stages import palette
 
-    record = stage.run_fit(
+    record = palette.run_fit(
         source,
-        out,
-        split,
-        colors,
-        size,
-        resize,
-        max_images,
-        seed,
-        refine_steps,
-        background,
-        on_error,
-        workers,
-        overwrite,
-        label_column,
-        bit_depth,
-        max_pixels,
+        out=out,
+        split=split,
+        colors=colors,
+        size=size,
+        resize=resize,
+        max_images=max_images,
+        seed=seed,
+        refine_steps=refine_steps,
+        background=background,
+        on_error=on_error,
+        workers=workers,
+        overwrite=overwrite,
+        label_column=label_column,
+        bit_depth=bit_depth,
+        max_pixels=max_pixels,
     )
     made(out, record, json)
 
@@ -88,9 +89,9 @@ def palette_show(
 ) -> None:
     """Draw a palette's colours, in order, as PNG."""
     talk(quiet)
-    from pixseq.stages import palette as stage
+    from pixseq.stages.palette import run_show
 
-    made(out, stage.run_show(palette, out, columns, overwrite), json)
+    made(out, run_show(palette, out=out, columns=columns, overwrite=overwrite), json)
 
 
 def encode(
@@ -116,7 +117,7 @@ def encode(
         int, typer.Option("--size", help="Side of the square pictures; of whole ones the shorter side, at most.")
     ] = 32,
     resize: Annotated[
-        str,
+        Literal["crop", "squash", "whole"],
         typer.Option(
             "--resize",
             help="crop: shorter side, then centre crop (paper); squash: as Hugging Face; whole: both sides are kept, "
@@ -124,14 +125,15 @@ def encode(
         ),
     ] = "crop",
     filter: Annotated[
-        str, typer.Option("--filter", help="Of resizing: bilinear, bicubic, box, hamming or lanczos.")
+        Literal["bilinear", "bicubic", "box", "hamming", "lanczos"], typer.Option("--filter", help="Of resizing.")
     ] = "bilinear",
     resized_side: Annotated[
         int | None,
         typer.Option("--resized-side", help="Shorter side that the centre crop is cut from [default: --size]."),
     ] = None,
     scheme: Annotated[
-        str, typer.Option("--scheme", help="palette; rgb: 3 tokens a pixel; gray: its luma; pixels: for AIM.")
+        Literal["palette", "rgb", "gray", "pixels"],
+        typer.Option("--scheme", help="rgb: 3 tokens a pixel; gray: its luma; pixels: for AIM."),
     ] = "palette",
     views: Annotated[
         int, typer.Option("--views", help="Random resized crops of each image, as the paper trains on; 0: none.")
@@ -142,7 +144,9 @@ def encode(
     val_fraction: Annotated[
         float | None, typer.Option("--val-fraction", help="Hold out this part of the images, drawn by --seed; --part.")
     ] = None,
-    part: Annotated[str | None, typer.Option("--part", help="train or val: what --val-fraction leaves, or it.")] = None,
+    part: Annotated[
+        Literal["train", "val"] | None, typer.Option("--part", help="What --val-fraction leaves, or it.")
+    ] = None,
     background: Background = "white",
     label_column: LabelColumn = None,
     bit_depth: BitDepth = None,
@@ -157,11 +161,11 @@ def encode(
 ) -> None:
     """Turn pictures, or palette ids, into tokens; or pictures into pixels (--scheme pixels)."""
     talk(quiet)
-    from pixseq.stages import encode as stage
+    from pixseq.stages import encode
 
-    record = stage.run(
+    record = encode.run(
         source,
-        out,
+        out=out,
         palette=palette,
         split=split,
         size=size,
@@ -203,9 +207,23 @@ def decode(
 ) -> None:
     """Turn tokens, or pixels, back into pictures."""
     talk(quiet)
-    from pixseq.stages import decode as stage
+    from pixseq.stages import decode
 
-    made(out, stage.run(tokens, out, count, first, seed, columns, scale, images, overwrite), json)
+    made(
+        out,
+        decode.run(
+            tokens,
+            out=out,
+            count=count,
+            first=first,
+            seed=seed,
+            columns=columns,
+            scale=scale,
+            images_dir=images,
+            overwrite=overwrite,
+        ),
+        json,
+    )
 
 
 def sample(
@@ -241,11 +259,11 @@ def sample(
 ) -> None:
     """Draw pictures, or complete given ones."""
     talk(quiet)
-    from pixseq.stages import sample as stage
+    from pixseq.stages import sample
 
-    record = stage.run(
+    record = sample.run(
         model,
-        out,
+        out=out,
         count=count,
         prompt=prompt,
         split=split,

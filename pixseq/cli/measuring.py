@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,12 +19,12 @@ def features(
     tokens: o.Tokens,
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
-    pool: Annotated[str, typer.Option("--pool", help="mean over positions, or none.")] = "mean",
+    pool: Annotated[Literal["mean", "none"], typer.Option("--pool", help="Over positions.")] = "mean",
     below: Annotated[
         float | None, typer.Option("--below", help="Average below this part of the rows: what sample --keep draws.")
     ] = None,
     attention: o.Attention = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or float16.")] = "float32",
+    dtype: Annotated[Literal["float32", "float16"], typer.Option("--dtype", help="Of what is stored.")] = "float32",
     masks: o.Masks = None,
     random_init: Annotated[
         int | None, typer.Option("--random-init", min=0, help="Fresh weights of this seed instead: a baseline.")
@@ -45,12 +45,12 @@ def features(
     residual stream after l blocks.
     """
     talk(quiet)
-    from pixseq.stages import features as stage
+    from pixseq.stages import features
 
-    record = stage.run(
+    record = features.run(
         model,
-        tokens,
-        out,
+        tokens=tokens,
+        out=out,
         layers=layers,
         pool=pool,
         below=below,
@@ -74,7 +74,9 @@ def probe(
     test: Annotated[Path, typer.Option("--test", help="Features to test on, once.", show_default=False)],
     out: o.OptionalOut = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy by layer as PNG.")] = None,
-    method: Annotated[str, typer.Option("--method", help="logistic, knn or attentive.")] = "logistic",
+    method: Annotated[
+        Literal["logistic", "knn", "attentive"], typer.Option("--method", help="What reads the features.")
+    ] = "logistic",
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
     concat: Annotated[
         int, typer.Option("--concat", min=0, help="Also probe this many layers centred on the best, concatenated.")
@@ -84,7 +86,7 @@ def probe(
     ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Random subsets for --labels-per-class.")] = 5,
     low_data_choice: Annotated[
-        str | None,
+        Literal["subset", "all"] | None,
         typer.Option(
             "--low-data-choice",
             help="--labels-per-class: subset chooses layer and scaling by its own images, all by the whole of FEATURES "
@@ -116,7 +118,7 @@ def probe(
         float | None, typer.Option("--weight-decay", help="attentive: AdamW's, of matrices [default: 0.01].")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="attentive: auto, cpu or cuda [default: auto].")
+        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="attentive: where [default: auto].")
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Another row, as NAME=TRAIN.zarr:TEST.zarr.")
@@ -132,11 +134,11 @@ def probe(
     """
     talk(quiet)
     from pixseq.numerics.probes import DEFAULT_CS
-    from pixseq.stages import probe as stage
+    from pixseq.stages import probe
 
-    numbers = stage.run(
+    numbers = probe.run(
         features,
-        test,
+        test=test,
         out=out,
         plot=plot,
         method=method,
@@ -216,22 +218,22 @@ def evaluate(
 ) -> None:
     """Measure the loss in the units of the model, and accuracy where it has a classifier."""
     talk(quiet)
-    from pixseq.stages import evaluate as stage
+    from pixseq.stages import evaluate
 
-    numbers = stage.run(
+    numbers = evaluate.run(
         model,
-        tokens,
-        out,
-        weights,
-        masks,
-        batch_size,
-        device,
-        precision,
-        seed,
-        overwrite,
-        attention,
-        by_position,
-        pictures,
+        tokens=tokens,
+        out=out,
+        weights=weights,
+        masks=masks,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        seed=seed,
+        overwrite=overwrite,
+        attention=attention,
+        by_position=by_position,
+        pictures=pictures,
     )
     emit(to_json(numbers) if json else table(("measure", "value"), list(numbers.items())))
 
@@ -246,9 +248,9 @@ def show(
 ) -> None:
     """Show what an artifact is, how it was made, and from what."""
     talk(quiet)
-    from pixseq.stages import show as stage
+    from pixseq.stages import show
 
-    record = stage.run(artifact, verify, plot, overwrite)
+    record = show.run(artifact, verify=verify, plot=plot, overwrite=overwrite)
     if json:
         emit(to_json(record))
         return

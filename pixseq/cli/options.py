@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,13 +15,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0)]
 Split = Annotated[str, typer.Option("--split", help="train, test or another split of the source.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the chip has units for it.")
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
-Weights = Annotated[str, typer.Option("--weights", help="Which weights of the checkpoint: model, best, last or ema.")]
+Weights = Annotated[
+    Literal["model", "best", "last", "ema"], typer.Option("--weights", help="Which weights of the checkpoint.")
+]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
 Attention = Annotated[
-    str | None, typer.Option("--attention", help="causal, prefix or bidirectional, for AIM [default: the model's own].")
+    Literal["causal", "prefix", "bidirectional"] | None,
+    typer.Option("--attention", help="Who sees whom in an AIM [default: the model's own]."),
 ]
 Masks = Annotated[
     int | None, typer.Option("--masks", min=1, help="Random masks an image, for bert models [default: 5].")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from pixseq.errors import UsageError
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False)]
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
-Method = Annotated[str, typer.Option("--method", help="varpro, direct or isoflop.")]
+Method = Annotated[Literal["varpro", "direct", "isoflop"], typer.Option("--method", help="Which of the three fits.")]
 
 
 def plan(
@@ -36,9 +36,11 @@ def plan(
     The smallest grid: data: {train: t.zarr, val: v.zarr}, budgets: [1.0e+12, 1.0e+14], sizes_per_budget: 5
     """
     talk(quiet)
-    from pixseq.studies import plan as stage
+    from pixseq.studies import plan
 
-    planned = stage.run(grid, out, recentre, calibrate, device, precision, overwrite)
+    planned = plan.run(
+        grid, out=out, recentre=recentre, timed=calibrate, device=device, precision=precision, overwrite=overwrite
+    )
     if json:
         emit(to_json(planned))
         return
@@ -80,9 +82,11 @@ def run(
     A cell is trained, scored, probed, and completes held-out pictures, as ordinary artifacts below PLAN/cells/ID.
     """
     talk(quiet)
-    from pixseq.studies import run as stage
+    from pixseq.studies import run
 
-    done = stage.run(plan, cell, jobs, budget_limit, device, precision, overwrite)
+    done = run.run(
+        plan, cell=cell, jobs=jobs, budget_limit=budget_limit, device=device, precision=precision, again=overwrite
+    )
     if json:
         emit(to_json(done))
         return
@@ -111,9 +115,19 @@ def fit(
 ) -> None:
     """Fit how the best size and data grow with compute, in three ways, for every metric and resolution."""
     talk(quiet)
-    from pixseq.studies import fit as stage
+    from pixseq.studies import fit
 
-    numbers = stage.run(source, out, plot, metric, maximize, bootstrap, seed, overwrite, column)
+    numbers = fit.run(
+        source,
+        out=out,
+        plot=plot,
+        metrics=metric,
+        maximize=maximize,
+        resamples=bootstrap,
+        seed=seed,
+        overwrite=overwrite,
+        columns=column,
+    )
     emit(to_json(numbers) if json else _fit_tables(numbers))
 
 
@@ -167,9 +181,11 @@ def compare(
 ) -> None:
     """Set a study beside what is known of the paper on next-pixel scaling (arXiv 2511.08704)."""
     talk(quiet)
-    from pixseq.studies import compare as stage
+    from pixseq.studies import compare
 
-    numbers = stage.run(fit, budget, method, out, overwrite, images, start_flops)
+    numbers = compare.run(
+        fit, budget=budget, method=method, out=out, overwrite=overwrite, images=images, start_flops=start_flops
+    )
     if json:
         emit(to_json(numbers))
         return
@@ -218,11 +234,21 @@ def forecast(
 ) -> None:
     """Tell the compute that targets need, and the years until then if compute keeps growing."""
     talk(quiet)
-    from pixseq.studies import forecast as stage
+    from pixseq.studies import forecast
 
     targets = dict(_target(text) for text in target) if target else None
-    numbers = stage.run(
-        fit, growth, start_flops, resolution, targets, metric, method, out, plot, overwrite, tokens_per_pixel
+    numbers = forecast.run(
+        fit,
+        growth=growth,
+        start_flops=start_flops,
+        resolutions=resolution,
+        targets=targets,
+        metrics=metric,
+        method=method,
+        out=out,
+        plot=plot,
+        overwrite=overwrite,
+        tokens_per_pixel=tokens_per_pixel,
     )
     if json:
         emit(to_json(numbers))
@@ -261,9 +287,9 @@ def frechet(
 ) -> None:
     """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
     talk(quiet)
-    from pixseq.stages import frechet as stage
+    from pixseq.stages import frechet
 
-    numbers = stage.run(a, b, out, layer, count, seed, overwrite, floor)
+    numbers = frechet.run(a, b=b, out=out, layer=layer, count=count, seed=seed, overwrite=overwrite, floor=floor)
     if json:
         emit(to_json(numbers))
         return

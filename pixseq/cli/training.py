@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,8 +17,8 @@ GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a 
 MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Images at once [default: by memory].")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Augment = Annotated[
-    str | None,
-    typer.Option("--augment", help="none, flip, crop-flip; of pixels also resized-crop, resized-crop-jitter."),
+    Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"] | None,
+    typer.Option("--augment", help="Of training images; resized crops are of pixels."),
 ]
 TrainSeed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML of the shape and recipe; over the preset.")]
@@ -34,8 +34,8 @@ def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
-    objective: Annotated[str | None, typer.Option("--objective", help="Of an Image GPT: ar or bert.")] = None,
-    attention: Annotated[str | None, typer.Option("--attention", help="Of an AIM: causal or prefix.")] = None,
+    objective: Annotated[Literal["ar", "bert"] | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
+    attention: Annotated[Literal["causal", "prefix"] | None, typer.Option("--attention", help="Of an AIM.")] = None,
     order: Annotated[
         str | None,
         typer.Option(
@@ -86,11 +86,13 @@ def pretrain(
         raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
 
     from pixseq.engine.training import Limits
-    from pixseq.stages import pretrain as stage
+    from pixseq.stages import pretrain
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     if dry_run:
-        plan = stage.plan(tokens, recipe, val_fraction, device, precision, limits)
+        plan = pretrain.plan(
+            tokens, config=recipe, val_fraction=val_fraction, device=device, precision=precision, limits=limits
+        )
         if preset:
             plan |= {f"preset.{key}": value for key, value in read_preset(preset)["about"].items()}
         if json:
@@ -100,7 +102,19 @@ def pretrain(
             lines = {key: "; ".join(value) if isinstance(value, list) else str(value) for key, value in flat.items()}
             emit(table(("key", "value"), list(lines.items())))
         return
-    record = stage.run(tokens, out, recipe, val, val_fraction, device, precision, limits, resume, overwrite, keep)
+    record = pretrain.run(
+        tokens,
+        out=out,
+        config=recipe,
+        val=val,
+        val_fraction=val_fraction,
+        device=device,
+        precision=precision,
+        limits=limits,
+        resume=resume,
+        overwrite=overwrite,
+        keep=keep,
+    )
     made(out, record, json)
 
 
@@ -170,10 +184,22 @@ def finetune(
     }
     recipe = effective(FinetuneFile, None, config, set_ or [], flags)
     from pixseq.engine.training import Limits
-    from pixseq.stages import finetune as stage
+    from pixseq.stages import finetune
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
-    record = stage.run(
-        model, tokens, out, recipe, val, val_fraction, weights, attention, device, precision, limits, resume, overwrite
+    record = finetune.run(
+        model,
+        tokens=tokens,
+        out=out,
+        config=recipe,
+        val=val,
+        val_fraction=val_fraction,
+        weights=weights,
+        attention=attention,
+        device=device,
+        precision=precision,
+        limits=limits,
+        resume=resume,
+        overwrite=overwrite,
     )
     made(out, record, json)

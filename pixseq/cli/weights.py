@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,9 +30,9 @@ def import_hf(
     preprocessor_config.json. What Image GPT cannot express is refused by name.
     """
     talk(quiet)
-    from pixseq.stages import importing as stage
+    from pixseq.stages import importing
 
-    made(out, stage.run("hf", folder, out, palette, overwrite), json)
+    made(out, importing.run("hf", path=folder, out=out, palette=palette, overwrite=overwrite), json)
 
 
 def import_openai(
@@ -50,9 +50,9 @@ def import_openai(
     The palette is OpenAI's kmeans_centers.npy, which is not part of the checkpoint.
     """
     talk(quiet)
-    from pixseq.stages import importing as stage
+    from pixseq.stages import importing
 
-    made(out, stage.run("openai", prefix, out, palette, overwrite), json)
+    made(out, importing.run("openai", path=prefix, out=out, palette=palette, overwrite=overwrite), json)
 
 
 def import_aim(
@@ -78,9 +78,15 @@ def import_aim(
     No prediction head was published: such a model gives features, probes and, with its head, accuracy.
     """
     talk(quiet)
-    from pixseq.stages import importing as stage
+    from pixseq.stages import importing
 
-    made(out, stage.run_aim(backbone, out, head, probe_layers, heads, size, overwrite), json)
+    made(
+        out,
+        importing.run_aim(
+            backbone, out=out, head=head, probe_layers=probe_layers, n_heads=heads, size=size, overwrite=overwrite
+        ),
+        json,
+    )
 
 
 def export_hf(
@@ -88,7 +94,8 @@ def export_hf(
     out: o.Out,
     weights: o.Weights = "model",
     drop: Annotated[
-        str | None, typer.Option("--drop", help="head or classifier, of a model with both: no class carries both.")
+        Literal["head", "classifier"] | None,
+        typer.Option("--drop", help="Of a model with both: no class of transformers carries both."),
     ] = None,
     metrics: Annotated[
         list[Path] | None, typer.Option("--metrics", help="Numbers of `evaluate` on this model, for the model card.")
@@ -99,9 +106,9 @@ def export_hf(
 ) -> None:
     """Write the directory that from_pretrained of transformers opens: weights, processor, model card."""
     talk(quiet)
-    from pixseq.stages import exporting as stage
+    from pixseq.stages import exporting
 
-    record = stage.run(model, out, weights, drop, metrics or [], overwrite)
+    record = exporting.run(model, out=out, weights=weights, drop=drop, metrics=metrics or [], overwrite=overwrite)
     made(out, record, json)
 
 
@@ -121,9 +128,18 @@ def check(
 ) -> None:
     """Certify a checkpoint: causality, cache, loss, palette, parameter count, finite weights. Exits 1 if one fails."""
     talk(quiet)
-    from pixseq.stages import check as stage
+    from pixseq.stages import check
 
-    result = stage.run(model, tokens, out, weights, device, seed, overwrite, precision)
+    result = check.run(
+        model,
+        tokens=tokens,
+        out=out,
+        weights=weights,
+        device=device,
+        seed=seed,
+        overwrite=overwrite,
+        precision=precision,
+    )
     rows = [[c["name"], "ok" if c["ok"] else "FAILS", _figure(c["figure"]), c["about"]] for c in result["checks"]]
     emit(to_json(result) if json else table(("check", "", "figure", "what it is"), rows))
     failed = [c["name"] for c in result["checks"] if not c["ok"]]
