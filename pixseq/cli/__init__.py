@@ -33,8 +33,8 @@ COMMANDS = {
     "finetune": (training.finetune, "pixseq finetune model train.zarr --val-fraction 0.1 -o tuned"),
     "evaluate": (measuring.evaluate, "pixseq evaluate tuned test.zarr"),
     "sample": (images.sample, "pixseq sample model --prompt test.zarr --keep 0.5 --count 8 -o halves.png"),
-    "frechet": (scaling.frechet, "pixseq frechet completions.features.zarr real.features.zarr"),
-    "check": (weights.check, "pixseq check model test.zarr"),
+    "frechet": (measuring.frechet, "pixseq frechet completions.features.zarr real.features.zarr"),
+    "check": (measuring.check, "pixseq check model test.zarr"),
     "show": (measuring.show, "pixseq show train.zarr --verify"),
 }
 # group: help, its commands

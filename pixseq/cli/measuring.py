@@ -1,4 +1,4 @@
-"""features, probe, evaluate and show."""
+"""features, probe, evaluate, frechet, check and show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, plain, table, talk, to_json
-from pixseq.errors import UsageError
+from pixseq.errors import PixseqError, UsageError
 
 
 def features(
@@ -118,7 +118,7 @@ def probe(
         float | None, typer.Option("--weight-decay", help="attentive: AdamW's, of matrices [default: 0.01].")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="attentive: where [default: auto].")
+        str | None, typer.Option("--device", help="attentive: auto, cpu, cuda or one as cuda:1 [default: auto].")
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Another row, as NAME=TRAIN.zarr:TEST.zarr.")
@@ -236,6 +236,78 @@ def evaluate(
         pictures=pictures,
     )
     emit(to_json(numbers) if json else table(("measure", "value"), list(numbers.items())))
+
+
+def frechet(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Features, or [n, d] as .npy or zarr.", show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The real side, of the same extractor.", show_default=False)],
+    out: o.OptionalOut = None,
+    layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=2, help="So many rows of each, from all over it.")] = None,
+    floor: Annotated[
+        Path | None, typer.Option("--floor", help="Other real pictures' features: the floor is theirs from B.")
+    ] = None,
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
+    talk(quiet)
+    from pixseq.stages import frechet
+
+    numbers = frechet.run(a, b=b, out=out, layer=layer, count=count, seed=seed, overwrite=overwrite, floor=floor)
+    if json:
+        emit(to_json(numbers))
+        return
+    rows = [(key, value) for key, value in numbers.items() if not isinstance(value, dict | list)]
+    least = numbers["floor"]
+    if least is not None:
+        rows.append((f"floor: real against real, n {least['n']}", least["frechet_distance"]))
+    emit(table(("measure", "value"), rows))
+
+
+def check(
+    model: o.Model,
+    tokens: Annotated[
+        Path | None, typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].")
+    ] = None,
+    out: o.OptionalOut = None,
+    weights: o.Weights = "model",
+    device: o.Device = "auto",
+    precision: o.Precision = "fp32",
+    seed: o.Seed = 0,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Certify a checkpoint: causality, cache, loss, palette, parameter count, finite weights. Exits 1 if one fails."""
+    talk(quiet)
+    from pixseq.stages import check
+
+    result = check.run(
+        model,
+        tokens=tokens,
+        out=out,
+        weights=weights,
+        device=device,
+        seed=seed,
+        overwrite=overwrite,
+        precision=precision,
+    )
+    rows = [[c["name"], "ok" if c["ok"] else "FAILS", _figure(c["figure"]), c["about"]] for c in result["checks"]]
+    emit(to_json(result) if json else table(("check", "", "figure", "what it is"), rows))
+    failed = [c["name"] for c in result["checks"] if not c["ok"]]
+    if failed:
+        raise PixseqError(
+            f"{len(failed)} of {len(result['checks'])} checks fail for {model}: {', '.join(failed)}",
+            "the line of each says what was measured and what it must be",
+        )
+
+
+def _figure(value: float | int | str) -> str:
+    """Ids are cut to what tells them apart."""
+    return value[:19] if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
 def show(

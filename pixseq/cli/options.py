@@ -15,7 +15,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.", min=0)]
 Split = Annotated[str, typer.Option("--split", help="train, test or another split of the source.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where to compute.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or one as cuda:1.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the chip has units for it.")
 ]

@@ -1,4 +1,4 @@
-"""scaling plan, run, fit, compare and forecast; and frechet."""
+"""scaling plan, run, fit, compare and forecast."""
 
 from __future__ import annotations
 
@@ -269,32 +269,3 @@ def _target(text: str) -> tuple[str, float]:
     if not name or not equals or number is None:
         raise UsageError(f"--target {text!r} is not of the form METRIC=VALUE", "for example loss=2.1")
     return name, number
-
-
-def frechet(
-    a: Annotated[Path, typer.Argument(metavar="A", help="Features, or [n, d] as .npy or zarr.", show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The real side, of the same extractor.", show_default=False)],
-    out: o.OptionalOut = None,
-    layer: Annotated[int | None, typer.Option("--layer", help="Which layer of features with several.")] = None,
-    count: Annotated[int | None, typer.Option("--count", min=2, help="So many rows of each, from all over it.")] = None,
-    floor: Annotated[
-        Path | None, typer.Option("--floor", help="Other real pictures' features: the floor is theirs from B.")
-    ] = None,
-    seed: o.Seed = 0,
-    overwrite: o.Overwrite = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
-    talk(quiet)
-    from pixseq.stages import frechet
-
-    numbers = frechet.run(a, b=b, out=out, layer=layer, count=count, seed=seed, overwrite=overwrite, floor=floor)
-    if json:
-        emit(to_json(numbers))
-        return
-    rows = [(key, value) for key, value in numbers.items() if not isinstance(value, dict | list)]
-    least = numbers["floor"]
-    if least is not None:
-        rows.append((f"floor: real against real, n {least['n']}", least["frechet_distance"]))
-    emit(table(("measure", "value"), rows))

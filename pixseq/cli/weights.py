@@ -1,4 +1,4 @@
-"""import, export and check: weights that come and go, and the certificates of what they compute."""
+"""import and export: weights that come and go."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from pixseq.cli import options as o
-from pixseq.cli.output import emit, made, table, talk, to_json
-from pixseq.errors import PixseqError
+from pixseq.cli.output import made, talk
 
 Palette = Annotated[
     Path | None, typer.Option("--palette", help="The colours of its tokens [default: those beside the weights].")
@@ -110,46 +109,3 @@ def export_hf(
 
     record = exporting.run(model, out=out, weights=weights, drop=drop, metrics=metrics or [], overwrite=overwrite)
     made(out, record, json)
-
-
-def check(
-    model: o.Model,
-    tokens: Annotated[
-        Path | None, typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].")
-    ] = None,
-    out: o.OptionalOut = None,
-    weights: o.Weights = "model",
-    device: o.Device = "auto",
-    precision: o.Precision = "fp32",
-    seed: o.Seed = 0,
-    overwrite: o.Overwrite = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Certify a checkpoint: causality, cache, loss, palette, parameter count, finite weights. Exits 1 if one fails."""
-    talk(quiet)
-    from pixseq.stages import check
-
-    result = check.run(
-        model,
-        tokens=tokens,
-        out=out,
-        weights=weights,
-        device=device,
-        seed=seed,
-        overwrite=overwrite,
-        precision=precision,
-    )
-    rows = [[c["name"], "ok" if c["ok"] else "FAILS", _figure(c["figure"]), c["about"]] for c in result["checks"]]
-    emit(to_json(result) if json else table(("check", "", "figure", "what it is"), rows))
-    failed = [c["name"] for c in result["checks"] if not c["ok"]]
-    if failed:
-        raise PixseqError(
-            f"{len(failed)} of {len(result['checks'])} checks fail for {model}: {', '.join(failed)}",
-            "the line of each says what was measured and what it must be",
-        )
-
-
-def _figure(value: float | int | str) -> str:
-    """Ids are cut to what tells them apart."""
-    return value[:19] if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

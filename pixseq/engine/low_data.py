@@ -35,8 +35,6 @@ class Few:
         """Raises UsageError where a value cannot be used."""
         if self.labels_per_class < 1:
             raise UsageError(f"--labels-per-class is {self.labels_per_class}, it must be at least 1")
-        if self.choice not in CHOICES:
-            raise UsageError(f"--low-data-choice is {self.choice!r}", f"one of: {', '.join(CHOICES)}")
 
     def check(self, layers: Sequence[int], cs: Sequence[float]) -> None:
         """Raises UsageError where one label a class would have to choose."""

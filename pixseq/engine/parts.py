@@ -109,8 +109,6 @@ def check_held_out(val_fraction: float | None, part: str | None) -> None:
         raise UsageError(
             f"{given} was given without {other}", "for example --val-fraction 0.04 --part train, and --part val"
         )
-    if part is not None and part not in PARTS:
-        raise UsageError(f"--part is {part!r}", f"one of: {', '.join(PARTS)}")
     if val_fraction is not None and not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction is {val_fraction}, it must lie between 0 and 1", "for example 0.04")
 

@@ -149,10 +149,6 @@ def run(
 
 def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: int | None) -> None:
     """Raises UsageError for options that make no sense, or not together."""
-    from pixseq.numerics.quantize import SCHEMES
-
-    if scheme not in (schemes := (*SCHEMES, "pixels")):
-        raise UsageError(f"--scheme {scheme} is not one of {', '.join(schemes)}")
     if scheme != "palette" and palette is not None:
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
     if resize == "whole" and scheme != "pixels":

@@ -17,8 +17,6 @@ from pixseq.interop.huggingface import write_hf
 from pixseq.interop.model_card import model_card
 from pixseq.models.family import Shape, shape_from
 
-HEADS = ("head", "classifier")
-
 
 @atomic.owns("export hf", "out")
 def run(
@@ -35,8 +33,6 @@ def run(
     `evaluate` on these weights, for the card. A model whose palette is not known comes without processor. Raises
     PixseqError for what the form cannot carry, naming the reason.
     """
-    if drop is not None and drop not in HEADS:
-        raise UsageError(f"--drop is {drop!r}", f"one of: {', '.join(HEADS)}")
     target = Path(out)
     if target.resolve() == Path(model).resolve():
         raise UsageError(f"{out} is the model itself, which the export would replace", "choose another --out")

@@ -78,12 +78,8 @@ def run(
     `loss`: where the metrics go that `evaluate` makes of the same images, in the same sweep (`scores.shares_sweep` says
     of which models it can); a sweep that is gone on with has not seen all images, and makes none.
     """
-    if pool not in ("mean", "none"):
-        raise UsageError(f"--pool is {pool!r}", "one of: mean, none")
     if below is not None and pool != "mean":
         raise UsageError(f"--below goes with --pool mean, not with {pool}", "leave one of them out")
-    if dtype not in ("float32", "float16"):
-        raise UsageError(f"--dtype is {dtype!r}", "one of: float32, float16")
     atomic.check_target(out, overwrite)
     beside = None
     if not has_layers(model):

@@ -27,7 +27,6 @@ from pixseq.numerics import probes
 if TYPE_CHECKING:
     from pixseq.engine import attentive
 
-METHODS = ("logistic", "knn", "attentive")
 MEMORY_BYTES = 2 << 30  # of the features that are probed at once
 
 Row = dict[str, Any]
@@ -146,8 +145,6 @@ class Recipe:
     @classmethod
     def checked(cls, method, c, val_fraction, standardize, seed, max_iter, lr, options: dict[str, Any]) -> Recipe:
         """Raises UsageError where a value cannot be used. `lr` and `options` (None: default) are of attentive."""
-        if method not in METHODS:
-            raise UsageError(f"--method is {method!r}", f"one of: {', '.join(METHODS)}")
         cs = _positive("--c", c, "0.01,0.1,1", "C is the inverse strength of regularisation")
         if not 0 < val_fraction < 1:
             raise UsageError(f"--val-fraction is {val_fraction}", "it lies between 0 and 1; the paper takes 0.1")
