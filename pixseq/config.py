@@ -264,6 +264,8 @@ def check(config: Any) -> None:
             for key, value in as_dict(part).items():
                 if isinstance(value, int) and value < (key != "head_depth"):
                     raise UsageError(f"model.{key} is {value}, it must be at least 1")
+                if isinstance(value, int) and value > MOST_OF_MODEL[key]:
+                    raise UsageError(f"model.{key} is {value:,}, more than the {MOST_OF_MODEL[key]:,} of any model")
             if part.d_model % part.n_head:
                 raise UsageError(
                     f"model.d_model {part.d_model} cannot be split over model.n_head {part.n_head} heads",
@@ -279,10 +281,16 @@ def check(config: Any) -> None:
             _check_recipe(part, section.name)
 
 
+# What no model exceeds, so that nothing is laid out for a slip of the pen or a stranger's file.
+MOST_OF_MODEL = {
+    "n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "image_size": 1 << 16, "patch_size": 1 << 12,
+    "head_depth": 1024, "head_width": 1 << 17, "n_codes": 1 << 20,
+}  # fmt: skip
+MOST_STEPS, MOST_BATCH, MOST_RANK = 10**10, 1 << 17, 1 << 14
 # The range of every number of a recipe: low, whether low itself is allowed, and the bound it stays below.
 RANGES = {
-    "steps": (1, True, math.inf),
-    "batch_size": (1, True, math.inf),
+    "steps": (1, True, MOST_STEPS),
+    "batch_size": (1, True, MOST_BATCH + 1),
     "lr": (0, False, math.inf),
     "warmup_epochs": (0, True, math.inf),
     "warmup_fraction": (0, True, 1),
@@ -298,7 +306,7 @@ RANGES = {
     "val_images": (1, True, math.inf),
     "log_every": (1, True, math.inf),
     "gen_weight": (0, True, math.inf),
-    "lora_rank": (0, True, math.inf),
+    "lora_rank": (0, True, MOST_RANK + 1),
     "lora_alpha": (0, False, math.inf),
     "patience": (0, True, math.inf),
 }
@@ -309,7 +317,7 @@ def _check_recipe(part: TrainConfig, where: str) -> None:
         value = getattr(part, key, None)  # not every recipe has every key
         if value is not None and not (low <= value < high and (included or value > low)):  # false for NaN too
             above = f"{'at least' if included else 'above'} {low}"
-            below = " and below 1" if high == 1 else ""
+            below = f" and below {high:,}" if high == 1 or 1e4 < high < math.inf else ""
             raise UsageError(f"{where}.{key} is {value}, it must be {above}{below}")
 
 

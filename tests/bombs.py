@@ -325,6 +325,64 @@ def cifar_calls(folder):
     return encoded(folder)
 
 
+def hollow(path, size, head=b""):
+    """A file that has its bytes in a hole: nothing on the disk."""
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path
+
+
+@bomb
+def a_pickle_of_a_hole(folder):
+    hollow(folder / "train_data_batch_1", 1_700_000_000, b"\x80\x02B" + (1_600_000_000).to_bytes(4, "little"))
+    return encoded(folder, on_error="skip")
+
+
+@bomb
+def labels_of_a_hole(folder):
+    hollow(folder / "train_X.bin", 27648 * (200 << 20))
+    hollow(folder / "train_y.bin", 200 << 20)
+    return encoded(folder)
+
+
+@bomb
+def a_list_of_lines(folder):
+    (folder / "images").mkdir()
+    (folder / "images.txt").write_bytes(b"1 a\n" * (3 << 20))
+    (folder / "train_test_split.txt").write_bytes(b"1 1\n" * (3 << 20))
+    return encoded(folder)
+
+
+@bomb
+def one_hot_labels_of_a_hole(folder):
+    from pixseq.data.sources import open_source
+
+    ids = npy_header((4096, 16), "<i4")
+    hollow(folder / "cifar10_trX.npy", len(ids) + 4096 * 64, ids)
+    labels = npy_header((4096, 1 << 20), "|u1")
+    hollow(folder / "cifar10_trY.npy", len(labels) + (4096 << 20), labels)
+    return lambda: open_source(str(folder)).classes()
+
+
+@bomb
+def ids_of_a_hole(folder):
+    from pixseq.data.sources import open_source
+
+    ids = npy_header((4, 1 << 30), "<i4")
+    hollow(folder / "cifar10_trX.npy", len(ids) + (16 << 30), ids)
+    return lambda: open_source(str(folder))
+
+
+@bomb
+def weights_of_a_hole(folder):
+    from pixseq.artifacts.checkpoint import read_weights
+
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 4 << 30]}}).encode()
+    hollow(folder / "w.safetensors", 8 + len(header) + (4 << 30), len(header).to_bytes(8, "little") + header)
+    return lambda: read_weights(folder / "w.safetensors")
+
+
 @bomb
 def parquet_dictionary(folder):
     import pyarrow as pa

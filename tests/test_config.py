@@ -54,6 +54,12 @@ def test_every_preset_reads_and_says_what_to_expect(name):
         ("train: {steps: -5}", "-5", ""),
         ("train: {lr: .nan}", "lr", ""),
         ("train: {ema: 1.0}", "ema", ""),
+        ("model: {d_model: 1000000000}", "model.d_model is 1,000,000,000, more than the", ""),
+        ("model: {n_layer: 1000000}", "model.n_layer is 1,000,000, more than the 1,024", ""),
+        ("model: {family: aim, head_width: 1000000}", "model.head_width", ""),
+        ("model: {family: aim, image_size: 1000000}", "model.image_size", ""),
+        ("train: {batch_size: 1000000000}", "train.batch_size is 1000000000", ""),
+        ("train: {steps: 100000000000000}", "train.steps is 100000000000000", ""),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, text, message, hint):

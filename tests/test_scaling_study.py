@@ -80,6 +80,13 @@ def test_the_estimate_has_the_tokens_a_parameter_that_were_asked_for(grid, count
     assert 20 < ratio < 45
 
 
+@pytest.mark.parametrize("key, value", [("d_model", 10**9), ("batch_size", 10**9), ("steps", 10**14)])
+def test_a_cell_of_numbers_that_no_run_has_is_refused(grid, key, value):
+    cell = {"id": "a", "d_model": 16, "steps": 10, "batch_size": 8, "lr": 0.1, key: value}
+    with pytest.raises(UsageError, match=key):
+        ladder.recipe_of(effective(GridFile, file=grid), cell)
+
+
 def test_the_ladder_climbs_in_small_steps_and_heads_divide_the_width(grid):
     config = effective(GridFile, file=grid)
     rungs = ladder.ladder(config, {"scheme": "palette", "height": 32, "width": 32, "n_vocab": 512})

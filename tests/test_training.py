@@ -399,3 +399,10 @@ def test_kill_9_leaves_no_target_and_the_run_goes_on(tokens, tmp_path):
         subprocess.run([*command, "-o", str(tmp_path / "m")], check=True)
     assert manifest.read(tmp_path / "m")["id"] == manifest.read(tmp_path / "whole")["id"]
     assert losses(tmp_path / "m" / "log.jsonl") == losses(tmp_path / "whole" / "log.jsonl")
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "build", lambda shape: pytest.fail("it was built"))
+    with pytest.raises(UsageError, match="parameters takes"):
+        pretrain.run(tokens, tmp_path / "m", recipe("model.n_layer=1024", "model.d_model=131072"), device="cpu")
+    assert not list(tmp_path.glob("m*"))

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from pixseq.errors import PixseqError
 
+FREE, FOLDED = 1 << 26, 64  # bytes of a file: so many times its data, and this
 OTHERS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -38,10 +39,35 @@ def _no_file(path: str | Path, mode: int) -> PixseqError:
     return PixseqError(f"{path} is {OTHERS.get(stat.S_IFMT(mode), 'something else')}, not a file", "name a file")
 
 
+def check_holes(file: BinaryIO) -> None:
+    """Raises ValueError for a file that is large by its holes: they take no room on the disk, and all of it in memory.
+
+    A file system that knows no holes tells of none.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size <= FREE or not hasattr(os, "SEEK_DATA"):
+        return
+    at = held = 0
+    while at < size and size > FREE + FOLDED * held:
+        try:
+            begin = os.lseek(file.fileno(), at, os.SEEK_DATA)
+        except OSError:  # no data from here on
+            break
+        at = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+        held += at - begin
+    file.seek(0)
+    if size > FREE + FOLDED * held:
+        raise ValueError(f"it has {size:,} bytes, and {held:,} without its holes")
+
+
 def read_bytes(path: str | Path, most: int) -> bytes:
     """All of a file of at most `most` bytes. Raises PixseqError for another, and OSError."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
+        try:
+            check_holes(file)
+        except ValueError as error:
+            raise PixseqError(f"{path} is not read: {error}", "copy it again, from where it is whole") from None
         data = file.read(most + 1) if size <= most else b""
     if max(size, len(data)) > most:
         raise PixseqError(f"{path} has {size:,} bytes, more than the {most:,} that are read", "is it the right file?")

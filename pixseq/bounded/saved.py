@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixseq.bounded.files import open_regular
+from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.tensors import MOST_TENSORS
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def load_saved(path: Path) -> Any:
     import torch
 
     with open_regular(path) as file:
+        check_holes(file)
         zipped = zipfile.is_zipfile(file)
         for each in _pickles(file) if zipped else _beginning(file):
             _check_calls(each)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pixseq.bounded.files import open_regular
+from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.structure import parse_json
 
 MOST_HEADER = 1 << 23  # bytes: ten thousand tensors take one
@@ -21,6 +21,7 @@ MOST_DIMENSIONS = 8
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors by name. Raises ValueError for a file that contradicts itself, and OSError."""
     with open_regular(path) as file:
+        check_holes(file)
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MOST_HEADER, size - 8):

@@ -57,7 +57,7 @@ class Member:
     def open(self) -> Iterator[BinaryIO]:
         with reading(self), contextlib.ExitStack() as stack:
             if self.key is None:
-                yield stack.enter_context(open(self.file, "rb"))
+                yield stack.enter_context(open_regular(self.file))
             else:
                 archive = stack.enter_context(zipfile.ZipFile(self.file))
                 yield stack.enter_context(archive.open(f"{self.key}.npy"))

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pixseq.bounded.files import open_regular, read_bytes
 from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading, shown
 from pixseq.data.split_names import split_of
 from pixseq.errors import PixseqError
@@ -127,9 +128,15 @@ def _packed_first(file: Path) -> tuple[bool, str]:
 
 
 def _open(file: Path) -> BinaryIO:
-    with reading(file), open(file, "rb") as handle:
-        packed = handle.read(2) == b"\x1f\x8b"
-    return gzip.open(file) if packed else open(file, "rb")
+    with reading(file):
+        handle = open_regular(file)
+    packed = handle.read(2) == b"\x1f\x8b"
+    handle.seek(0)
+    if not packed:
+        return handle
+    unpacked = gzip.GzipFile(fileobj=handle)
+    unpacked.myfileobj = handle  # closed with it
+    return unpacked
 
 
 def _header(handle: BinaryIO, file: Path, axes: int) -> tuple[int, ...]:
@@ -169,6 +176,7 @@ def _labels(file: Path, images: Path, wanted: int) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------- STL-10
 
 STL = re.compile(r"(train|test|unlabeled)_X\.bin")
+MOST_STL, MOST_NAMES = 1 << 24, 1 << 16  # labels (the set has 13,000), and bytes of class names
 STL_SHAPE = (3, 96, 96)  # planes; within a plane column after column
 
 
@@ -184,7 +192,7 @@ def open_stl10(path: Path, wanted: str) -> Source:
     targets = None
     if label_file.is_file():
         with reading(label_file):
-            targets = np.fromfile(label_file, np.uint8).astype(np.int32) - 1
+            targets = np.frombuffer(read_bytes(label_file, MOST_STL), np.uint8).astype(np.int32) - 1
         if len(targets) != count or targets.min() < 0:
             raise PixseqError(
                 f"{shown(file)} has {count} images, but {label_file.name} has {len(targets)} labels from "
@@ -194,11 +202,11 @@ def open_stl10(path: Path, wanted: str) -> Source:
     names_file, names = path / "class_names.txt", None
     if targets is not None and names_file.is_file():
         with reading(names_file):
-            names = [shown(name) for name in names_file.read_text("utf-8").split()]
+            names = [shown(name) for name in read_bytes(names_file, MOST_NAMES).decode().split()]
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
         end = count if stop is None else min(stop, count)
-        with reading(file), open(file, "rb") as handle:
+        with reading(file), open_regular(file) as handle:
             handle.seek(start * math.prod(STL_SHAPE))
             blocks = stream_rows(handle, np.dtype("u1"), STL_SHAPE, end - start, to_end=end == count)
             yield from labelled((block.transpose(0, 3, 2, 1) for block in blocks), targets, start)

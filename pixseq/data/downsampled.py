@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pixseq.bounded.files import read_bytes
 from pixseq.data import unpickle
 from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading, shown
 from pixseq.data.shards import incomplete
@@ -21,6 +22,7 @@ from pixseq.progress import few
 
 BATCH = re.compile(r"train_data_batch_(\d+)|val_data|test_data")
 BATCHES = 10  # of the training set
+MOST_BATCH = 1_800_000_000  # bytes: of 64x64 the official ones have 1.57 GB
 BLOCK = 4096  # images given on at once
 
 
@@ -63,7 +65,7 @@ def open_downsampled(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 def _load(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Images uint8 [n, S, S, 3] and labels from 0, int64 [n]. Raises PixseqError for anything else."""
     with reading(file):
-        content = unpickle.load(file.read_bytes(), str(file))
+        content = unpickle.load(read_bytes(file, MOST_BATCH), str(file))
     rows, labels = content.get("data"), content.get("labels")
     side = math.isqrt(rows.shape[1] // 3) if isinstance(rows, np.ndarray) and rows.ndim == 2 else 0
     if not side or rows.dtype != np.uint8 or rows.shape[1] != 3 * side * side or not len(rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pixseq.bounded.files import open_regular
 from pixseq.data.records import reading, shown
 from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 from pixseq.errors import PixseqError
@@ -17,7 +18,7 @@ SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
 
 def refuse_file(file: Path) -> None:
     """Raises PixseqError if a file is something known that is not read, empty, or not what its name says."""
-    with reading(file), open(file, "rb") as handle:
+    with reading(file), open_regular(file) as handle:
         head = handle.read(HEAD_BYTES)
     if not head:
         raise PixseqError(f"{shown(file)} is damaged: it is empty", "copy or download it again")
@@ -46,8 +47,8 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
     if any(".tfrecord" in name for name in names):
         refuse_file(path / next(name for name in others if ".tfrecord" in name))
     for name in others:
-        if (path / name).stat().st_size <= HEAD_BYTES:
-            with reading(path / name), open(path / name, "rb") as handle:
+        if (path / name).is_file() and (path / name).stat().st_size <= HEAD_BYTES:
+            with reading(path / name), open_regular(path / name) as handle:
                 if special(handle.read(HEAD_BYTES)) in POINTERS:
                     refuse_file(path / name)
     for file in path.iterdir():

@@ -22,6 +22,7 @@ from pixseq.errors import PixseqError
 NAME = re.compile(r"(.+)_(tr|va|te)([XY])\.npy")
 NAMED_SPLITS = {"tr": "train", "va": "val", "te": "test"}
 MAX_LABEL = np.iinfo(np.int32).max
+MOST_IDS, MOST_CLASSES = 1 << 20, 1 << 15  # of a row: its ids, and its one-hot classes
 LABELS_AT_ONCE = 4096  # rows: a one-hot one of ImageNet has 4 kB
 
 
@@ -153,6 +154,8 @@ def _open(file: Path, split: str) -> TokenSource:
         raise PixseqError(f"{ids} is empty: {list(ids.shape)}", "copy or download it again")
     if not _is_square(ids.shape[1]):
         raise PixseqError(f"{ids} has rows of {ids.shape[1]} ids, which is no square picture", "a row has side * side")
+    if ids.shape[1] > MOST_IDS:
+        raise PixseqError(f"{ids} has rows of {ids.shape[1]:,} ids, more than the {MOST_IDS:,} of any model")
     named = NAME.fullmatch(file.name)
     if named is None:
         note = f"{ids} holds {ids.dtype} {list(ids.shape)}: it is read as palette ids, not as pixels, and has no labels"
@@ -161,6 +164,8 @@ def _open(file: Path, split: str) -> TokenSource:
     if not beside.is_file():
         return TokenSource(split, ids, None, [f"{ids} has no labels: there is no {shown(beside.name)} beside it"])
     labels = npy_member(beside)
+    if len(labels.shape) == 2 and labels.shape[1] > MOST_CLASSES:
+        raise PixseqError(f"{labels} has {labels.shape[1]:,} classes, more than {MOST_CLASSES:,}", "are these labels?")
     fitting = len(labels.shape) in (1, 2) and labels.shape[0] == ids.shape[0] and 0 not in labels.shape
     if labels.dtype.kind not in "iufb" or not fitting:
         raise PixseqError(

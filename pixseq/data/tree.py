@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pixseq.bounded.files import read_bytes
 from pixseq.data.records import reading, shown
 from pixseq.data.sniff import PICTURE_SUFFIXES, kind_of
 from pixseq.errors import PixseqError
@@ -27,6 +28,7 @@ LEFT_BY_SYSTEMS = re.compile(
 )
 THUMBNAILS = re.compile(r"_*(thumb(nail)?s|thumbnail)_*", re.IGNORECASE)
 TEXT_SUFFIXES = {".txt", ".xml", ".json", ".csv", ".md"}  # of annotations, a file a picture: not opened
+MOST_TEXT, MOST_LINES = 1 << 24, 1 << 20  # of a list of splits or classes: bytes, and lines
 MAX_PARTS = 100  # of a path in an archive
 
 
@@ -169,8 +171,11 @@ class DiskTree(Tree):
         file = os.path.join(folder, name)
         if not os.path.isfile(file):
             return None
-        with reading(file), open(file, encoding="utf-8-sig") as handle:
-            return handle.read()
+        with reading(file):
+            text = read_bytes(file, MOST_TEXT).decode("utf-8-sig")
+        if text.count("\n") > MOST_LINES:
+            raise PixseqError(f"{shown(file)} has more than the {MOST_LINES:,} lines that are read", "is it that list?")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def _list(self, folder: str) -> Listing:
         return list_folder(folder)

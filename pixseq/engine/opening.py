@@ -159,6 +159,17 @@ def open_model(
     return model, checkpoint
 
 
+def check_memory(shape: Shape, machine: Machine, each: int) -> None:
+    """Raises UsageError where a model's weights, at `each` bytes, are more than the machine's device can hold."""
+    count, have = shape.parameter_count(), machine.memory_bytes()
+    if count * each > have:
+        raise UsageError(
+            f"a model of {count:,} parameters takes {count * each / 1e9:,.1f} GB, and {machine.device} has "
+            f"{have / 1e9:,.1f} GB for it",
+            "choose a smaller one: model.n_layer, model.d_model and, of AIM, model.head_width",
+        )
+
+
 def use_attention(model: Model, path: Path, attention: str | None) -> None:
     """Set the pattern in use; None leaves the model's usual one. Raises UsageError for one it cannot have."""
     if attention is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from pixseq.bounded.files import check_holes, open_regular, read_bytes
 from pixseq.errors import PixseqError
 from pixseq.interop.foreign import some
 
@@ -119,9 +120,7 @@ def open_bundle(path: str | Path) -> Bundle:
     prefix = find_prefix(Path(path))
     index = prefix.with_name(f"{prefix.name}.index")
     try:
-        if index.stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError(f"it has {index.stat().st_size} bytes, more than any checkpoint of this kind needs")
-        rows = table(index.read_bytes())
+        rows = table(read_bytes(index, MAX_INDEX_BYTES))
         key, header = next(rows, (None, b""))
         if key != b"":
             raise ValueError("it has no header")
@@ -181,6 +180,12 @@ def check_shards(bundle: Bundle) -> None:
         lost = f"{len(missing)} of {bundle.n_shards} shards: {some(missing)}"
         raise PixseqError(f"{bundle.prefix} lacks {lost}", COPY_AGAIN)
     sizes = {number: path.stat().st_size for number, path in paths.items()}
+    for path in paths.values():
+        try:
+            with open_regular(path) as file:
+                check_holes(file)
+        except (OSError, ValueError) as error:
+            raise PixseqError(f"{path} cannot be read: {error}", COPY_AGAIN) from None
     for name, entry in whole.items():
         if entry.offset + entry.size > sizes[entry.shard]:
             raise PixseqError(

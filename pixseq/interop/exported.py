@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pixseq.bounded.calls import TooLarge, check_call, check_numbers, live_bytes
-from pixseq.bounded.files import open_regular
+from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.structure import MOST_JSON, parse_json
 from pixseq.bounded.tensors import MOST_TENSORS
 from pixseq.errors import PixseqError
@@ -218,7 +218,8 @@ def open_exported(path: str | Path) -> Exported:
     path = Path(path)
     id = file_id(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_holes(file)
             _check_members(path, archive)
             return _read(path, id, archive)
     except zipfile.BadZipFile:

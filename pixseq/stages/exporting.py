@@ -11,6 +11,8 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
+from pixseq.bounded.files import read_bytes
+from pixseq.bounded.structure import MOST_YAML
 from pixseq.engine.opening import load_weights
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.huggingface import write_hf
@@ -47,7 +49,7 @@ def run(
         checkpoint.manifest,
         weights,
         shape.parameter_count(),
-        (checkpoint.path / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+        read_bytes(checkpoint.path / "config.yaml", MOST_YAML).decode(errors="replace"),
         [_measured(path, checkpoint, weights) for path in metrics],
     )
     with atomic.writing(target, overwrite, "export hf") as partial:

@@ -19,7 +19,16 @@ from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_we
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
 from pixseq.config import PretrainFile, as_dict
-from pixseq.engine.opening import check_fraction, held_out, open_images, read_images, seen_codec, some_of, split_rows
+from pixseq.engine.opening import (
+    check_fraction,
+    check_memory,
+    held_out,
+    open_images,
+    read_images,
+    seen_codec,
+    some_of,
+    split_rows,
+)
 from pixseq.engine.training import (
     Counts,
     Images,
@@ -42,6 +51,7 @@ from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
+TRAINED_BYTES = 12  # a weight at least: itself, its gradient and its momentum
 MOST_ORDER_BYTES = 1 << 26  # of a file of a permutation
 
 
@@ -95,6 +105,7 @@ def run(
             )
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
+            check_memory(shape, where, TRAINED_BYTES)
             model = placed(fresh_model(shape, config, codec, images), where)
             some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(model, where))

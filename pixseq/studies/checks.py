@@ -15,7 +15,7 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
-from pixseq.config import GridFile
+from pixseq.config import MOST_BATCH, GridFile
 from pixseq.engine import exported
 from pixseq.engine.opening import check_pairing, some_images
 from pixseq.engine.opening import grid as picture
@@ -48,6 +48,7 @@ def check_ranges(grid: GridFile) -> None:
         "rates.exponent": (grid.rates.exponent, -10, 10),
         "batch.steps": (grid.batch.steps, 1, 1e9),
         "batch.smallest": (grid.batch.smallest, 1, grid.batch.largest),
+        "batch.largest": (grid.batch.largest, 1, MOST_BATCH),
         "completions.count": (grid.completions.count or 0, 0, 1e9),
         "completions.temperature": (grid.completions.temperature, 0, 1e9),
         "completions.seed": (grid.completions.seed, 0, 2**63),

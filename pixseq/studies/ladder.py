@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixseq.artifacts.plan import Cell
-from pixseq.config import AimConfig, GridFile, ModelConfig, PretrainFile, as_dict
+from pixseq.config import AimConfig, GridFile, ModelConfig, PretrainFile, as_dict, check
 from pixseq.errors import PixseqError
 from pixseq.models.family import SHAPES, Shape
 from pixseq.numerics.orders import RASTER
@@ -95,8 +95,11 @@ def recipe(grid: GridFile, d_model: int, steps: int, batch_size: int, lr: float,
 
 
 def recipe_of(grid: GridFile, cell: Cell) -> PretrainFile:
+    """Raises UsageError for a cell of numbers that no run can use: plans come from others too."""
     keys = ("d_model", "steps", "batch_size", "lr")
-    return recipe(grid, *(cell[key] for key in keys), cell.get("seed", 0))
+    config = recipe(grid, *(cell[key] for key in keys), cell.get("seed", 0))
+    check(config)
+    return config
 
 
 def batch_of(grid: GridFile, images: float) -> int:
