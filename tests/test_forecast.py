@@ -10,6 +10,7 @@ from scaling_fits import CHINCHILLA, flops_for, numbers_of, one_fit, optimum, va
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
+from pixseq.numerics.laws import Law
 from pixseq.studies import forecast
 
 ACCURACY = (0.1, 14, 0.26, 30, 0.23)
@@ -24,7 +25,11 @@ def line(law, **changed):
     (a, kn), (b, kd) = optimum(law)
     values = dict(zip(("E", "A", "alpha", "B", "beta"), law), params_coefficient=kn, params_exponent=a)
     values |= {"tokens_coefficient": kd, "tokens_exponent": b} | changed
-    return arithmetic.Line(**{key: np.atleast_1d(value) for key, value in values.items()})
+    of = {key: np.atleast_1d(value) for key, value in values.items()}
+    params, tokens = (
+        arithmetic.PowerLaw(of[f"{what}_exponent"], of[f"{what}_coefficient"]) for what in ("params", "tokens")
+    )
+    return arithmetic.Frontier(params, tokens, Law(*(of[name] for name in ("E", "A", "alpha", "B", "beta"))))
 
 
 # ---- arithmetic
@@ -43,7 +48,7 @@ def test_terms_that_fall_at_different_speeds_meet_the_target_too():
     for exponent in (0.2, 0.6, 0.9):
         curve = line(CHINCHILLA, params_exponent=exponent)
         log_c = curve.log_compute(2.0)
-        got = E + A * np.exp(-alpha * curve.log_params(log_c)) + B * np.exp(-beta * curve.log_tokens(log_c))
+        got = E + A * np.exp(-alpha * curve.params.log(log_c)) + B * np.exp(-beta * curve.tokens.log(log_c))
         assert got[0] == pytest.approx(2.0)
 
 
@@ -57,9 +62,9 @@ def test_out_of_reach_is_infinite():
 
 
 def _of_data_alone(curve, target):
-    E, B, beta = (float(values[0]) for values in (curve.E, curve.B, curve.beta))
+    E, B, beta = (float(values[0]) for values in (curve.law.E, curve.law.B, curve.law.beta))
     log_d = (math.log(B) - math.log(target - E)) / beta
-    return (log_d - math.log(curve.tokens_coefficient[0])) / curve.tokens_exponent[0]
+    return (log_d - math.log(curve.tokens.coefficient[0])) / curve.tokens.exponent[0]
 
 
 def test_an_interval_counts_infinite_draws_as_beyond_any_number():

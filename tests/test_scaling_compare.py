@@ -10,6 +10,7 @@ from scaling_fits import CHINCHILLA, flops_for, one_fit, optimum, write
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.studies import compare
+from pixseq.studies.fits import measure
 
 LAWS = {
     ("loss", 32): CHINCHILLA,
@@ -136,7 +137,7 @@ def test_without_resamples_there_are_values_and_no_intervals(tmp_path):
     ],
 )
 def test_a_metric_plays_its_part_by_its_name(metric, role):
-    assert compare.role(metric) == role
+    assert measure(metric) == role
 
 
 def test_metrics_of_no_part_are_shown_all_the_same(tmp_path):

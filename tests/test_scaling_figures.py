@@ -7,6 +7,7 @@ from PIL import Image
 from scaling_fits import CHINCHILLA, numbers_of, one_fit, write
 
 from pixseq.artifacts import manifest
+from pixseq.artifacts.fit import StudyFit
 from pixseq.drawing import page as panels
 from pixseq.drawing import scaling as figures
 from pixseq.errors import PixseqError
@@ -32,7 +33,9 @@ def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
     fits[0]["budgets"][0] |= {"params_opt": None, "tokens_opt": None, "value_opt": None, "status": "edge"}
     fits[1]["budgets"][2]["status"] = "outside"
     numbers = numbers_of(LAWS, fits)
-    figures.save_fit(tmp_path / "fit.png", numbers, {"seed": 0}, {"runs": {"path": "runs.csv", "id": "sha256:1"}})
+    figures.save_fit(
+        tmp_path / "fit.png", StudyFit.from_json(numbers), {"seed": 0}, {"runs": {"path": "runs.csv", "id": "sha256:1"}}
+    )
     names = ["fit.png", "fit.isoflop.png", "fit.optimum.png", "fit.tokens-per-parameter.png"]
     assert [path.name for path in figures.fit_targets(tmp_path / "fit.png")] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
@@ -47,7 +50,7 @@ def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
 
 def test_one_metric_without_resolution_and_without_resamples(tmp_path):
     fits = [one_fit("loss", None, CHINCHILLA, method, draws=0) for method in figures.METHODS]
-    figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}, fits), {}, {})
+    figures.save_fit(tmp_path / "fit.png", StudyFit.from_json(numbers_of({("loss", None): CHINCHILLA}, fits)), {}, {})
     assert all(drawn(path) > 0.02 for path in figures.fit_targets(tmp_path / "fit.png"))
 
 
@@ -57,7 +60,7 @@ def test_nothing_fitted_and_nothing_measured_still_draws(tmp_path):
     numbers = numbers_of({("loss", None): CHINCHILLA}, fits)
     for run in numbers["runs"]:
         run[odd] = None
-    figures.save_fit(tmp_path / "fit.png", numbers, {}, {})
+    figures.save_fit(tmp_path / "fit.png", StudyFit.from_json(numbers), {}, {})
     assert all(drawn(path) > 0.01 for path in figures.fit_targets(tmp_path / "fit.png"))
 
 
@@ -83,7 +86,7 @@ def test_a_forecast_out_of_reach_draws_too(tmp_path):
 def test_a_figure_in_the_way_is_found_before_anything_is_drawn(tmp_path):
     (tmp_path / "fit.optimum.png").write_bytes(b"mine")
     with pytest.raises(PixseqError, match=r"fit.optimum.png already exists"):
-        figures.save_fit(tmp_path / "fit.png", numbers_of({("loss", None): CHINCHILLA}), {}, {})
+        figures.save_fit(tmp_path / "fit.png", StudyFit.from_json(numbers_of({("loss", None): CHINCHILLA})), {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["fit.optimum.png"]
 
 
@@ -104,22 +107,22 @@ def test_seeds_have_error_bars_and_a_distance_its_floor(tmp_path):
     where = ("frechet_distance", 32)
     fits = [one_fit(*where, CHINCHILLA, method) for method in figures.METHODS]
     numbers = numbers_of({where: CHINCHILLA}, fits)
-    plain = figures.Study(numbers)
+    plain = figures.Panels(StudyFit.from_json(numbers))
     assert plain.runs(*where)[:, 3].max() == 0 and not plain.replicated()
     runs = [
         {**run, "frechet_distance": run["frechet_distance"] + 0.1 * k, "seed": k}
         for run in numbers["runs"]
         for k in (0, 1, 2)
     ]
-    several = figures.Study(numbers | {"runs": runs})
+    several = figures.Panels(StudyFit.from_json(numbers | {"runs": runs}))
     cells = several.runs(*where)
     assert len(cells) == len(numbers["runs"]) and several.replicated()
     assert cells[:, 3] == pytest.approx(0.1) and cells[:, 2] == pytest.approx(plain.runs(*where)[:, 2] + 0.1)
 
-    figures.save_fit(tmp_path / "plain.png", numbers, {}, {})
+    figures.save_fit(tmp_path / "plain.png", StudyFit.from_json(numbers), {}, {})
     for fit in fits:
         fit["floor"] = {"floor": 2.5}
         fit["outliers"] = [{"params": runs[4]["params"], "value": runs[4]["frechet_distance"]}]
-    figures.save_fit(tmp_path / "fit.png", numbers | {"runs": runs}, {}, {})
+    figures.save_fit(tmp_path / "fit.png", StudyFit.from_json(numbers | {"runs": runs}), {}, {})
     before, after = (pixels(tmp_path / name) for name in ("plain.isoflop.png", "fit.isoflop.png"))
     assert before.shape != after.shape or (before != after).any()

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from pixseq.artifacts.fit import Constants, Fit, Growth
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.replicates import seed_weights
-from pixseq.studies import agreement, fit, points
-from pixseq.studies import table as runs
+from pixseq.studies import agreement, fit, points, run_table
 
 PUBLISHED = (1.69, 406.4, 0.34, 410.7, 0.28)
 TRUE = 0.34 / 0.62  # its tokens exponent
@@ -184,19 +184,27 @@ def test_runs_that_are_not_done_and_metrics_that_are_missing_are_listed():
     rows[0] |= {"status": "diverged", "reason": "loss is nan at step 7", "loss": None}
     rows[1] |= {"status": "waiting", "params": None}
     rows[2] |= {"loss": None, "frechet_distance": 3.0}
-    table = runs.checked(rows, "plan")
+    table = run_table.checked(rows, "plan")
     assert table.metrics == ["loss", "frechet_distance"] and len(table.runs) == 26
     reasons = {(row["id"], row["reason"]) for row in table.excluded}
     assert {("b0", "diverged: loss is nan at step 7"), ("b1", "waiting"), ("b2", "has no loss")} < reasons
-    assert table.runs[0]["loss"] is None and table.runs[0]["frechet_distance"] == 3.0
+    assert table.runs[0].values == {"loss": None, "frechet_distance": 3.0}
 
-    found = points.Study.of(table.runs, None, 20, 0).points(points.Turn("loss", None))
+    found = points.Resampled.of(table.runs, None, 20, 0).points(points.Direction("loss", None))
     assert len(found.y) == 25 and found.counts.shape == (20, 25)
 
 
 def fit_of(method, what, value, interval):
-    common = {"metric": "loss", "resolution": 16, "transform": None, "params_exponent": None, "budgets": []}
-    return {**common, "method": method, what: value, f"{what}_ci": interval}
+    grown = what == "tokens_exponent"
+    return Fit(
+        "loss",
+        "minimize",
+        16,
+        None,
+        method,
+        tokens=Growth(value, interval) if grown else Growth(),
+        constants=Constants() if grown else Constants(**{what: value, f"{what}_ci": interval}),
+    )
 
 
 def test_approaches_that_differ_by_more_than_chance_are_named():
@@ -209,11 +217,11 @@ def test_approaches_that_differ_by_more_than_chance_are_named():
         )
     ]
     (row,) = agreement.disagreements(made)
-    assert row["methods"] == {"isoflop": 0.6, "direct": 0.5, "varpro": 0.505} and row["what"] == "tokens_exponent"
-    assert "isoflop 0.600 (0.580 to 0.620) against direct 0.500 (0.490 to 0.510)" in row["text"]
-    assert row["pairs"] == [["isoflop", "direct"], ["isoflop", "varpro"]] or row["pairs"] == [["isoflop", "direct"]]
+    assert row.methods == {"isoflop": 0.6, "direct": 0.5, "varpro": 0.505} and row.what == "tokens_exponent"
+    assert "isoflop 0.600 (0.580 to 0.620) against direct 0.500 (0.490 to 0.510)" in row.text
+    assert row.pairs in ((("isoflop", "direct"), ("isoflop", "varpro")), (("isoflop", "direct"),))
     assert agreement.disagreements(made[1:]) == []
-    assert agreement.disagreements([made[1], {**made[2], "tokens_exponent_ci": None}]) == []
+    assert agreement.disagreements([made[1], fit_of("varpro", "tokens_exponent", 0.505, None)]) == []
 
 
 @pytest.mark.parametrize("what", ["E", "alpha", "beta"])
@@ -225,11 +233,10 @@ def test_the_laws_constants_are_compared_too(what):
     )
     assert agreement.disagreements([direct, near]) == []
     (row,) = agreement.disagreements([direct, far])
-    assert row["what"] == what and "direct 0.300 (0.290 to 0.310) against varpro 0.400" in row["text"]
-    (row,) = agreement.disagreements(
-        [direct, {**far, f"{what}_ci": None}]
-    )  # without an interval, by the distance alone
-    assert "(no interval)" in row["text"]
+    assert row.what == what and "direct 0.300 (0.290 to 0.310) against varpro 0.400" in row.text
+    far = fit_of("varpro", what, 0.40, None)  # without an interval, by the distance alone
+    (row,) = agreement.disagreements([direct, far])
+    assert "(no interval)" in row.text
 
 
 def test_one_diverged_run_moves_no_fit_and_is_named_by_all_three(fitted):
@@ -363,9 +370,9 @@ def test_a_budget_column_and_a_byte_order_mark_are_read(tmp_path):
     rows = [{**row, "budget": row["flops"], "flops": row["flops"] * 1.04, "n_layer": 4, "id": "x"} for row in rows_of()]
     path = write(tmp_path / "runs.csv", rows)
     path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
-    table = runs.read(path)
-    assert table.metrics == ["loss"] and len({run["budget"] for run in table.runs}) == 4
-    assert table.runs[0]["budget"] == 1e18 and table.runs[0]["id"] == "x"
+    table = run_table.read(path)
+    assert table.metrics == ["loss"] and len({run.budget for run in table.runs}) == 4
+    assert table.runs[0].budget == 1e18 and table.runs[0].id == "x"
 
 
 # ---- seeds

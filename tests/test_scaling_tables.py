@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from pixseq.artifacts.fit import Run
 from pixseq.errors import PixseqError, UsageError
-from pixseq.studies import columns, fit
-from pixseq.studies import table as runs
-from pixseq.studies.points import Turn
+from pixseq.studies import columns, fit, run_table
+from pixseq.studies.points import Direction
 
 BASE = [
     {"params": N, "tokens": C / (6 * N), "flops": C, "loss": 1.7 + 400 * N**-0.34 + 400 * (C / 6 / N) ** -0.28}
@@ -32,17 +32,17 @@ def read(tmp_path):
     def run(text, metrics=None, chosen=(), encoding="utf-8"):
         path = tmp_path / "runs.csv"
         path.write_text(text, encoding=encoding)
-        return runs.read(path, metrics, chosen)
+        return run_table.read(path, metrics, chosen)
 
     return run
 
 
 def same(found):
-    assert [run["params"] for run in found.runs] == pytest.approx([row["params"] for row in BASE], rel=1e-4)
-    assert [run["tokens"] for run in found.runs] == pytest.approx([row["tokens"] for row in BASE], rel=1e-4)
-    assert [run["flops"] for run in found.runs] == pytest.approx([row["flops"] for row in BASE], rel=1e-4)
+    assert [run.params for run in found.runs] == pytest.approx([row["params"] for row in BASE], rel=1e-4)
+    assert [run.tokens for run in found.runs] == pytest.approx([row["tokens"] for row in BASE], rel=1e-4)
+    assert [run.flops for run in found.runs] == pytest.approx([row["flops"] for row in BASE], rel=1e-4)
     (metric,) = found.metrics
-    assert [run[metric] for run in found.runs] == pytest.approx([row["loss"] for row in BASE], rel=1e-3)
+    assert [run.values[metric] for run in found.runs] == pytest.approx([row["loss"] for row in BASE], rel=1e-3)
     return found
 
 
@@ -125,7 +125,7 @@ def test_a_table_of_runs_as_weights_and_biases_exports_it(read):
     found = read(table(rows))
     assert found.metrics == ["val_loss"] and found.counting == "6nd"
     assert found.excluded == [{"id": "run-0", "reason": "crashed"}]
-    assert [run["id"] for run in found.runs] == [f"run-{i}" for i in range(1, len(BASE))]
+    assert [run.id for run in found.runs] == [f"run-{i}" for i in range(1, len(BASE))]
     assert any("no column of flops: 6 params tokens (6nd) are taken" in note for note in found.notes)
     assert any("text" in note and "User" in note and "Created" in note for note in found.notes)
 
@@ -142,7 +142,7 @@ def test_runs_as_the_script_in_weights_and_biases_documentation_writes_them(read
         ]
         rows.append({"": i, "summary": cells[0], "config": cells[1], "name": f"r{i}"})
     found = same(read(table(rows)))
-    assert found.metrics == ["loss"] and found.runs[3]["id"] == "r3"
+    assert found.metrics == ["loss"] and found.runs[3].id == "r3"
     assert any("not read" in note and "(without a name)" in note for note in found.notes)
 
 
@@ -242,7 +242,11 @@ def test_near_names_are_not_taken(name, role):
     assert columns.role(name) == role
 
 
+def run_with(metric, value):
+    return Run(None, None, 1e9, 1.0, 1.0, 1e9, None, {metric: value})
+
+
 @pytest.mark.parametrize("name", ["val_acc", "top5", "accuracy", "test/top-1", "eval_acc1"])
 def test_a_share_of_right_answers_is_to_be_large_whatever_its_name(name):
-    assert Turn.of(name, [{name: 0.4}, {name: 0.9}], maximize=False).ceiling == 1.0
-    assert Turn.of("loss", [{"loss": 0.4}], maximize=False).ceiling is None
+    assert Direction.of(name, [run_with(name, 0.4), run_with(name, 0.9)], maximize=False).ceiling == 1.0
+    assert Direction.of("loss", [run_with("loss", 0.4)], maximize=False).ceiling is None

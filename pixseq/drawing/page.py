@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +66,8 @@ def save(target: str | Path, image: np.ndarray, stage: str, config, inputs, over
     save_png(target, image, stage, config, inputs, {"dpi": DPI}, overwrite)
 
 
-def flops_label(numbers: Mapping[str, Any]) -> str:
+def flops_label(counting: str | None) -> str:
     """An axis' label: how they are counted, where that is known."""
-    counting = numbers.get("counting")
     return f"training FLOPs ({counting})" if counting else "training FLOPs"
 
 

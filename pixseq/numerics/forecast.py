@@ -1,4 +1,4 @@
-"""How much compute a target needs on the line of compute-optimal runs, and when growing compute pays for it.
+"""How much compute a target needs on the frontier of compute-optimal runs, and when growing compute pays for it.
 
 A law L = E + A N^-alpha + B D^-beta is followed along N = kn C^a, D = kd C^b, so that L falls with C towards E.
 
@@ -7,43 +7,64 @@ S draws of the fit, R resolutions. N params, D tokens, C FLOPs. Logs are natural
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from pixseq.numerics.laws import Law
 
 HALVINGS = 60  # of a bracket of a few tens: to the last bit
 FEWEST_DRAWS = 20  # that an interval needs
 
 
 @dataclass(frozen=True)
-class Line:
-    """The law and its optimum line, arrays [S] each; a coefficient may be 0, its term is then nothing."""
+class PowerLaw:
+    """v = coefficient C^exponent, arrays [S] each."""
 
-    E: np.ndarray
-    A: np.ndarray
-    alpha: np.ndarray
-    B: np.ndarray
-    beta: np.ndarray
-    params_coefficient: np.ndarray
-    params_exponent: np.ndarray
-    tokens_coefficient: np.ndarray
-    tokens_exponent: np.ndarray
+    exponent: np.ndarray
+    coefficient: np.ndarray
 
-    def log_params(self, log_c: np.ndarray) -> np.ndarray:
-        return np.log(self.params_coefficient) + self.params_exponent * log_c
+    def log(self, log_c: np.ndarray) -> np.ndarray:
+        """log v at log C, one for each of S."""
+        return np.log(self.coefficient) + self.exponent * log_c
 
-    def log_tokens(self, log_c: np.ndarray) -> np.ndarray:
-        return np.log(self.tokens_coefficient) + self.tokens_exponent * log_c
+
+@dataclass(frozen=True)
+class Frontier:
+    """The compute-optimal sizes as functions of C, and the law they follow, [S] each; None: no law was fitted.
+
+    A and B of the law may be 0, the term is then nothing.
+    """
+
+    params: PowerLaw
+    tokens: PowerLaw
+    law: Law | None
+
+    def __len__(self) -> int:
+        return len(self.params.exponent)
+
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Frontier:
+        """With every array changed alike."""
+        parts = (self.params, self.tokens, self.law)
+        return Frontier(*(part and type(part)(*map(change, vars(part).values())) for part in parts))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every array by its name, as documents hold them."""
+        grown = {"params": self.params, "tokens": self.tokens}
+        named = {f"{what}_{key}": values for what, law in grown.items() for key, values in vars(law).items()}
+        return named | ({} if self.law is None else vars(self.law))
 
     def terms(self) -> tuple[np.ndarray, np.ndarray]:
         """The two falling terms as exp(height - slope log C): height and slope, [2, S] each."""
+        law = self.law
         with np.errstate(divide="ignore"):
-            log_a, log_b = np.log(self.A), np.log(self.B)
+            log_a, log_b = np.log(law.A), np.log(law.B)
         height = [
-            log_a - self.alpha * np.log(self.params_coefficient),
-            log_b - self.beta * np.log(self.tokens_coefficient),
+            log_a - law.alpha * np.log(self.params.coefficient),
+            log_b - law.beta * np.log(self.tokens.coefficient),
         ]
-        return np.stack(height), np.stack([self.alpha * self.params_exponent, self.beta * self.tokens_exponent])
+        return np.stack(height), np.stack([law.alpha * self.params.exponent, law.beta * self.tokens.exponent])
 
     def log_compute(self, target: float | np.ndarray) -> np.ndarray:
         """log C at which L comes down to `target`: [S], inf where it never does.
@@ -52,7 +73,7 @@ class Line:
         greater term alone makes up the distance to E, L is not yet there; where neither makes up half of it, it is.
         """
         height, slope = self.terms()
-        gap = np.asarray(target - self.E, float)
+        gap = np.asarray(target - self.law.E, float)
         present = height > -np.inf
         reachable = (gap > 0) & (~present | (slope > 0)).all(axis=0) & present.any(axis=0)
         log_gap = np.log(np.where(reachable, gap, 1))

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-Run = Mapping[str, Any]
+
+class Sized(Protocol):
+    """What tells whether runs differ in their seed alone; a seed of None: it is not known."""
+
+    budget: float
+    params: float
+    tokens: float
+    seed: int | None
+
+
+Run = TypeVar("Run", bound=Sized)
 
 PRIOR = 4.0  # degrees of freedom
 
 
-def cells_of(runs: Sequence[Run]) -> list[list[Run]]:
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in their seed alone stand together; others stand alone."""
-    cells: dict[tuple, list[Run]] = {}
+    groups: dict[tuple, list[Run]] = {}
     for place, run in enumerate(runs):
-        same = (run["budget"], run["params"], run["tokens"])
-        key = ("seeds", *same) if run.get("seed") is not None else ("run", place)
-        if any(other.get("seed") == run.get("seed") for other in cells.get(key, [])):
+        same = (run.budget, run.params, run.tokens)
+        key = ("seeds", *same) if run.seed is not None else ("run", place)
+        if any(other.seed == run.seed for other in groups.get(key, [])):
             key = ("run", place)  # not another seed: another run that happens to be of this size
-        cells.setdefault(key, []).append(run)
-    return list(cells.values())
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
 
 
 def seed_weights(values: Sequence[np.ndarray]) -> tuple[np.ndarray, float | None]:
-    """Weights [n] of the means of cells, from what their seeds measured, and the deviation of one seed, relatively.
+    """Weights [n] of the means of groups, from what their seeds measured, and the deviation of one seed, relatively.
 
     The inverse variance of a mean is the number of its seeds over their variance. Two or three seeds tell a variance
-    badly, so a cell's own is drawn towards that of all cells, as if PRIOR more degrees of freedom had that one. Weights
+    badly, so a group's own is drawn towards that of all, as if PRIOR more degrees of freedom had that one. Weights
     are in units of their median. Without replicates they are 1, and the deviation is None.
     """
     count = np.array([len(value) for value in values], float)

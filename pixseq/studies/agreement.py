@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+
+from pixseq.artifacts.fit import Disagreement, Fit, Interval
 
 # Differences that never, and that may, count as disagreement.
 SAME_EXPONENT, APART = 0.01, 0.05
@@ -16,21 +17,19 @@ QUANTITIES = {
     "beta": "beta",
 }
 
-Fit = dict[str, Any]
 
-
-def disagreements(fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """Metrics whose methods give numbers that their intervals do not reconcile, one row a number.
+def disagreements(fits: Sequence[Fit]) -> list[Disagreement]:
+    """Metrics whose methods give numbers that their intervals do not reconcile, one a number.
 
     Two do not where they differ by more than SAME_EXPONENT and their intervals do not meet, or by more than APART and
     either lies outside the other's interval; E's difference is taken as a share of the metric. Without intervals the
     second difference alone counts.
     """
     found = []
-    for metric, resolution in dict.fromkeys((fit["metric"], fit["resolution"]) for fit in fits):
-        ours = [fit for fit in fits if (fit["metric"], fit["resolution"]) == (metric, resolution)]
+    for metric, resolution in dict.fromkeys((fit.metric, fit.resolution) for fit in fits):
+        ours = [fit for fit in fits if (fit.metric, fit.resolution) == (metric, resolution)]
         for what, name in QUANTITIES.items():
-            standing = [fit for fit in ours if fit.get(what) is not None]
+            standing = [fit for fit in ours if _value(fit, what) is not None]
             if what == "params_exponent" and all(_mirrored(fit) for fit in standing):
                 continue
             unit = _least(standing) if what == "E" else 1.0
@@ -38,47 +37,52 @@ def disagreements(fits: Sequence[Fit]) -> list[dict[str, Any]]:
             if pairs:
                 shown = "; ".join(" against ".join(_with_interval(fit, what) for fit in pair) for pair in pairs)
                 at = "" if resolution is None else f" at resolution {resolution}"
+                values = {fit.method: _value(fit, what) for fit in standing}
+                methods = tuple((a.method, b.method) for a, b in pairs)
                 found.append(
-                    {
-                        "metric": metric,
-                        "resolution": resolution,
-                        "what": what,
-                        "methods": {fit["method"]: fit[what] for fit in standing},
-                        "pairs": [[fit["method"] for fit in pair] for pair in pairs],
-                        "text": f"{name} of {metric}{at}: {shown}",
-                    }
+                    Disagreement(metric, resolution, what, values, methods, f"{name} of {metric}{at}: {shown}")
                 )
     return found
 
 
+def _value(fit: Fit, what: str) -> float | None:
+    """A quantity of a fit."""
+    grown = what.removesuffix("_exponent")
+    return getattr(fit, grown).exponent if grown != what else getattr(fit.constants, what)
+
+
+def _interval(fit: Fit, what: str) -> Interval | None:
+    grown = what.removesuffix("_exponent")
+    return getattr(fit, grown).exponent_ci if grown != what else getattr(fit.constants, f"{what}_ci")
+
+
 def _mirrored(fit: Fit) -> bool:
     """Whether the params exponent is 1 minus that of tokens, as where compute is 6 N D."""
-    return abs(fit["params_exponent"] + (fit.get("tokens_exponent") or 0) - 1) < 1e-6
+    return abs(fit.params.exponent + (fit.tokens.exponent or 0) - 1) < 1e-6
 
 
 def _least(fits: Sequence[Fit]) -> float:
     """The least value of the metric, as something to be small, at any optimum."""
-    ceilings = {fit["method"]: float(fit["transform"].split(" - ")[0]) if fit["transform"] else None for fit in fits}
     values = [
-        row["value_opt"] if ceilings[fit["method"]] is None else ceilings[fit["method"]] - row["value_opt"]
+        row.value if fit.ceiling is None else fit.ceiling - row.value
         for fit in fits
-        for row in fit["budgets"]
-        if row["value_opt"] is not None
+        for row in fit.optima
+        if row.value is not None
     ]
     return max(min(values, default=1.0), 1e-12)
 
 
 def _apart(a: Fit, b: Fit, what: str, unit: float) -> bool:
-    one, other = a[what], b[what]
+    one, other = _value(a, what), _value(b, what)
     difference = abs(one - other) / unit
-    if not a.get(f"{what}_ci") or not b.get(f"{what}_ci"):
+    if not _interval(a, what) or not _interval(b, what):
         return difference > APART
-    (a_low, a_high), (b_low, b_high) = a[f"{what}_ci"], b[f"{what}_ci"]
+    (a_low, a_high), (b_low, b_high) = _interval(a, what), _interval(b, what)
     if max(a_low, b_low) > min(a_high, b_high):
         return difference > SAME_EXPONENT
     return difference > APART and not (b_low <= one <= b_high and a_low <= other <= a_high)
 
 
 def _with_interval(fit: Fit, what: str) -> str:
-    ci = fit.get(f"{what}_ci")
-    return f"{fit['method']} {fit[what]:.3f} " + (f"({ci[0]:.3f} to {ci[1]:.3f})" if ci else "(no interval)")
+    ci = _interval(fit, what)
+    return f"{fit.method} {_value(fit, what):.3f} " + (f"({ci[0]:.3f} to {ci[1]:.3f})" if ci else "(no interval)")

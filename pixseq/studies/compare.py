@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from pixseq.artifacts import atomic
+from pixseq.artifacts.fit import Fit, Floor, Growth
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.errors import UsageError
 from pixseq.numerics import forecast as arithmetic
+from pixseq.numerics.forecast import Frontier
 from pixseq.studies import statements
-from pixseq.studies.fits import BEYOND, Fit, Opened, finite, open_fit, paired, paired_draws, place, role
+from pixseq.studies.fits import BEYOND, Opened, finite, measure, open_fit, paired, place
+from pixseq.studies.statements import Row
 
 PAPER_EXPONENT = "a power law for each metric (secondary); its exponents are not known here"
 READING = "as a ratio of exponents: an interpretation"
@@ -29,8 +32,6 @@ PAPER_MORE = "generation needs more data than loss or accuracy (Fig. 1)"
 PAPER_PER_PARAM = "10-20 times that of language (Fig. 1); about 200-400 (secondary)"
 PAPER_PER_PARAM_GENERATION = PAPER_PER_PARAM + "; more data than accuracy or loss need (Fig. 1)"
 PAPER_RESOLUTION = "as resolution rises, model size must grow much faster than data (abstract)"
-
-Row = dict[str, Any]
 
 
 @atomic.owns("scaling compare", "out")
@@ -60,21 +61,21 @@ def run(
     remarks: list[str] = []
     rows: list[Row] = []
     for resolution in opened.resolutions:
-        ours = [one for one in opened.fits if one["resolution"] == resolution]
+        ours = [one for one in opened.fits if one.resolution == resolution]
         rows += [row for what in ("tokens", "params") for one in ours for row in _exponent(one, what)]
         rows += _ratios(ours, resolution, opened.level, remarks)
         rows += [_per_param(one, budget, opened) for one in ours]
         rows += _more(ours, budget, opened)
     for metric in opened.metrics:
-        rows += _by_resolution([one for one in opened.fits if one["metric"] == metric], opened.level)
+        rows += _by_resolution([one for one in opened.fits if one.metric == metric], opened.level)
     remarks = _remarks(opened, budget) + remarks
     supply = statements.Supply(images, start_flops or statements.LARGEST, start_flops is not None)
     numbers = {
         "method": method,
         "budget": budget,
-        "counting": opened.numbers["counting"],
-        "rows": rows,
-        "statements": statements.judged(opened, rows, supply),
+        "counting": opened.whole.counting,
+        "rows": [vars(row) for row in rows],
+        "statements": [vars(each) for each in statements.judged(opened, rows, supply)],
         "remarks": remarks,
     }
     if out is not None:
@@ -87,69 +88,61 @@ def run(
 
 
 def _row(what: str, metric: str, resolution: int | None, value: float | None, ci, paper: str) -> Row:
-    return {
-        "what": what,
-        "metric": metric,
-        "resolution": resolution,
-        "value": finite(value),
-        "ci": ci and [finite(end) for end in ci],
-        "paper": paper,
-    }
+    return Row(what, metric, resolution, finite(value), ci and [finite(end) for end in ci], paper)
 
 
 def _exponent(fit: Fit, what: str) -> list[Row]:
-    value, ci = fit[f"{what}_exponent"], fit.get(f"{what}_exponent_ci")
-    return [_row(f"{what} exponent", fit["metric"], fit["resolution"], value, ci, PAPER_EXPONENT)]
+    growth: Growth = getattr(fit, what)
+    name = f"{what} exponent"
+    return [_row(name, fit.metric, fit.resolution, growth.exponent, growth.exponent_ci, PAPER_EXPONENT)]
 
 
 def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
     """Tokens for each parameter of the best model at `budget` FLOPs."""
-    paper = PAPER_PER_PARAM_GENERATION if role(fit["metric"]) == "generation" else PAPER_PER_PARAM
+    paper = PAPER_PER_PARAM_GENERATION if measure(fit.metric) == "generation" else PAPER_PER_PARAM
     what = f"tokens per parameter at {opened.flops(budget)}"
-    if fit["refused"]:
-        return _row(what, fit["metric"], fit["resolution"], None, None, paper)
+    if fit.refused:
+        return _row(what, fit.metric, fit.resolution, None, None, paper)
     log_c = math.log(budget)
 
-    def at(numbers: Fit) -> np.ndarray:
-        data, size = (statements.log_optimum(numbers, name, log_c) for name in ("tokens", "params"))
-        return np.exp(data - size)
+    def at(frontier: Frontier) -> np.ndarray:
+        return np.exp(frontier.tokens.log(log_c) - frontier.params.log(log_c))
 
-    ci = arithmetic.interval(at(fit["draws"]), opened.level) if fit["draws"] else None
-    return _row(what, fit["metric"], fit["resolution"], at(fit), ci, paper)
+    ci = None if fit.draws is None else arithmetic.interval(at(fit.draws), opened.level)
+    return _row(what, fit.metric, fit.resolution, at(fit.frontier)[0], ci, paper)
 
 
 def _more(fits: Sequence[Fit], budget: float, opened: Opened) -> list[Row]:
     """How many times the data of loss and of classification generation wants at `budget` FLOPs."""
     rows = []
-    overs = [one for one in fits if role(one["metric"]) == "generation"]
-    unders = [one for one in fits if role(one["metric"]) in ("loss", "classification")]
+    overs = [one for one in fits if measure(one.metric) == "generation"]
+    unders = [one for one in fits if measure(one.metric) in ("loss", "classification")]
     for over, under in itertools.product(overs, unders):
         value, ci = None, None
-        if not (over["refused"] or under["refused"]):
+        if not (over.refused or under.refused):
             log_c = math.log(budget)
-            upper, lower = (statements.log_optimum(one, "tokens", log_c) for one in (over, under))
-            value = float(np.exp(upper - lower))
-            pairs = [statements.log_optimum(one, "tokens", log_c) for one in paired_draws([over, under])]
-            ci = arithmetic.interval(np.exp(pairs[0] - pairs[1]), opened.level) if len(pairs[0]) else None
-        name = f"{over['metric']} / {under['metric']}"
+            value = math.exp(over.tokens.log(log_c) - under.tokens.log(log_c))
+            draws = [one.tokens.log(log_c) for one in paired([over, under])]
+            ci = arithmetic.interval(np.exp(draws[0] - draws[1]), opened.level) if draws else None
+        name = f"{over.metric} / {under.metric}"
         what = f"ratio of optimal tokens at {opened.flops(budget)}"
-        rows.append(_row(what, name, over["resolution"], value, ci, PAPER_MORE))
+        rows.append(_row(what, name, over.resolution, value, ci, PAPER_MORE))
     return rows
 
 
 def _ratios(fits: Sequence[Fit], resolution: int | None, level: float, remarks: list[str]) -> list[Row]:
     """How much faster the data grow that generation needs than the data that classification needs."""
-    by_role = {
-        name: [one for one in fits if role(one["metric"]) == name] for name in ("generation", "classification", "loss")
+    by_measure = {
+        name: [one for one in fits if measure(one.metric) == name] for name in ("generation", "classification", "loss")
     }
     rows = []
-    for over, under in itertools.product(by_role["generation"], by_role["classification"] + by_role["loss"]):
+    for over, under in itertools.product(by_measure["generation"], by_measure["classification"] + by_measure["loss"]):
         paper = PAPER_RATIO if resolution == 32 else PAPER_RATIO_ELSEWHERE
-        if role(under["metric"]) == "loss":
+        if measure(under.metric) == "loss":
             paper = PAPER_MORE
-        name = f"{over['metric']} / {under['metric']}"
+        name = f"{over.metric} / {under.metric}"
         value, ci = None, None
-        if over["refused"] or under["refused"]:
+        if over.refused or under.refused:
             remarks.append(f"{place(name, resolution)}: no ratio of data exponents, since one of them has no fit")
         else:
             value, ci = _ratio(over, under, level, place(name, resolution), remarks)
@@ -158,78 +151,84 @@ def _ratios(fits: Sequence[Fit], resolution: int | None, level: float, remarks: 
 
 
 def _ratio(over: Fit, under: Fit, level: float, name: str, remarks: list[str]) -> tuple[float | None, Any]:
-    if under["tokens_exponent"] <= 0:
-        remarks.append(f"{name}: {under['metric']} wants no more data as compute grows, so there is no ratio")
+    if under.tokens.exponent <= 0:
+        remarks.append(f"{name}: {under.metric} wants no more data as compute grows, so there is no ratio")
         return None, None
-    upper, lower = paired([over, under], "tokens_exponent")
-    if len(over["draws"].get("tokens_exponent", [])) != len(under["draws"].get("tokens_exponent", [])):
+    value, draws = over.tokens.exponent / under.tokens.exponent, paired([over, under])
+    if not draws:
+        return value, None
+    if len(over.draws) != len(under.draws):
         remarks.append(f"{name}: some resamples failed, so the interval takes the two fits as of separate runs")
+    upper, lower = (one.tokens.exponent for one in draws)
     with np.errstate(divide="ignore"):
         draws = np.where(lower > 0, upper / np.where(lower > 0, lower, 1), np.inf)
     ci = arithmetic.interval(draws, level)
     if ci is not None and not math.isfinite(ci[1]):
-        remarks.append(f"{name}: the data exponent of {under['metric']} may be 0, so the ratio has no upper bound")
-    return over["tokens_exponent"] / under["tokens_exponent"], ci
+        remarks.append(f"{name}: the data exponent of {under.metric} may be 0, so the ratio has no upper bound")
+    return value, ci
 
 
 def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
     """How a metric's exponents move as resolution doubles; only of fits that know their resolution."""
-    fits = [one for one in fits if one["resolution"] is not None and not one["refused"]]
+    fits = [one for one in fits if one.resolution is not None and not one.refused]
     if len(fits) < 2:
         return []
-    doublings = np.log2([one["resolution"] for one in fits])
+    doublings = np.log2([one.resolution for one in fits])
     rows = []
     for what in ("params", "tokens"):
-        draws = paired(fits, f"{what}_exponent")
-        slopes = [
-            arithmetic.through(doublings, values, doublings.mean() + 1) - values.mean(axis=-1)
-            for values in (np.array([one[f"{what}_exponent"] for one in fits]), draws.T)
-        ]
-        ci = arithmetic.interval(slopes[1], level)
+        slope = _slope(doublings, np.array([getattr(one, what).exponent for one in fits]))
+        draws = paired(fits)
+        lots = np.array([getattr(one, what).exponent for one in draws]).T
+        ci = arithmetic.interval(_slope(doublings, lots), level) if draws else None
         name = f"{what} exponent, change per doubling of resolution"
-        rows.append(_row(name, fits[0]["metric"], None, slopes[0], ci, PAPER_RESOLUTION))
+        rows.append(_row(name, fits[0].metric, None, slope, ci, PAPER_RESOLUTION))
     return rows
+
+
+def _slope(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """By how much values [.., R] rise as x [R] does by 1."""
+    return arithmetic.through(x, values, x.mean() + 1) - values.mean(axis=-1)
 
 
 # ---- remarks
 
 
 def _remarks(opened: Opened, budget: float) -> list[str]:
-    numbers = opened.numbers
+    whole = opened.whole
     remarks = [
-        f"FLOPs are counted as {numbers['counting'] or 'the runs state them'}, params as "
-        f"{numbers['params_counted'] or 'the runs state them'}; how the paper counts is not known here"
+        f"FLOPs are counted as {whole.counting or 'the runs state them'}, params as "
+        f"{whole.params_counted or 'the runs state them'}; how the paper counts is not known here"
     ]
     for one in opened.fits:
-        name = place(one["metric"], one["resolution"])
-        if one["refused"]:
-            remarks.append(f"{name}: no fit: {one['refused']}")
-        remarks += [f"{name}: {flag}" for flag in one["flags"]]
-        remarks += _measured_with(name, one.get("floor"))
-        if role(one["metric"]) is None:
+        name = place(one.metric, one.resolution)
+        if one.refused:
+            remarks.append(f"{name}: no fit: {one.refused}")
+        remarks += [f"{name}: {flag}" for flag in one.flags]
+        remarks += _measured_with(name, one.floor)
+        if measure(one.metric) is None:
             remarks.append(f"{name}: neither loss, classification nor generation by its name, so in no ratio")
     for resolution in opened.resolutions:
         low, high = opened.studied(resolution)
-        where = "" if resolution is None else f" at {resolution}x{resolution}"
+        at = "" if resolution is None else f" at {resolution}x{resolution}"
         if not low / BEYOND <= budget <= high * BEYOND:
             remarks.append(
-                f"tokens per parameter{where} are extrapolated to {budget:.3g} FLOPs: budgets from {low:.3g} to "
+                f"tokens per parameter{at} are extrapolated to {budget:.3g} FLOPs: budgets from {low:.3g} to "
                 f"{high:.3g} were studied"
             )
-    roles = {role(metric) for metric in opened.metrics}
-    missing = [name for name in ("generation", "classification") if name not in roles]
+    found = {measure(metric) for metric in opened.metrics}
+    missing = [name for name in ("generation", "classification") if name not in found]
     if missing:
         remarks.append(f"no metric of {' or '.join(missing)}: the ratio of data exponents needs one of each")
     if not opened.resampled:
         remarks.append("the fit holds no resamples, so there are no intervals")
-    return list(dict.fromkeys(remarks + [one["text"] for one in numbers["disagreements"]]))
+    return list(dict.fromkeys(remarks + [one.text for one in whole.disagreements]))
 
 
-def _measured_with(name: str, floor: dict[str, Any] | None) -> list[str]:
+def _measured_with(name: str, floor: Floor | None) -> list[str]:
     """How a distance was measured, and what real pictures score by it."""
     if not floor:
         return []
-    n = ", ".join(f"{count:g}" for count in floor["n"]) or "unknown"
-    by = ", ".join(floor["extractors"]) or "an extractor that is not named"
-    real = "not known" if floor["floor"] is None else f"{floor['floor']:.3g}"
+    n = ", ".join(f"{count:g}" for count in floor.n) or "unknown"
+    by = ", ".join(floor.extractors) or "an extractor that is not named"
+    real = "not known" if floor.floor is None else f"{floor.floor:.3g}"
     return [f"{name}: measured by {by}, n {n}; real against real: {real}"]

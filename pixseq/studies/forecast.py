@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pixseq.artifacts import atomic
+from pixseq.artifacts.fit import Fit
+from pixseq.artifacts.forecast import Forecast, Other, StudyForecast
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png
 from pixseq.drawing.forecast import save_forecast
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
-from pixseq.studies.fits import BEYOND, Fit, Opened, finite, open_fit, place
-from pixseq.studies.needs import SHARE_OF_E, Disputes, Needed, ceiling, found_at, needed
+from pixseq.studies.fits import BEYOND, Opened, finite, open_fit, place
+from pixseq.studies.needs import SHARE_OF_E, Disputes, Needed, found_at, needed
 from pixseq.studies.pictures import Pictures
 
 FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
-
-Row = dict[str, Any]
 
 
 @atomic.owns("scaling forecast", "out", "plot")
@@ -65,31 +65,10 @@ def run(
     check_png(plot)
     opened = open_fit(fit, method)
     named = _targets(opened, targets or {}, metrics)
-    pace = Pace(growth, start_flops, opened.level, opened.studied()[1])
-    pictures = Pictures.of(opened, tokens_per_pixel)
-    rows = []
-    for metric, target in named.items():
-        ours = [one for one in opened.fits if one["metric"] == metric]
-        disputes = Disputes.of(opened, metric)
-        rows += _metric_rows(ours, target, sides, pace, pictures, disputes)
-    if all(row["status"].startswith("none: ") for row in rows):
-        first = rows[0]
-        why = first["status"].removeprefix("none: ")
-        raise PixseqError(
-            f"{opened.path}: {place(first['metric'], first['resolution'])}: no forecast: {why}",
-            "name a target, as --target loss=2.1, or study more budgets or resolutions",
-        )
-    low, high = opened.studied()
-    numbers = {
-        "method": method,
-        "growth_per_year": growth,
-        "start_flops": start_flops,
-        "studied_flops": [low, high],
-        "counting": opened.numbers["counting"],
-        "level": opened.level,
-        "rows": rows,
-        "assumptions": _assumptions(opened, rows, named, pace, pictures),
-    }
+    found = _forecast(
+        opened, named, sides, Pace(growth, start_flops, opened.level, opened.studied()[1]), tokens_per_pixel
+    )
+    numbers = found.to_json()
     config: dict[str, Any] = {
         "method": method,
         "growth": growth,
@@ -103,8 +82,40 @@ def run(
     if out is not None:
         write_metrics(out, "scaling forecast", config, inputs, numbers, overwrite)
     if plot is not None:
-        save_forecast(plot, numbers, config, inputs, overwrite)
+        save_forecast(plot, found, config, inputs, overwrite)
     return numbers
+
+
+def _forecast(
+    opened: Opened,
+    named: Mapping[str, float | None],
+    sides: Sequence[int],
+    pace: Pace,
+    tokens_per_pixel: float | None,
+) -> StudyForecast:
+    """Every metric's forecasts. Raises PixseqError where there is none to give."""
+    pictures = Pictures.of(opened, tokens_per_pixel)
+    rows: list[Forecast] = []
+    for metric, target in named.items():
+        ours = [one for one in opened.fits if one.metric == metric]
+        rows += _metric_rows(ours, target, sides, pace, pictures, Disputes.of(opened, metric))
+    if all(row.status.startswith("none: ") for row in rows):
+        first = rows[0]
+        why = first.status.removeprefix("none: ")
+        raise PixseqError(
+            f"{opened.path}: {place(first.metric, first.resolution)}: no forecast: {why}",
+            "name a target, as --target loss=2.1, or study more budgets or resolutions",
+        )
+    return StudyForecast(
+        method=opened.method,
+        growth_per_year=pace.growth,
+        start_flops=pace.start_flops,
+        studied_flops=list(opened.studied()),
+        counting=opened.whole.counting,
+        level=opened.level,
+        rows=rows,
+        assumptions=_assumptions(opened, rows, named, pace, pictures),
+    )
 
 
 # ---- checks before any work
@@ -137,7 +148,7 @@ def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str
         if metric not in known:
             raise UsageError(f"{opened.path} has no fit of {metric!r}", f"it has: {', '.join(known)}")
     for metric, target in targets.items():
-        top = ceiling(next(one for one in opened.fits if one["metric"] == metric))
+        top = next(one for one in opened.fits if one.metric == metric).ceiling
         if not math.isfinite(target) or (top is not None and not 0 <= target <= top):
             limits = "a number" if top is None else f"between 0 and {top:g}, as its runs are"
             raise UsageError(f"--target {metric}={target}", f"it must be {limits}")
@@ -167,43 +178,38 @@ def _metric_rows(
     pace: Pace,
     pictures: Pictures,
     disputes: Disputes,
-) -> list[Row]:
-    found = {one["resolution"]: needed(one, target) for one in fits}
+) -> list[Forecast]:
+    found = {one.resolution: needed(one, target) for one in fits}
     rows = []
     for side in sides:
         one = found_at(found, side, target)
-        others = (
-            {each["resolution"]: needed(each, one.target) for each in disputes.fits} if one.target is not None else {}
-        )
+        others = {each.resolution: needed(each, one.target) for each in disputes.fits} if one.target is not None else {}
         other = found_at(others, side, one.target) if others else None
-        row = _row(fits[0]["metric"], side, one, None in found or side in found, pace, pictures)
+        row = _row(fits[0].metric, side, one, None in found or side in found, pace, pictures)
+        row = replace(row, other=other and Other(disputes.method, _exp(other.log_c)))
         rested_on = {None} if None in found else {side} if side in found else set(found)
         disputed = bool(rested_on & disputes.sides) or (other is not None and disputes.at_odds(one, other, pace.level))
-        row["other"] = other and {"method": disputes.method, "flops": _exp(other.log_c)}
         rows.append(_marked(row) if disputed else row)
     return rows
 
 
-def _marked(row: Row) -> Row:
-    """A row whose status says that the methods disagree."""
-    status = row["status"]
-    if status.startswith("none"):
+def _marked(row: Forecast) -> Forecast:
+    """With a status that says that the methods disagree."""
+    if row.status.startswith("none"):
         return row
-    if status.startswith("unreachable"):
-        other = row["other"]
-        says = f"by {other['method']} it takes {other['flops']:.3g} FLOPs" if other and other["flops"] else "see below"
-        return row | {"status": f"{status} (disputed: {says})"}
-    return row | {"status": "disputed" if status == "ok" else f"{status}, disputed"}
+    if row.status.startswith("unreachable"):
+        other = row.other
+        says = f"by {other.method} it takes {other.flops:.3g} FLOPs" if other and other.flops else "see below"
+        return replace(row, status=f"{row.status} (disputed: {says})")
+    return replace(row, status="disputed" if row.status == "ok" else f"{row.status}, disputed")
 
 
-def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, pictures: Pictures) -> Row:
-    row: Row = {"metric": metric, "resolution": resolution, "target": one.target}
-    keys = ("flops", "flops_ci", "params", "tokens", "images", "years", "years_ci", "beyond")
+def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, pictures: Pictures) -> Forecast:
     why = one.why
     if why is None and one.log_c > FARTHEST:
         why = "unreachable: it takes more than 1e100 FLOPs"
     if why is not None:
-        return row | dict.fromkeys(keys) | {"status": why}
+        return Forecast(metric, resolution, one.target, status=why)
     log_start = math.log(pace.start_flops)
     ends = arithmetic.interval(one.draws, pace.level)
     ends = ends and [end if end <= FARTHEST else math.inf for end in ends]
@@ -211,17 +217,20 @@ def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, p
     tokens = _exp(one.log_d)
     status = ["now"] if years == 0 else []
     status += [] if studied else ["extrapolated"]
-    return row | {
-        "flops": _exp(one.log_c),
-        "flops_ci": ends and [_exp(end) for end in ends],
-        "params": _exp(one.log_n),
-        "tokens": tokens,
-        "images": tokens and tokens / pictures.tokens(resolution),
-        "years": years,
-        "years_ci": ends and [finite(arithmetic.years(np.array(end), log_start, pace.growth)) for end in ends],
-        "beyond": _exp(one.log_c - math.log(pace.largest)),
-        "status": ", ".join(status) or "ok",
-    }
+    return Forecast(
+        metric,
+        resolution,
+        one.target,
+        flops=_exp(one.log_c),
+        flops_ci=ends and [_exp(end) for end in ends],
+        params=_exp(one.log_n),
+        tokens=tokens,
+        images=tokens and tokens / pictures.tokens(resolution),
+        years=years,
+        years_ci=ends and [finite(arithmetic.years(np.array(end), log_start, pace.growth)) for end in ends],
+        beyond=_exp(one.log_c - math.log(pace.largest)),
+        status=", ".join(status) or "ok",
+    )
 
 
 def _exp(log_value: float) -> float | None:
@@ -233,20 +242,18 @@ def _exp(log_value: float) -> float | None:
 
 
 def _assumptions(
-    opened: Opened, rows: Sequence[Row], named: Mapping[str, float | None], pace: Pace, pictures: Pictures
+    opened: Opened, rows: Sequence[Forecast], named: Mapping[str, float | None], pace: Pace, pictures: Pictures
 ) -> list[str]:
-    numbers = opened.numbers
     low, high = opened.studied()
-    method = opened.fits[0]["method"]
     lines = [
         f"compute for one training run is {pace.start_flops:.3g} FLOPs today and grows {pace.growth:g} times a year: "
         "both are given, not measured",
-        f"the {method} law E + A N^-alpha + B D^-beta of runs at {low:.3g} to {high:.3g} FLOPs holds as far as it is "
-        "followed",
+        f"the {opened.method} law E + A N^-alpha + B D^-beta of runs at {low:.3g} to {high:.3g} FLOPs holds "
+        "as far as it is followed",
         "a run is compute-optimal: params and tokens follow the fit's power laws of compute "
-        f"(FLOPs as {numbers['counting'] or 'the runs count them'})",
+        f"(FLOPs as {opened.whole.counting or 'the runs count them'})",
     ]
-    farthest = max((row["beyond"] for row in rows if row["beyond"]), default=0)
+    farthest = max((row.beyond for row in rows if row.beyond), default=0)
     if farthest > BEYOND:
         lines.append(f"the farthest forecast lies {farthest:.3g} times beyond the largest budget studied")
     if None in named.values():
@@ -254,7 +261,7 @@ def _assumptions(
         lines.append(f"without a named target, it is where the reducible part of a metric has fallen to {share} of E")
     lines += _about_resolutions(opened, rows)
     lines.append(
-        f"there is enough data: {pictures.text([row['resolution'] for row in rows])}, and every image is new (repeated "
+        f"there is enough data: {pictures.text([row.resolution for row in rows])}, and every image is new (repeated "
         "ones are worth less)"
     )
     lines += _about_disputes(opened, rows)
@@ -267,50 +274,50 @@ def _assumptions(
     else:
         lines.append("the fit holds no resamples, so there are no intervals")
     for one in opened.fits:
-        if one["metric"] in named:
-            name = place(one["metric"], one["resolution"])
-            lines += [f"{name}: no fit: {one['refused']}"] if one["refused"] else []
-            lines += [f"{name}: {flag}" for flag in one["flags"]]
+        if one.metric in named:
+            name = place(one.metric, one.resolution)
+            lines += [f"{name}: no fit: {one.refused}"] if one.refused else []
+            lines += [f"{name}: {flag}" for flag in one.flags]
     return list(dict.fromkeys(lines))
 
 
-def _about_disputes(opened: Opened, rows: Sequence[Row]) -> list[str]:
+def _about_disputes(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
     """What the methods disagree on, and what the other law says of each disputed forecast."""
-    disputed = [row for row in rows if "disputed" in row["status"]]
-    metrics = {row["metric"] for row in disputed}
-    lines = [f"disputed: {each['text']}" for each in opened.numbers["disagreements"] if each["metric"] in metrics]
+    disputed = [row for row in rows if "disputed" in row.status]
+    metrics = {row.metric for row in disputed}
+    lines = [f"disputed: {each.text}" for each in opened.whole.disagreements if each.metric in metrics]
     for row in disputed:
-        other = row["other"]
+        other = row.other
         if other:
-            says = f"{other['flops']:.3g} FLOPs" if other["flops"] else "out of reach"
-            ours = f"{row['flops']:.3g} FLOPs" if row["flops"] else "out of reach"
-            where = place(row["metric"], row["resolution"])
-            lines.append(f"disputed: {where} is {ours} by {opened.fits[0]['method']}, {says} by {other['method']}")
+            says = f"{other.flops:.3g} FLOPs" if other.flops else "out of reach"
+            ours = f"{row.flops:.3g} FLOPs" if row.flops else "out of reach"
+            name = place(row.metric, row.resolution)
+            lines.append(f"disputed: {name} is {ours} by {opened.method}, {says} by {other.method}")
     return lines
 
 
-def _about_floors(opened: Opened, rows: Sequence[Row]) -> list[str]:
+def _about_floors(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
     """Targets that real pictures against real ones do not reach."""
     lines = []
     for fit in opened.fits:
-        floor = (fit.get("floor") or {}).get("floor")
-        targets = [row["target"] for row in rows if row["metric"] == fit["metric"] and row["target"] is not None]
+        floor = fit.floor and fit.floor.floor
+        targets = [row.target for row in rows if row.metric == fit.metric and row.target is not None]
         if floor and targets and min(targets) < floor:
-            where = place(fit["metric"], fit["resolution"])
-            lines.append(f"{where}: a target of {min(targets):.3g} lies below what real pictures score, {floor:.3g}")
+            name = place(fit.metric, fit.resolution)
+            lines.append(f"{name}: a target of {min(targets):.3g} lies below what real pictures score, {floor:.3g}")
     return lines
 
 
-def _about_resolutions(opened: Opened, rows: Sequence[Row]) -> list[str]:
+def _about_resolutions(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
     if opened.resolutions == [None]:
         return [
             "the fit names no resolution: the same law, and so the same compute, is taken at each; only the images "
             "that its tokens make differ"
         ]
-    guessed = [row for row in rows if "extrapolated" in row["status"]]
+    guessed = [row for row in rows if "extrapolated" in row.status]
     if not guessed:
         return []
-    sides = ", ".join(str(side) for side in dict.fromkeys(row["resolution"] for row in guessed))
+    sides = ", ".join(str(side) for side in dict.fromkeys(row.resolution for row in guessed))
     studied = ", ".join(str(side) for side in opened.resolutions)
     return [
         f"at resolution {sides} nothing was run: log FLOPs, params and tokens go on in a straight line over log "

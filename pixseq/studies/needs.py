@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from pixseq.artifacts.fit import Fit
 from pixseq.numerics import forecast as arithmetic
-from pixseq.studies.fits import Fit, Opened
+from pixseq.studies.fits import Opened
 
-CONSTANTS = ("E", "A", "alpha", "B", "beta")
-LINES = ("params_coefficient", "params_exponent", "tokens_coefficient", "tokens_exponent")
 SHARE_OF_E = 0.05  # the default target: what can still be gained is this share of what never can
 TINY_E = 0.01  # of the best value seen: below it, E is as good as 0, and no share of it means anything
 FACTOR = 3.0  # by which two laws' compute may differ without being at odds
@@ -33,34 +31,26 @@ class Needed:
 
 def needed(fit: Fit, target: float | None) -> Needed:
     """`target` in the metric's own units; None: the default."""
-    if fit["refused"]:
-        return Needed(target, why=f"none: no fit: {fit['refused']}")
-    top = ceiling(fit)
-    line = _line(fit)
+    if fit.refused:
+        return Needed(target, why=f"none: no fit: {fit.refused}")
+    top, E = fit.ceiling, fit.constants.E
     if target is None:
-        seen = [value for row in fit["budgets"] if (value := row["value_opt"]) is not None]
+        seen = [row.value for row in fit.optima if row.value is not None]
         best = min((value if top is None else top - value for value in seen), default=math.inf)
-        if not seen or fit["E"] < TINY_E * best:
-            return Needed(
-                None, why=f"none: the law tells no floor (E is {fit['E']:.3g}) to set a target by; name a target"
-            )
-        turned = fit["E"] * (1 + SHARE_OF_E)
-        target = turned if top is None else top - turned
+        if not seen or TINY_E * best > E:
+            return Needed(None, why=f"none: the law tells no floor (E is {E:.3g}) to set a target by; name a target")
+        minimised = E * (1 + SHARE_OF_E)
+        target = minimised if top is None else top - minimised
     else:
-        turned = target if top is None else top - target
-    if turned <= fit["E"]:
-        floor = f"{fit['E']:.4g}" if top is None else f"{fit['E']:.4g} of {fit['transform']}"
+        minimised = target if top is None else top - target
+    if minimised <= E:
+        floor = f"{E:.4g}" if top is None else f"{E:.4g} of {fit.transform}"
         return Needed(target, why=f"unreachable: at or below the irreducible {floor}")
-    log_c = float(line.log_compute(turned)[0])
+    log_c = float(fit.frontier.log_compute(minimised)[0])
     if math.isinf(log_c):
         return Needed(target, why="unreachable: the optimal model or data do not grow with compute")
-    draws = _line(fit["draws"]).log_compute(turned) if fit["draws"] else np.empty(0)
-    at = np.array([log_c])
-    return Needed(target, log_c, float(line.log_params(at)[0]), float(line.log_tokens(at)[0]), draws)
-
-
-def _line(numbers: Mapping[str, Any]) -> arithmetic.Line:
-    return arithmetic.Line(**{key: np.atleast_1d(np.array(numbers[key], float)) for key in (*CONSTANTS, *LINES)})
+    draws = np.empty(0) if fit.draws is None else fit.draws.log_compute(minimised)
+    return Needed(target, log_c, fit.params.log(log_c), fit.tokens.log(log_c), draws)
 
 
 def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float | None) -> Needed:
@@ -70,8 +60,8 @@ def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float |
     """
     barred = [side for side, one in found.items() if (one.why or "").startswith("unreachable")]
     if barred:
-        where = ", ".join(f"{side}x{side}" for side in barred)
-        return Needed(target, why=f"none: nothing was run at it, and the target is unreachable at {where}")
+        sides = ", ".join(f"{side}x{side}" for side in barred)
+        return Needed(target, why=f"none: nothing was run at it, and the target is unreachable at {sides}")
     known = {side: one for side, one in found.items() if one.why is None}
     if len(known) < 2:
         text = f"none: nothing was run at it, and two studied resolutions are needed to go by, there are {len(known)}"
@@ -90,11 +80,6 @@ def found_at(found: Mapping[int | None, Needed], side: int, target: float | None
     return found[side] if side in found else _at_resolution(found, side, target)
 
 
-def ceiling(fit: Fit) -> float | None:
-    """A metric to be large is fitted as its ceiling minus it: "1 - accuracy", "100 - top1"."""
-    return float(fit["transform"].split(" - ")[0]) if fit["transform"] else None
-
-
 # ---- whether the fits agree
 
 
@@ -108,12 +93,11 @@ class Disputes:
 
     @classmethod
     def of(cls, opened: Opened, metric: str) -> Disputes:
-        method = opened.fits[0]["method"]
-        other = "direct" if method == "varpro" else "varpro"
-        fits = [one for one in opened.numbers["fits"] if (one["metric"], one["method"]) == (metric, other)]
-        rows = [row for row in opened.numbers["disagreements"] if row["metric"] == metric]
-        ours = [row for row in rows if any(method in pair for pair in row.get("pairs", [row["methods"]]))]
-        return cls(other, fits, frozenset(row["resolution"] for row in ours))
+        other = "direct" if opened.method == "varpro" else "varpro"
+        fits = [one for one in opened.whole.fits if (one.metric, one.method) == (metric, other)]
+        rows = [row for row in opened.whole.disagreements if row.metric == metric]
+        ours = [row for row in rows if any(opened.method in pair for pair in row.pairs)]
+        return cls(other, fits, frozenset(row.resolution for row in ours))
 
     def at_odds(self, one: Needed, other: Needed, level: float) -> bool:
         """Whether the other law's compute lies outside the interval, and FACTOR away. Where one has no fit, no."""

@@ -18,7 +18,7 @@ class Pictures:
 
     @classmethod
     def of(cls, opened: Opened, per_pixel: float | None) -> Pictures:
-        known = opened.numbers.get("tokens_per_image") or {}
+        known = opened.whole.tokens_per_image or {}
         return cls({} if per_pixel else {int(side): float(count) for side, count in known.items()}, per_pixel)
 
     def tokens(self, resolution: int) -> float:

@@ -1,6 +1,6 @@
 """The runs that a fit reads, from a plan folder or a CSV, checked and with nothing dropped silently.
 
-A run is a plain mapping {"id", "resolution", "budget", "params", "tokens", "flops", METRIC: number or None, ...}.
+A row is as read: {"id", "resolution", "budget", "params", "tokens", "flops", METRIC: number or None, ...}.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from pixseq.artifacts import fit as document
+from pixseq.artifacts.fit import Run
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.isoflop import SAME_BUDGET, group_budgets
-from pixseq.studies import columns, tables
+from pixseq.studies import columns, csv_export
 from pixseq.studies.columns import REQUIRED
-from pixseq.studies.tables import TEXT
+from pixseq.studies.csv_export import TEXT
 
 # What else a row may say of its run: neither measured nor fitted.
 SHAPE = ("resolution", "budget", "seed")
 # How a metric was measured, kept beside it.
-MEASURED_WITH = {"frechet_distance": ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")}
+MEASURED_WITH = {"frechet_distance": document.MEASURED_WITH}
 # flops / (6 params tokens): from a forward pass alone (1/3) to narrow models with attention at 64x64 RGB (17), and room
 RATIO = (0.2, 40.0)
 
@@ -36,7 +38,7 @@ Row = dict[str, Any]
 class Table:
     """Runs to fit, what is left out and why, and where they come from."""
 
-    runs: list[Row]
+    runs: list[Run]
     metrics: list[str]
     excluded: list[Row] = field(default_factory=list)
     counting: str | None = None
@@ -71,7 +73,7 @@ def read(source: str | Path, metrics: Sequence[str] | None = None, chosen: Seque
         raise PixseqError(f"{path} is a folder, but no scaling plan", "make one with: pixseq scaling plan GRID.yaml")
     if not path.is_file():
         raise PixseqError(f"{path} does not exist", "give a plan folder, or a CSV with params, tokens, flops, metrics")
-    found = tables.read_table(path, metrics, chosen)
+    found = csv_export.read_table(path, metrics, chosen)
     table = checked(found.rows, str(path), metrics)
     _check_ratio(table.runs, str(path))
     table.notes = found.notes + table.notes
@@ -106,7 +108,7 @@ def is_plan(path: Path) -> bool:
 def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None) -> Table:
     """Rows as read -> a table. Rows that are not done, and metrics that a row lacks, are listed as excluded."""
     chosen = _chosen(rows, name, metrics)
-    table = Table([], chosen)
+    table, sized = Table([], chosen), []
     seen: dict[tuple, Row] = {}
     for row in rows:
         if row.get("status") not in (None, "done"):
@@ -132,12 +134,19 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
             table.excluded.append({"id": row.get("id"), "reason": reason})
             continue
         seen[same] = row
-        table.runs.append(run)
-    if not table.runs:
+        sized.append(run)
+    if not sized:
         raise PixseqError(f"{name}: none of {len(rows)} runs is done", "train them with: pixseq scaling run PLAN")
-    _check_resolutions(table.runs, name)
-    _set_budgets(table.runs, name)
+    _check_resolutions(sized, name)
+    _set_budgets(sized, name)
+    table.runs = [_run(run, chosen) for run in sized]
     return table
+
+
+def _run(row: Row, metrics: Sequence[str]) -> Run:
+    size = (row[key] for key in ("id", "resolution", "budget", *REQUIRED))
+    values = {metric: row[metric] for metric in metrics}
+    return Run(*size, row.get("seed"), values, {key: row[key] for key in document.MEASURED_WITH if key in row})
 
 
 def _named(row: Row) -> str:
@@ -155,14 +164,14 @@ def _check_counts(row: Row, name: str) -> None:
             raise PixseqError(f"{name}: {_named(row)} has {key} = {value}", "it must be a positive number")
 
 
-def _check_ratio(runs: Sequence[Row], name: str) -> None:
+def _check_ratio(runs: Sequence[Run], name: str) -> None:
     """FLOPs that someone else counted can be those of the params and tokens under some way to count."""
     for run in runs:
-        expected = 6 * run["params"] * run["tokens"]
-        ratio = run["flops"] / expected
+        expected = 6 * run.params * run.tokens
+        ratio = run.flops / expected
         if not RATIO[0] <= ratio <= RATIO[1]:
             raise PixseqError(
-                f"{name}: {_named(run)} has flops {run['flops']:.4g}, but 6 params tokens is {expected:.4g} "
+                f"{name}: {_named(vars(run))} has flops {run.flops:.4g}, but 6 params tokens is {expected:.4g} "
                 f"({ratio:.3g} times)",
                 "no way of counting explains that: params and tokens are plain counts (not millions), and tokens are "
                 "those of the whole run, every epoch",
