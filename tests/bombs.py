@@ -38,18 +38,13 @@ def model(folder, **changes):
     import dataclasses
 
     from pixseq.artifacts.checkpoint import finish_checkpoint
+    from pixseq.artifacts.codec import Codec
     from pixseq.models.family import build
     from pixseq.models.igpt import Shape
 
     shape = Shape(n_layer=2, n_head=2, d_model=8, n_vocab=16, n_ctx=36)
-    codec = {
-        "scheme": "palette",
-        "height": 6,
-        "width": 6,
-        "n_vocab": 16,
-        "palette": [[0.0, 0.0, x / 16] for x in range(16)],
-    }
-    codec |= {"palette_id": "sha256:one", "class_names": list("abcd")}
+    palette = [[0.0, 0.0, x / 16] for x in range(16)]
+    codec = Codec("palette", 6, 6, 16, palette, "sha256:one", class_names=list("abcd"))
     weights = {name: x.clone().fill_(0.01) for name, x in build(shape).state_dict().items()}
     folder.mkdir(parents=True)
     finish_checkpoint(folder, {"model": weights}, dataclasses.asdict(shape), codec, "pretrain", {}, {}, {}, {})

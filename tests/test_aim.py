@@ -214,7 +214,7 @@ def test_prefixes_are_uniform_over_all_but_the_last_and_one_an_image():
 )
 def test_presets_have_the_published_sizes(preset, trunk, head):
     config = effective(PretrainFile, preset)
-    shape = AimShape.of(vars(config.model), {"height": 224, "width": 224}, "raster")
+    shape = AimShape.of(vars(config.model), (224, 224, 3), None, "raster")
     with torch.device("meta"):
         net = build(shape)
     assert sum(p.numel() for p in net.parameters()) == shape.parameter_count()
@@ -553,8 +553,7 @@ def test_what_does_not_fit_is_told(tmp_path, aim, checkpoints, pixels, tokens):
 @pytest.mark.parametrize("sets", [(), ("model.objective=bert",), TINY, (*TINY, "model.target=codes")])
 def test_a_shape_tells_the_configuration_it_was_made_from(sets):
     config = effective(PretrainFile, sets=sets)
-    codec = {"scheme": "gray", "height": 8, "width": 8, "n_vocab": 256}
-    shape = SHAPES[config.model.family].of(as_dict(config.model), codec, "raster")
+    shape = SHAPES[config.model.family].of(as_dict(config.model), (8, 8, 1), 256, "raster")
     flags = {f"model.{key}": value for key, value in shape.config().items()}
     assert effective(PretrainFile, flags=flags).model == config.model
 

@@ -1,6 +1,7 @@
 """Models see squares of larger pictures: random parts of them in training, the published centre everywhere else."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.config import PretrainFile, TrainConfig, effective, read_preset
 from pixseq.data.pictures import Pictures, centres, cropped, joined, resized_side
 from pixseq.engine.augment import augment_pixels, crop_boxes, drawn_boxes
@@ -118,7 +120,7 @@ def test_boxes_in_pictures_of_many_sizes_are_those_of_each_size():
 
 
 def test_every_reader_sees_the_same_centres_whatever_the_batch(stores):
-    codec = {"scheme": "pixels", "height": SIDE, "width": SIDE}
+    codec = Codec("pixels", SIDE, SIDE, None)
     for path in stores.values():
         store, pictures = open_images(path, "pixels"), pictures_of(path)
         expected = np.stack([published(picture, SIDE) for picture in pictures])
@@ -190,8 +192,7 @@ def test_a_model_smaller_than_its_pictures_goes_through_every_stage(stores, mode
     store, model = stores[name], models[name]
     checkpoint = open_checkpoint(model)
     assert checkpoint.shape["height"] == checkpoint.shape["width"] == SIDE and "image_size" not in checkpoint.shape
-    codec = open_store(store, "pixels").meta | {"height": SIDE, "width": SIDE, "shown": 0.875}
-    codec.pop("shorter_side", None)
+    codec = replace(open_store(store, "pixels").codec, height=SIDE, width=SIDE, shown=0.875, shorter_side=None)
     assert checkpoint.codec == codec
     exact = {"device": "cpu", "precision": "fp32"}
     seen = np.stack([published(picture, SIDE) for picture in pictures_of(store)])

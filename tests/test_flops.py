@@ -18,8 +18,7 @@ def test_a_presets_cost_is_what_its_recipe_takes_by_the_default_counting(name):
     assert stated.group(2) == COUNTING
     side, colours = PICTURES.get(name, (224, 0) if re.fullmatch(r"aim-.*b", name) else (32, 512))
     recipe = effective(PretrainFile, name)
-    codec = {"height": side, "width": side, "n_vocab": colours, "n_ctx": side * side, "scheme": "palette"}
-    shape = SHAPES[recipe.model.family].of(as_dict(recipe.model), codec, RASTER)
+    shape = SHAPES[recipe.model.family].of(as_dict(recipe.model), (side, side, 1), colours, RASTER)
     flops = recipe.train.steps * recipe.train.batch_size * shape.n_ctx * shape.flops_per_token()
     assert float(stated.group(1)) == pytest.approx(flops, rel=0.05)
 
@@ -27,7 +26,6 @@ def test_a_presets_cost_is_what_its_recipe_takes_by_the_default_counting(name):
 @pytest.mark.parametrize("name", ["igpt-s", "aim-64"])
 def test_the_default_is_exact(name):
     recipe = effective(PretrainFile, name)
-    codec = {"height": 32, "width": 32, "n_vocab": 512, "n_ctx": 1024, "scheme": "palette"}
-    shape = SHAPES[recipe.model.family].of(as_dict(recipe.model), codec, RASTER)
+    shape = SHAPES[recipe.model.family].of(as_dict(recipe.model), (32, 32, 1), 512, RASTER)
     assert COUNTING == "exact" and COUNTINGS == ("exact", "exact-causal", "6nd")
     assert shape.flops_per_token() == shape.flops_per_token("exact")

@@ -97,7 +97,7 @@ def test_a_classifier_gives_transformers_answers(tmp_path):
     importing.run("hf", tmp_path / "hf", tmp_path / "m")
     x = some_tokens()
     assert (ours(tmp_path / "m")(x).class_logits - theirs(input_ids=x).logits).abs().max() < 1e-4
-    palette = open_checkpoint(tmp_path / "m").codec["palette_id"]
+    palette = open_checkpoint(tmp_path / "m").codec.palette_id
     store = write_tokens(tmp_path / "t.zarr", count=16, side=7, n_vocab=512, palette_id=palette, class_names=None)
     numbers = evaluate.run(tmp_path / "m", store, device="cpu")
     tokens = torch.from_numpy(open_store(store, "tokens").read("tokens", slice(None)).astype(np.int64))
@@ -144,7 +144,7 @@ def test_shards_pickles_bare_and_half_precision_give_the_same_checkpoint(causal,
 def test_a_model_without_a_head_gives_features_and_no_loss(causal, tmp_path):
     make_hf(tmp_path / "hf", ImageGPTModel)
     importing.run("hf", tmp_path / "hf", tmp_path / "m")
-    palette = open_checkpoint(tmp_path / "m").codec["palette_id"]
+    palette = open_checkpoint(tmp_path / "m").codec.palette_id
     store = write_tokens(tmp_path / "t.zarr", count=32, side=7, n_vocab=512, palette_id=palette)
     assert features.run(tmp_path / "m", store, tmp_path / "f.zarr", device="cpu")["summary"]["layers"] == 4
     with pytest.raises(PixseqError, match="no prediction head"):
@@ -161,14 +161,14 @@ def test_class_names_and_a_palette_of_ones_own(copy, tmp_path):
     colors = np.random.default_rng(5).uniform(-1, 1, (512, 3))
     np.save(tmp_path / "centers.npy", colors)
     importing.run("hf", copy, tmp_path / "m", palette=tmp_path / "centers.npy")
-    assert open_checkpoint(tmp_path / "m").codec["palette"] == colors.tolist()
+    assert open_checkpoint(tmp_path / "m").codec.palette == colors.tolist()
     (copy / "preprocessor_config.json").unlink()
     record = importing.run("hf", copy, tmp_path / "bare")
-    assert "no palette" in record["summary"]["notes"][0] and open_checkpoint(tmp_path / "bare").codec["palette"] is None
+    assert "no palette" in record["summary"]["notes"][0] and open_checkpoint(tmp_path / "bare").codec.palette is None
     make_hf(tmp_path / "clf", ImageGPTForImageClassification, classes=3)
     edit_config(tmp_path / "clf", id2label={"0": "ant", "1": "bee", "2": "cat"})
     importing.run("hf", tmp_path / "clf", tmp_path / "named")
-    assert open_checkpoint(tmp_path / "named").codec["class_names"] == ["ant", "bee", "cat"]
+    assert open_checkpoint(tmp_path / "named").codec.class_names == ["ant", "bee", "cat"]
 
 
 # --- refusals
@@ -308,9 +308,7 @@ def test_exported_models_open_in_transformers_and_come_back_bit_for_bit(trained,
     importing.run("hf", tmp_path / "x", tmp_path / "back")
     before, after = open_checkpoint(trained["ar"]), open_checkpoint(tmp_path / "back")
     assert all(torch.equal(value, after.weights()[name]) for name, value in before.weights().items())
-    assert (
-        before.codec["palette"] == after.codec["palette"] and before.codec["class_names"] == after.codec["class_names"]
-    )
+    assert before.codec.palette == after.codec.palette and before.codec.class_names == after.codec.class_names
 
 
 @torch.no_grad()

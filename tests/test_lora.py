@@ -38,7 +38,7 @@ def images(shape):
 
 
 def test_aim_7b_at_rank_8_trains_a_thousandth_of_the_trunk():
-    shape = AimShape.of(as_dict(effective(PretrainFile, "aim-7b").model), {"height": 224, "width": 224}, "raster")
+    shape = AimShape.of(as_dict(effective(PretrainFile, "aim-7b").model), (224, 224, 3), None, "raster")
     with torch.device("meta"):
         net = build(shape)
         trunk = sum(p.numel() for name, p in net.named_parameters() if not name.startswith("head."))

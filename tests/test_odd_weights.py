@@ -190,7 +190,7 @@ def test_our_own_note_is_not_trusted(tmp_path):
     for number, note in enumerate(({"class_names": {"a": 1}, "shifted": "no"}, {"class_names": [1, 2, 3]}, 7)):
         edit_config(tmp_path / "hf", pixseq=note)
         found = imported(tmp_path / "hf", str(number))
-        assert found.codec["class_names"] is None and found.shape["shifted"] is False
+        assert found.codec.class_names is None and found.shape["shifted"] is False
 
 
 def test_escapes_in_foreign_names_do_not_reach_the_terminal(capsys):

@@ -12,6 +12,7 @@ from conftest import write_pixels, write_tokens
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.plan import read_plan
 from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
@@ -72,7 +73,7 @@ def test_two_budgets_are_the_ends_of_a_range(tmp_path):
 @pytest.mark.parametrize("params", ["total", "non-embedding"])
 def test_the_estimate_has_the_tokens_a_parameter_that_were_asked_for(grid, counting, params):
     config = effective(GridFile, file=grid, sets=[f"flops={counting}", f"params={params}", "tokens_per_param=30"])
-    codec = {"scheme": "palette", "height": 16, "width": 16, "n_vocab": 512}
+    codec = Codec("palette", 16, 16, 512)
     rungs = ladder.ladder(config, codec)
     middle = ladder.centre(config, rungs, 1e15)
     nearest = min(rungs, key=lambda shape: abs(np.log(ladder.size(config, shape) / middle)))
@@ -89,7 +90,7 @@ def test_a_cell_of_numbers_that_no_run_has_is_refused(grid, key, value):
 
 def test_the_ladder_climbs_in_small_steps_and_heads_divide_the_width(grid):
     config = effective(GridFile, file=grid)
-    rungs = ladder.ladder(config, {"scheme": "palette", "height": 32, "width": 32, "n_vocab": 512})
+    rungs = ladder.ladder(config, Codec("palette", 32, 32, 512))
     sizes = np.array([shape.trunk_count() for shape in rungs])
     assert (np.diff(sizes) > 0).all() and (sizes[1:] / sizes[:-1]).max() < 2
     assert all(shape.d_model % shape.n_head == 0 for shape in rungs)

@@ -22,6 +22,7 @@ from pixseq import progress
 from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.cli.output import to_json
 from pixseq.config import FinetuneFile, PretrainFile, effective
@@ -220,7 +221,7 @@ def test_the_seed_of_masks_is_kept_whatever_their_number(checkpoints, tokens, tm
 
 def test_raw_pixels_are_swept_in_small_buffers():
     for side in (8, 224):
-        batch = features._pixel_batch(SimpleNamespace(meta={"height": side, "width": side, "scheme": "pixels"}))
+        batch = features._pixel_batch(SimpleNamespace(codec=Codec("pixels", side, side, None)))
         assert batch * side * side * 12 <= features.BUFFER_BYTES
 
 

@@ -29,9 +29,8 @@ def test_a_card_quotes_what_others_wrote():
         "best": {"step": EVIL, "val_loss": EVIL},
     }
     manifest = {"stage": EVIL, "version": EVIL, "id": EVIL, "inputs": {EVIL: {"path": EVIL, "id": EVIL}}}
-    codec = {"height": 2, "palette": None}
     card = model_card(
-        "m", SHAPE | {"shifted": True}, codec, manifest | {"summary": summary}, "ema", 1,
+        "m", SHAPE | {"shifted": True}, 2, False, manifest | {"summary": summary}, "ema", 1,
         EVIL, [(EVIL, {EVIL: 1.0, "nats": 0.5})],
     )  # fmt: skip
     text = card.split("---", 2)[2]

@@ -24,7 +24,7 @@ from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.engine import training
 from pixseq.engine.images import Images
-from pixseq.engine.opening import grid, read_all
+from pixseq.engine.opening import read_all
 from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
@@ -104,9 +104,9 @@ def test_ranks_prepare_their_own_share_of_the_same_batch(tokens, pixels, monkeyp
     sets = ["model.family=aim", "model.patch_size=2"] if patches else ["model.objective=bert"]
     config = recipe(*sets, f"train.augment={augment}", "train.batch_size=8")
     store = open_store(pixels if patches else tokens, "tokens", "pixels")
-    seen = (4, 4, 3) if augment == "resized-crop" else grid(store.meta)  # a part of what is stored
+    seen = (4, 4, 3) if augment == "resized-crop" else store.codec.grid  # a part of what is stored
     images = Images(read_all(store), store.labels(), seen)
-    model = pretrain.fresh_model(pretrain.model_shape(config, store), config, store.meta, images)
+    model = pretrain.fresh_model(pretrain.model_shape(config, store), config, store.codec.grid, images)
     whole = training.share_of_batch(Machine(torch.device("cpu"), "fp32"), images, config.train, 5, model)
     read, real = [], Images._stored
 
@@ -126,7 +126,7 @@ def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
     """80 GB hold as many images of one rank as of eight; the ranks of a host share its own memory."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     monkeypatch.setattr(runtime, "host_memory_bytes", lambda: 80 << 30)
-    shape = Shape.of(as_dict(effective(PretrainFile, "igpt-l").model), IMAGENET32, "raster")
+    shape = Shape.of(as_dict(effective(PretrainFile, "igpt-l").model), (32, 32, 1), 512, "raster")
     model, alone = SimpleNamespace(shape=shape), Machine(torch.device("cuda", 0), "bf16")
     found = {}
     for device, local in (("cuda", 8), ("cuda:0", 8), ("cpu", 8), ("cpu", 2)):
@@ -138,9 +138,6 @@ def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
             assert training.micro_batch_images(model, on) == training.micro_batch_images(model, alone) > 1
         assert on.memory_bytes() == (80 << 30) // ranks
     assert list(found.values()) == [1, 8, 8, 2]
-
-
-IMAGENET32 = {"scheme": "palette", "height": 32, "width": 32, "n_vocab": 512}
 
 
 def test_a_resumed_finetuning_equals_an_uninterrupted_one(tokens, checkpoints, tmp_path, monkeypatch):

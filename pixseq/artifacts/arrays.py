@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import zarr
 
 from pixseq.artifacts import atomic, layout, manifest
-from pixseq.artifacts.codec import MOST_SIDE, check_codec
+from pixseq.artifacts.codec import MOST_SIDE, Codec
 from pixseq.artifacts.filters import check_codecs
 from pixseq.artifacts.specs import SHAPES, Spec, fill_value
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
@@ -191,6 +192,11 @@ class Store:
         self.arrays = {name: group[name] for name in array_names(path)}
         self.names = sorted(self.arrays)
 
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Of tokens and pixels: what they mean."""
+        return Codec.read(self.meta)
+
     @property
     def kind(self) -> str:
         """The kind of artifact, which is the name of its main array too."""
@@ -315,12 +321,10 @@ def _check_arrays(store: Store) -> None:
         if not fine or len(main) not in (3, 4) or not isinstance(store.meta.get("class_names"), list | None):
             raise ValueError(f"its layers are {layers}, and its features have the shape {list(main)}")
     else:
-        check_codec(store.meta)
-        height, width, scheme = (store.meta[key] for key in ("height", "width", "scheme"))
-        numbers = None if height is None else height * width * (3 if scheme == "rgb" else 1)
-        wanted = (rows, numbers) if store.kind == "tokens" else (rows, height, width, 3)
-        if (scheme == "pixels") != (store.kind == "pixels") or store.whole != (height is None):
-            raise ValueError(f"its scheme is {scheme}, and it holds {', '.join(store.names)}")
+        codec = store.codec
+        wanted = (rows, math.prod(codec.grid)) if store.kind == "tokens" else (rows, *codec.grid)
+        if (codec.scheme == "pixels") != (store.kind == "pixels") or store.whole != codec.whole:
+            raise ValueError(f"its scheme is {codec.scheme}, and it holds {', '.join(store.names)}")
         if main != ((main[0], 3) if store.whole else wanted):
             raise ValueError(f"its {store.kind} have the shape {list(main)}, and {list(wanted)} is told")
     for name, wanted in (("labels", (rows,)), ("images", (rows,)), (SHAPES, (rows, 2))):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixseq.artifacts import atomic, layout, manifest
-from pixseq.artifacts.codec import check_codec, is_texts
+from pixseq.artifacts.codec import Codec, is_texts
 from pixseq.bounded.saved import check_stored, is_plain, load_saved
 from pixseq.bounded.structure import read_json, read_object
 from pixseq.bounded.tensors import read_shapes
@@ -37,7 +37,7 @@ class Checkpoint:
 
     path: Path
     manifest: manifest.Manifest
-    codec: dict[str, Any]
+    codec: Codec
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     record = manifest.expect(path, "checkpoint")
     again = "copy the checkpoint again"
     try:
-        codec = read_object(path / "codec.json", again)
-        check_codec(codec)
+        codec = Codec.read(read_object(path / "codec.json", again))
     except (OSError, ValueError) as error:
         raise PixseqError(f"{path}/codec.json cannot be read: {error}", again) from None
     summary = record["summary"]
@@ -76,17 +75,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, record, codec)
 
 
-def weights_id(weights: Weights, codec: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
+def weights_id(weights: Weights, codec: Codec, shape: Mapping[str, Any]) -> str:
     """The content id of one set of weights; that of `model` is the checkpoint's."""
     arrays = {name: manifest.whole(tensor.detach().cpu().numpy()) for name, tensor in weights.items()}
-    return manifest.content_id("checkpoint", arrays, {"codec": dict(codec), "shape": dict(shape)})
+    return manifest.content_id("checkpoint", arrays, {"codec": codec.written(), "shape": dict(shape)})
 
 
 def finish_checkpoint(
     partial: Path,
     weights: Mapping[str, Weights],
     shape: Mapping[str, Any],
-    codec: Mapping[str, Any],
+    codec: Codec,
     stage: str,
     config: Mapping[str, Any],
     flags: Mapping[str, Any],
@@ -102,7 +101,7 @@ def finish_checkpoint(
 
     for name, tensors in weights.items():
         save_weights(partial / f"{name}.safetensors", tensors)
-    atomic.write_text(partial / "codec.json", json.dumps(codec, ensure_ascii=False) + "\n")
+    atomic.write_text(partial / "codec.json", json.dumps(codec.written(), ensure_ascii=False) + "\n")
     atomic.write_text(partial / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     ids = {name: weights_id(tensors, codec, shape) for name, tensors in weights.items()}
     summary = {"shape": dict(shape), "weights": ids, **summary}
@@ -239,7 +238,7 @@ def _finished(partial: Path) -> manifest.Manifest | None:
     try:
         record = read_json(path, "")
         ids, shape = record["summary"]["weights"], record["summary"]["shape"]
-        codec = read_json(partial / "codec.json", "")
+        codec = Codec.read(read_object(partial / "codec.json", ""))
         weights = {name: read_weights(partial / f"{name}.safetensors") for name in ids}
         whole = all(weights_id(weights[name], codec, shape) == ids[name] for name in ids)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, PixseqError):

@@ -19,6 +19,7 @@ from pixseq.bounded.files import read_bytes
 from pixseq.bounded.numpy_files import load_small
 from pixseq.bounded.structure import parse_json, read_object
 from pixseq.errors import PixseqError
+from pixseq.numerics.quantize import nearest
 
 MAX_COLORS = 65535  # tokens are uint16, and 65535 marks rows that were never written
 MAX_BYTES = 1 << 24
@@ -44,11 +45,6 @@ class Palette:
 
 def palette_id(colors: np.ndarray) -> str:
     return manifest.content_id("palette", {"colors": manifest.whole(np.asarray(colors, np.float64))}, {})
-
-
-def nearest(rgb: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """uint8 [n, 3] -> the index of the nearest colour, lowest on ties: by definition, one distance each."""
-    return ((rgb[:, None, :] / 127.5 - 1.0 - colors) ** 2).sum(axis=2).argmin(axis=1)
 
 
 def checked_colours() -> np.ndarray:

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.engine.opening import open_images, some_images
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported
-from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine
 
 TAP = "exported"
@@ -43,14 +41,14 @@ def sweep(
     meta = {
         "layers": [0],
         "masks": 1,
-        "class_names": store.meta.get("class_names"),
-        "height": store.meta["height"],
-        "width": store.meta["width"],
+        "class_names": store.codec.class_names,
+        "height": store.codec.height,
+        "width": store.codec.width,
         "tap": TAP,
         "pool": "none",
     }
     row = compute(some_images(store, slice(0, 1)), 0).shape[2:]
-    return write(store, store.meta, row, compute, batch_size or BATCH, config, inputs, meta)
+    return write(store, store.codec, row, compute, batch_size or BATCH, config, inputs, meta)
 
 
 def check(where: Machine, model: str | Path, store: Any) -> int:
@@ -60,12 +58,11 @@ def check(where: Machine, model: str | Path, store: Any) -> int:
 
 def _compute(where: Machine, extractor: Exported, store: Any) -> Callable[[np.ndarray, int], np.ndarray]:
     """images [B, ...], index of the first -> [1, B, D]: their colours in [0, 1], channels first, through the model."""
-    codec = store.meta
-    palette = palette_of(store.path, codec)
+    store.codec.must_have_colours(store.path)
 
     @torch.inference_mode()
     def compute(images: np.ndarray, first: int) -> np.ndarray:
-        pictures = to_images(images, codec["scheme"], codec["height"], codec["width"], palette)
+        pictures = store.codec.to_images(images)
         x = torch.from_numpy(pictures).to(where.device).permute(0, 3, 1, 2).float() / 255
         return extractor.features(x.contiguous())[None].cpu().numpy()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from pixseq import progress
 from pixseq.artifacts.arrays import SHAPES, Store, open_store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.specs import CHUNK_PIXELS
 from pixseq.data.pictures import SHOWN, Pictures, as_seen
@@ -86,7 +87,7 @@ def _room(store: Store, scratch: Path | None) -> np.ndarray:
 
 
 def image_batches(
-    store: Store, batch: int, start: int = 0, codec: Mapping[str, Any] | None = None
+    store: Store, batch: int, start: int = 0, codec: Codec | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(index of the first image, images [<= batch, ...]) from `start` on, reading a chunk or more at once."""
     at_once = 1024
@@ -99,9 +100,7 @@ def image_batches(
             yield first + i, images[i : i + batch]
 
 
-def some_images(
-    store: Store, rows: slice | np.ndarray, codec: Mapping[str, Any] | None = None
-) -> np.ndarray | Pictures:
+def some_images(store: Store, rows: slice | np.ndarray, codec: Codec | None = None) -> np.ndarray | Pictures:
     """The images of `rows`, a slice or ascending numbers: as they are stored, or as a model of `codec` sees them.
 
     Tokens are checked, since a wild one would index outside the embedding.
@@ -111,42 +110,18 @@ def some_images(
     else:
         images = store.read(store.kind, (rows, *[slice(None)] * (len(store.shape(store.kind)) - 1)))
     if store.kind == "pixels":
-        return images if codec is None else as_seen(images, codec["height"], codec["width"])
-    if images.size and images.max() >= store.meta["n_vocab"]:
+        return images if codec is None else as_seen(images, codec.height, codec.width)
+    if images.size and images.max() >= store.codec.n_vocab:
         raise PixseqError(
-            f"{store.path} holds token {images.max()}, its vocabulary has {store.meta['n_vocab']}",
+            f"{store.path} holds token {images.max()}, its vocabulary has {store.codec.n_vocab}",
             "the store is damaged: encode again",
         )
     return images
 
 
-def grid(codec: dict[str, Any]) -> tuple[int, int, int]:
-    """Rows, columns and numbers a pixel of one image."""
-    return codec["height"], codec["width"], 3 if codec["scheme"] in ("rgb", "pixels") else 1
-
-
-def seen_codec(store: Store, side: int | None) -> dict[str, Any]:
-    """The codec of a model on the images of `store`: pictures of that side, None: of the size they are stored in.
-
-    Where they are stored larger, it has `shown`: how much of the shorter side the model sees outside of training.
-    Smaller ones are never enlarged: they are seen as they are. Raises UsageError where the pictures have no one size.
-    """
-    meta, size = store.meta, (store.meta["height"], store.meta["width"])
-    if side is None and store.whole:
-        raise UsageError(
-            f"{store.path} holds whole pictures, of which models see squares of a side that is not given",
-            "for example --set model.image_size=224",
-        )
-    if side is None or size == (side, side) or (not store.whole and min(size) < side):
-        return meta
-    codec = {key: value for key, value in meta.items() if key != "shorter_side"}
-    return {**codec, "height": side, "width": side, "shown": SHOWN}
-
-
-def side_of(codec: Mapping[str, Any]) -> int | None:
-    """The side of a model's square pictures; None: of tokens, whose pictures have the size they are stored in."""
-    square = codec["scheme"] == "pixels" and codec["height"] == codec["width"]
-    return codec["height"] if square else None
+def seen_codec(store: Store, side: int | None) -> Codec:
+    """The codec of a model of that side on the images of `store`, see Codec.seen."""
+    return store.codec.seen(store.path, side, SHOWN)
 
 
 def open_model(
@@ -205,53 +180,6 @@ def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -
     return model
 
 
-def check_pairing(path: Path, codec: Mapping[str, Any], tokens: Store, classes: bool = False) -> None:
-    """The artifact at `path` (a model, other tokens) with `codec` goes only with tokens of its palette and size.
-
-    Of whole pictures the centre is seen; of larger squares too, by a model that was trained on crops of them. With
-    `classes`, of the same classes too. Raises PixseqError naming both sides.
-    """
-    ours, theirs = codec, tokens.meta
-    if ours["scheme"] != theirs["scheme"]:
-        raise PixseqError(
-            f"{path} is of {ours['scheme']} tokens, {tokens.path} holds {theirs['scheme']} tokens",
-            f"encode with --scheme {ours['scheme']}",
-        )
-    if ours["palette_id"] != theirs["palette_id"]:
-        known = None not in (ours["palette_id"], theirs["palette_id"])
-        raise PixseqError(
-            f"{path} has the palette {ours['palette_id'] or 'unknown'}, "
-            f"{tokens.path} was encoded with {theirs['palette_id'] or 'an unknown one'}",
-            "encode the pictures with the same palette" if known else "give the one without it the palette: --palette",
-        )
-    if ours["n_vocab"] != theirs["n_vocab"]:
-        raise PixseqError(
-            f"{path} has a vocabulary of {ours['n_vocab']}, {tokens.path} one of {theirs['n_vocab']}",
-            "encode the pictures with the palette of the model",
-        )
-    _check_size(path, codec, tokens)
-    if classes and ours["class_names"] != theirs["class_names"] and ours["class_names"] and theirs["class_names"]:
-        raise PixseqError(
-            f"{path} has the classes {progress.few(ours['class_names'])}, "
-            f"{tokens.path} has {progress.few(theirs['class_names'])}",
-            "encode a source with the same classes",
-        )
-
-
-def _check_size(path: Path, codec: Mapping[str, Any], tokens: Store) -> None:
-    """What check_pairing says of sizes."""
-    height, width = codec["height"], codec["width"]
-    theirs, side = (tokens.meta["height"], tokens.meta["width"]), side_of(codec)
-    if theirs == (height, width) or (tokens.whole and side is not None):
-        return
-    if "shown" not in codec or min(theirs) < side:
-        sizes = "whole pictures" if tokens.whole else f"{theirs[0]}x{theirs[1]}"
-        more = " or more, or --resize whole" if "shown" in codec else ""
-        raise PixseqError(
-            f"{path} is of {height}x{width} pictures, {tokens.path} holds {sizes}", f"encode with --size {height}{more}"
-        )
-
-
 def read_images(
     tokens: str | Path,
     kind: str,
@@ -274,13 +202,13 @@ def read_images(
     other = None
     if val is not None:
         other = open_images(val, kind)
-        check_pairing(store.path, codec, other, classes)
+        codec.must_pair(store.path, other.codec, other.path, classes)
         check_apart(store, other, "what validates must not be trained on")
         if other.images() is not None:
             progress.say(f"note: {val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)
     split = None if val_fraction is None else split_rows(store, val_fraction, seed)
-    images = Images(read_all(store, scratch), store.labels(), grid(codec), shows=store.images())
+    images = Images(read_all(store, scratch), store.labels(), codec.grid, shows=store.images())
     if other is not None:
         held = Images(read_all(other, scratch), other.labels(), images.grid, shows=other.images())
         return store, images, held, inputs

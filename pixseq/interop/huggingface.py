@@ -312,11 +312,20 @@ def to_theirs(weights: Weights, shape: Mapping[str, Any]) -> Tensors:
     return theirs
 
 
-def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Mapping[str, Any], card: str) -> None:
+def write_hf(
+    folder: Path,
+    weights: Weights,
+    shape: Mapping[str, Any],
+    side: int,
+    palette: list[list[float]] | None,
+    class_names: list[str] | None,
+    card: str,
+) -> None:
     """Write a directory that from_pretrained of transformers opens: weights, configurations, processor, model card.
 
-    `shape` and `weights` have a prediction head or a classifier, not both. Without a palette in `codec` there is no
-    processor. Raises PixseqError where the disk is full.
+    `shape` and `weights` have a prediction head or a classifier, not both. The processor makes
+    pictures of `side` and has the colours of `palette`; without one there is none. Raises PixseqError where the disk is
+    full.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -331,7 +340,7 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
     except SafetensorError as error:
         hint = "make room on its disk, or choose another --out"
         raise PixseqError(f"cannot write {path}: {error}", hint) from None
-    v, names = shape["n_vocab"], codec["class_names"]
+    v, names = shape["n_vocab"], class_names
     config = {
         "architectures": [architecture(shape)],
         "model_type": "imagegpt",
@@ -357,8 +366,8 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
     files = {"config.json": config}
-    if codec["palette"] is not None:
-        files["preprocessor_config.json"] = _processor(codec)
+    if palette is not None:
+        files["preprocessor_config.json"] = _processor(side, palette)
     if shape["head"]:  # top_k 0: generate() would otherwise draw from the 50 likeliest colours alone
         files["generation_config.json"] = {
             "bos_token_id": v,
@@ -372,12 +381,12 @@ def write_hf(folder: Path, weights: Weights, shape: Mapping[str, Any], codec: Ma
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _processor(codec: Mapping[str, Any]) -> dict[str, Any]:
+def _processor(side: int, palette: list[list[float]]) -> dict[str, Any]:
     """What turns a picture into the model's tokens."""
     return {
         "image_processor_type": "ImageGPTImageProcessor",
         "do_resize": True,
-        "size": {"height": codec["height"], "width": codec["width"]},
+        "size": {"height": side, "width": side},
         "resample": 2,  # bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -385,5 +394,5 @@ def _processor(codec: Mapping[str, Any]) -> dict[str, Any]:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "do_color_quantize": True,
-        "clusters": codec["palette"],
+        "clusters": palette,
     }

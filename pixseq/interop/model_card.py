@@ -123,7 +123,8 @@ IMPORTED = "The weights came from elsewhere: how they were trained is not record
 def model_card(
     name: str,
     shape: Mapping[str, Any],
-    codec: Mapping[str, Any],
+    side: int,
+    known: bool,
     manifest: Mapping[str, Any],
     weights: str,
     parameters: int,
@@ -132,14 +133,14 @@ def model_card(
 ) -> str:
     """Markdown with a YAML header.
 
+    `side` is of the pictures; `known` says whether their palette is: else there is no processor.
     `shape` and `parameters` are of what is exported, `manifest` is the checkpoint's, which may have one head more.
     `weights` names the set of weights, `recipe` is config.yaml, `measured` the numbers of these weights by the data's
     name.
     """
-    side, v, summary = codec["height"], shape["n_vocab"], manifest["summary"]
+    v, summary = shape["n_vocab"], manifest["summary"]
     facts = {"name": name, "sos": v, "n_ctx": shape["n_ctx"], "last": shape["n_ctx"] - 1, "side": side}
     facts["total"] = shape["n_ctx"] + 1
-    known = codec["palette"] is not None  # else there is no processor
     facts["adds"] = "The processor adds no start token. " if known else ""
     facts["ids"] = "the processor's `input_ids`" if known else "palette ids"
     colours = (

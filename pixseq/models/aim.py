@@ -90,22 +90,22 @@ class AimShape:
         """The same model with another default pattern of use."""
         return replace(self, adapted=attention)
 
-    def report(self, loss: float, codec: Mapping[str, Any]) -> dict[str, float]:
+    def report(self, loss: float, channels: int) -> dict[str, float]:
         """A mean loss in the units it is told in: squared error a value, of normalised patches or by ImageNet's."""
         name = {"norm-pixels": "normalized_mse", "pixels": "pixel_mse", "codes": "nats_per_patch"}[self.target]
         return {name: loss}
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], codec: Mapping[str, Any], order: str) -> AimShape:
-        """The shape of a configuration on pixels described by `codec`. Raises UsageError where patches do not fit."""
-        height, width, patch = codec["height"], codec["width"], config["patch_size"]
+    def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> AimShape:
+        """The shape of a configuration on pixels. Raises UsageError where patches do not fit."""
+        (height, width, _), patch = grid, config["patch_size"]
         if height % patch or width % patch or height * width <= patch * patch:
             raise UsageError(
                 f"model.patch_size {patch} does not divide pictures of {height}x{width} into patches",
                 "choose a divisor of both sides, or encode at another --size",
             )
         n_codes = config["n_codes"] if config["target"] == "codes" else 0
-        config = {key: value for key, value in config.items() if key != "image_size"}  # the codec has it
+        config = {key: value for key, value in config.items() if key != "image_size"}  # the grid has it
         shape = cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
         return shape.adapted_to(shape.uses[0])
 
@@ -119,7 +119,7 @@ class AimShape:
         """The fixed ones in raster order, [K, D]."""
         return sincos_2d(*self.grid, self.d_model)
 
-    def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
+    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
         return *self.grid, 1
 

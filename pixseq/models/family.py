@@ -49,8 +49,8 @@ class Shape(Protocol):
     uses: tuple[str, ...]  # the attentions it can be used with, its default first
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], codec: Mapping[str, Any], order: str) -> Shape:
-        """The shape of a configuration on images that `codec` describes."""
+    def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
+        """The shape of a configuration on images of `grid` (rows, columns, channels); `n_vocab` is None of pixels."""
 
     def config(self) -> dict[str, Any]:
         """The configuration that `of` makes this shape from."""
@@ -64,14 +64,14 @@ class Shape(Protocol):
     def adapted_to(self, attention: str) -> Shape:
         """The same model with another default attention."""
 
-    def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Rows, columns and positions a cell of what an order permutes."""
+    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Rows, columns and positions a cell of what an order permutes, on images of `grid`."""
 
     def positions(self) -> Tensor | None:
         """Fixed positions [n_ctx, d_model]; None where they are learned."""
 
-    def report(self, loss: float, codec: Mapping[str, Any]) -> dict[str, float]:
-        """A mean loss by the names of its units."""
+    def report(self, loss: float, channels: int) -> dict[str, float]:
+        """A mean loss by the names of its units. `channels`: numbers a pixel."""
 
     def parameter_count(self) -> int:
         """All parameters."""

@@ -76,19 +76,17 @@ class Shape:
         """The same model with another default pattern of use: Image GPT has but one."""
         return self
 
-    def report(self, nats: float, codec: Mapping[str, Any]) -> dict[str, float]:
+    def report(self, nats: float, channels: int) -> dict[str, float]:
         """A mean loss in the units it is told in. rgb has three tokens a pixel, the other schemes one."""
         bits = nats / math.log(2)
-        if codec["scheme"] == "rgb":
+        if channels == 3:
             return {"nats_per_token": nats, "bits_per_dim": bits, "bits_per_pixel": 3 * bits}
         return {"nats_per_token": nats, "bits_per_pixel": bits}
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], codec: Mapping[str, Any], order: str) -> Shape:
-        """The shape of a configuration on tokens described by `codec`: vocabulary and context come from them."""
-        channels = 3 if codec["scheme"] == "rgb" else 1
-        context = codec["height"] * codec["width"] * channels
-        return cls(**config, n_vocab=codec["n_vocab"], n_ctx=context, order=order)
+    def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
+        """The shape of a configuration on tokens: vocabulary and context come from them."""
+        return cls(**config, n_vocab=n_vocab, n_ctx=math.prod(grid), order=order)
 
     def config(self) -> dict[str, Any]:
         """The configuration that `of` makes this shape from."""
@@ -97,9 +95,9 @@ class Shape:
     def positions(self) -> None:
         """None are fixed: all are learned."""
 
-    def cells(self, codec: Mapping[str, Any]) -> tuple[int, int, int]:
+    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
-        return codec["height"], codec["width"], self.n_ctx // (codec["height"] * codec["width"])
+        return grid
 
     def parameter_count(self) -> int:
         """The paper's sizes, e.g. 76,571,648 for iGPT-S; plus the class head where there is one."""

@@ -31,12 +31,17 @@ def add_to_histogram(histogram: np.ndarray, images: np.ndarray) -> None:
         np.add.at(histogram, codes, 1)  # 10 ns a pixel; bincount would fill a new 128 MB table for every batch
 
 
-def nearest_table(palette: np.ndarray) -> np.ndarray:
-    """uint16 [2^24]: the index of the palette colour nearest to each colour.
+def nearest(rgb: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """uint8 [n, 3] -> int64 [n]: the nearest colour of float64 [K, 3], by definition. For a few colours.
 
     Nearest is argmin over k of the float64 sum (r - c_k0)^2 + (g - c_k1)^2 + (b - c_k2)^2 with r = byte / 127.5 - 1;
-    the lowest index wins a tie. `palette` is float64 [K, 3] with K <= 65535; repeated colours are allowed.
+    the lowest index wins a tie.
     """
+    return ((rgb[:, None, :] / 127.5 - 1.0 - palette) ** 2).sum(axis=2).argmin(axis=1)
+
+
+def nearest_table(palette: np.ndarray) -> np.ndarray:
+    """uint16 [2^24]: the `nearest` of each colour. `palette` has K <= 65535 colours; repeated ones are allowed."""
     firsts = _first_occurrences(palette)
     distinct = palette[firsts]
     distances = Distances(distinct)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,17 @@ from torch import Tensor
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.atomic import owns
 from pixseq.artifacts.checkpoint import Checkpoint, weights_id
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.artifacts.palette import checked_colours, load_palette, nearest
+from pixseq.artifacts.palette import checked_colours, load_palette
 from pixseq.engine import opening
 from pixseq.engine.images import as_tensor
 from pixseq.engine.parts import part_of_store
 from pixseq.errors import PixseqError
 from pixseq.models.certificates import CLOSE, Check
 from pixseq.models.family import Model, certify
-from pixseq.numerics.quantize import nearest_table, to_tokens
+from pixseq.numerics.quantize import nearest, nearest_table, to_tokens
 from pixseq.runtime import generator, machine
 from pixseq.streams import Stream
 
@@ -82,7 +83,7 @@ def _file_checks(net: Model, checkpoint: Checkpoint, weights: str) -> Iterator[C
     yield Check(FINITE, wild == 0, wild, "weights that are not finite: 0")
     count, formula = sum(x.numel() for x in net.parameters()), net.shape.parameter_count()
     yield Check("parameters", count == formula, count, f"the formula's {formula:,}")
-    if checkpoint.codec["palette"] is not None:
+    if checkpoint.codec.palette is not None:
         yield from _palette(checkpoint)
 
 
@@ -93,8 +94,8 @@ def _palette(checkpoint: Checkpoint) -> Iterator[Check]:
     except PixseqError as error:
         yield Check("palette", False, "none", error.message)
         return
-    colors, ok = palette.colors, palette.id == codec["palette_id"] and palette.size == codec["n_vocab"]
-    yield Check("palette", ok, palette.id, f"the {codec['n_vocab']} colours of the model's palette id")
+    colors, ok = palette.colors, palette.id == codec.palette_id and palette.size == codec.n_vocab
+    yield Check("palette", ok, palette.id, f"the {codec.n_vocab} colours of the model's palette id")
     rgb = checked_colours()
     equal = int((to_tokens(rgb[None], "palette", nearest_table(colors))[0] == nearest(rgb, colors)).sum())
     yield Check("palette self-check", equal == len(rgb), equal, f"colours of {len(rgb)} that become their nearest")
@@ -102,14 +103,14 @@ def _palette(checkpoint: Checkpoint) -> Iterator[Check]:
 
 def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
     try:
-        opening.check_pairing(checkpoint.path, checkpoint.codec, store)
+        checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         opening.some_images(store, part_of_store(store, IMAGES)[0])
     except PixseqError as error:
-        return Check("pairing", False, str(store.meta["palette_id"]), error.message)
-    return Check("pairing", True, str(store.meta["palette_id"]), "model and tokens: one palette, size and scheme")
+        return Check("pairing", False, str(store.codec.palette_id), error.message)
+    return Check("pairing", True, str(store.codec.palette_id), "model and tokens: one palette, size and scheme")
 
 
-def _images(net: Model, store: Store | None, codec: Mapping[str, Any], seed: int) -> Tensor:
+def _images(net: Model, store: Store | None, codec: Codec, seed: int) -> Tensor:
     """IMAGES or fewer, as models see them: from all over the store, or random ones."""
     if store is not None:
         return as_tensor(opening.some_images(store, part_of_store(store, IMAGES)[0], codec))

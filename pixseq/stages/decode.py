@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixseq.artifacts import atomic
-from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import Manifest
 from pixseq.errors import UsageError
 from pixseq.streams import Stream
@@ -40,12 +39,11 @@ def run(
     from pixseq.drawing.grids import grid
     from pixseq.engine.opening import open_images, some_images
     from pixseq.engine.parts import part_of_store
-    from pixseq.numerics.quantize import to_images
 
     check_png(out)
     store = open_images(tokens, "tokens", "pixels")
-    codec, total = store.meta, len(store)
-    palette = palette_of(tokens, codec)
+    total = len(store)
+    store.codec.must_have_colours(tokens)
     if first is not None and not 0 <= first < total:
         raise UsageError(f"--first {first}, but {tokens} has the rows 0 to {total - 1}")
     for flag, value in (("count", count), ("columns", columns), ("scale", scale)):
@@ -63,7 +61,7 @@ def run(
         rows, part = part_of_store(store, count)
     images = list(some_images(store, rows))
     if not store.whole:
-        images = to_images(np.stack(images), codec["scheme"], codec["height"], codec["width"], palette)
+        images = store.codec.to_images(np.stack(images))
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}

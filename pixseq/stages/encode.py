@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pixseq.artifacts.arrays import Spec, StoreWriter
+    from pixseq.artifacts.codec import Codec
     from pixseq.data.images import ImageBatch, Preparation, Reader
     from pixseq.data.sources import Source, TokenSource
     from pixseq.data.token_files import TokenBatch, TokenReader
-
-Codec = dict[str, Any]  # what the numbers mean: scheme, size, vocabulary, palette, class names
 
 BATCH_BYTES = 32 << 20  # of pictures held at once
 CHUNK_TOKENS = 1 << 22  # 8 MB, of pixels too: a whole chunk is read for one of its rows, and written at once
@@ -110,7 +109,7 @@ def run(
         if opened.has_labels:
             inputs["labels"] = describe(replace(opened, ids=opened.labels))
         if palette is None:
-            codec["n_vocab"] = OPENAI_COLORS
+            codec = replace(codec, n_vocab=OPENAI_COLORS)
             progress.say(
                 "note: without a palette these tokens pair only with models that were imported without one, "
                 "and cannot be drawn"
@@ -120,7 +119,7 @@ def run(
     for note in opened.notes:
         progress.say(f"note: {note}")
     inputs["source"] = describe(opened)
-    codec["class_names"] = opened.class_names
+    codec = replace(codec, class_names=opened.class_names)
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
@@ -129,7 +128,7 @@ def run(
     row_bytes = main.row_bytes * (int(size**2 * USUAL_RATIO) if main.whole else 1)
     chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
-    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec["n_vocab"])
+    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
     with atomic.resuming(out, overwrite, "encode") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
         if writer.finished:
@@ -140,11 +139,11 @@ def run(
             if not writer.rows:  # nothing to go on from
                 delete(partial, keep=True)
             raise
-        if kind == "tokens" and len(tally.counts) > codec["n_vocab"]:  # ids without a palette
-            codec["n_vocab"] = len(tally.counts)
-            progress.say(f"note: the ids reach {codec['n_vocab'] - 1}, so the vocabulary has {codec['n_vocab']}")
+        if kind == "tokens" and len(tally.counts) > codec.n_vocab:  # ids without a palette
+            codec = replace(codec, n_vocab=len(tally.counts))
+            progress.say(f"note: the ids reach {codec.n_vocab - 1}, so the vocabulary has {codec.n_vocab}")
         summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(opened, tally)
-        return writer.finish(kind, "encode", config, inputs, summary, codec)
+        return writer.finish(kind, "encode", config, inputs, summary, codec.written())
 
 
 def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: int | None) -> None:
@@ -162,16 +161,17 @@ def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: 
 
 def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> tuple[Codec, dict[str, dict[str, Any]]]:
     """What the numbers will mean, as far as the source does not tell, and the palette as an input, if there is one."""
+    from pixseq.artifacts.codec import Codec
     from pixseq.artifacts.palette import load_palette
 
     n_vocab = None if scheme == "pixels" else 256
-    codec = {"scheme": scheme, "height": size, "width": size, "n_vocab": n_vocab, "palette": None, "palette_id": None}
+    codec = Codec(scheme, size, size, n_vocab)
     if resize == "whole":
-        codec |= {"height": None, "width": None, "shorter_side": size}
+        codec = replace(codec, height=None, width=None, shorter_side=size)
     if palette is None:
         return codec, {}
     loaded = load_palette(palette)
-    codec |= {"n_vocab": loaded.size, "palette": loaded.colors.tolist(), "palette_id": loaded.id}
+    codec = replace(codec, n_vocab=loaded.size, palette=loaded.colors.tolist(), palette_id=loaded.id)
     return codec, {"palette": {"path": str(palette), "id": loaded.id, "form": loaded.form}}
 
 
@@ -211,12 +211,11 @@ def _main_array(codec: Codec) -> tuple[str, Spec]:
     """The kind of the store, which is the name of its main array too, and the form of that array."""
     from pixseq.artifacts.arrays import Spec
 
-    h, w = codec["height"], codec["width"]
-    if "shorter_side" in codec:
+    if codec.whole:
         return "pixels", Spec("uint8", (None, 3), whole=True)
-    if codec["scheme"] == "pixels":
-        return "pixels", Spec("uint8", (None, h, w, 3))
-    return "tokens", Spec("uint16", (None, h * w * (3 if codec["scheme"] == "rgb" else 1)))
+    if codec.scheme == "pixels":
+        return "pixels", Spec("uint8", (None, *codec.grid))
+    return "tokens", Spec("uint16", (None, math.prod(codec.grid)))
 
 
 def _other_arrays(source: Source | TokenSource, views: int, whole: bool) -> dict[str, Spec]:
@@ -283,18 +282,18 @@ class Tally:
         from pixseq.numerics.quantize import channel_statistics, psnr_db, unigram_entropy
 
         counts = np.array(self.counts)
-        if codec["scheme"] == "pixels":
+        if codec.scheme == "pixels":
             mean, std = channel_statistics(counts)
             spread = {"channel_mean": [round(x, 6) for x in mean], "channel_std": [round(x, 6) for x in std]}
             return {**self.met, "rows": self.rows, **spread}
         mse = None
         if self.squared_error is not None:
-            mse = round(self.squared_error / (self.rows * codec["height"] * codec["width"]), 6)
+            mse = round(self.squared_error / (self.rows * codec.height * codec.width), 6)
         return {
             **self.met,
             "rows": self.rows,
             "tokens_per_row": int(counts.sum()) // self.rows,
-            "n_vocab": codec["n_vocab"],
+            "n_vocab": codec.n_vocab,
             "distinct_tokens": int(np.count_nonzero(counts)),
             "unigram_nats_per_token": round(unigram_entropy(counts), 6),
             "mse": mse,
@@ -336,7 +335,7 @@ def _encode(
     with progress.track("encode", total, "images", tally.image) as bar:
         for batch in reader:
             new = encoded(batch)
-            before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec["class_names"])
+            before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec.class_names)
             images = batch.numbers if prep.views > 1 else None
             images = images if originals is None else originals[batch.numbers].astype(np.int32)
             arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
@@ -353,7 +352,7 @@ def _encode(
     tally = replace(tally, met=dict(met + Counter(reader.counts)))
     if held and len(held[kind]):
         writer.append(held, asdict(tally))
-    if 0 in tally.classes and codec["class_names"]:
+    if 0 in tally.classes and codec.class_names:
         progress.say(
             f"note: {tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded"
         )
@@ -379,15 +378,15 @@ def _reading(
     from pixseq.numerics.quantize import GRAYS, byte_counts, nearest_table, squared_error, to_tokens
 
     def counted(tokens: np.ndarray, error: float | None) -> Encoded:
-        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec["n_vocab"]), error)
+        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab), error)
 
     if isinstance(source, TokenSource):
-        most = codec["n_vocab"] if codec["palette"] else MAX_COLORS
+        most = codec.n_vocab if codec.palette else MAX_COLORS
         return TokenReader(source, most, start, None, at_once, chosen), lambda batch: counted(batch.tokens, None)
-    reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec["scheme"]
+    reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec.scheme
     if scheme == "pixels":
         return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None, batch.shapes)
-    colors = np.array(codec["palette"]) if scheme == "palette" else GRAYS
+    colors = np.array(codec.palette) if scheme == "palette" else GRAYS
     table = nearest_table(colors) if scheme == "palette" else None
 
     def encoded(batch: ImageBatch) -> Encoded:

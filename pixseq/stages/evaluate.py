@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.atomic import check_targets, owns
-from pixseq.artifacts.codec import palette_of
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png, save_png
@@ -23,13 +22,12 @@ from pixseq.drawing.charts import line_chart
 from pixseq.drawing.grids import grid
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
-from pixseq.engine.opening import check_pairing, image_batches, open_images, open_model, some_images
+from pixseq.engine.opening import image_batches, open_images, open_model, some_images
 from pixseq.engine.parts import part_of_store
 from pixseq.engine.scores import config_of, facts_of, images_at_once, no_numbers
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.numerics.probes import elected
-from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
@@ -70,7 +68,7 @@ def run(
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights, attention)
         store = open_images(tokens, net.shape.reads)
-        check_pairing(checkpoint.path, checkpoint.codec, store, classes=net.shape.n_classes > 0)
+        checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path, classes=net.shape.n_classes > 0)
         labels = _labels(net, store)
         passes = _passes(net, attention, labels)
         if not passes:
@@ -94,7 +92,7 @@ def run(
             progress.say(f"note: {tokens} holds several random crops an image: the numbers are means over crops")
         tally.check(model, tokens)
         if passes[0].loss:
-            numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec)
+            numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec.grid[2])
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
         numbers |= where.used()
@@ -115,9 +113,7 @@ def run(
 
 
 @torch.inference_mode()
-def _predicted(
-    where: Machine, net: Model, store: Store, codec: Mapping[str, Any], seed: int
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _predicted(where: Machine, net: Model, store: Store, codec: Codec, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
     """A grid, uint8, of images from all over the store: what was given, what is predicted at each place; and a summary
     that says which they are.
     """
@@ -126,8 +122,8 @@ def _predicted(
     masked = masks_of(net, 1, (generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))), where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
-    size = (codec["scheme"], codec["height"], codec["width"], palette_of(store.path, codec))
-    given, predicted = (to_images(images.cpu().numpy(), *size) for images in (x, predicted))
+    codec.must_have_colours(store.path)
+    given, predicted = (codec.to_images(images.cpu().numpy()) for images in (x, predicted))
     pairs = np.stack([given, predicted], axis=1).reshape(-1, *given.shape[1:])
     columns = min(4, len(pairs))
     drawn = grid(pairs, columns, column_labels=["given", "predicted"] * (columns // 2))

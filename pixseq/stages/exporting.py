@@ -45,17 +45,19 @@ def run(
     card = model_card(
         target.name,
         asdict(shape),
-        checkpoint.codec,
+        checkpoint.codec.height,
+        checkpoint.codec.palette is not None,
         checkpoint.manifest,
         weights,
         shape.parameter_count(),
         read_bytes(checkpoint.path / "config.yaml", MOST_YAML).decode(errors="replace"),
         [_measured(path, checkpoint, weights) for path in metrics],
     )
+    codec = checkpoint.codec
     with atomic.writing(target, overwrite, "export hf") as partial:
-        write_hf(partial, tensors, asdict(shape), checkpoint.codec, card)
+        write_hf(partial, tensors, asdict(shape), codec.height, codec.palette, codec.class_names, card)
     notes = []
-    if checkpoint.codec["palette"] is None:
+    if codec.palette is None:
         notes.append(f"{model} has no palette: the export has no image processor, and its inputs are palette ids")
     for note in notes:
         progress.say(f"note: {note}")
@@ -64,7 +66,7 @@ def run(
 
 def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
     """The shape of what is exported. Raises PixseqError for what transformers' ImageGPT cannot be."""
-    path, scheme = checkpoint.path, checkpoint.codec["scheme"]
+    path, scheme = checkpoint.path, checkpoint.codec.scheme
     if shape.family != "igpt":
         raise PixseqError(f"{path} is of the family {shape.family}, the form is Image GPT's", "export an Image GPT")
     if shape.order != "raster":

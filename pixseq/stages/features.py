@@ -7,7 +7,7 @@ stream after l blocks; its mean over positions, or whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,13 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
-from pixseq.artifacts.codec import palette_of
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.engine import exported
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import (
-    check_pairing,
-    grid,
     image_batches,
     load_weights,
     open_images,
@@ -105,12 +103,12 @@ def run(
             chosen, masks, batch = [0], 1, _pixel_batch(store)
             compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
             tap, weights, used, random, n_head = "pixels", None, None, False, None
-            codec = store.meta
+            codec = store.codec
         else:
             checkpoint = open_checkpoint(model)
             shape = shape_from(checkpoint.shape)
             store = open_images(tokens, shape.reads)
-            check_pairing(checkpoint.path, checkpoint.codec, store)
+            checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
             inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
             codec = checkpoint.codec
             net = load_weights(shape, checkpoint, weights)
@@ -143,9 +141,9 @@ def run(
         meta = {
             "layers": chosen,
             "masks": masks,
-            "class_names": store.meta.get("class_names"),
-            "height": codec["height"],
-            "width": codec["width"],
+            "class_names": store.codec.class_names,
+            "height": codec.height,
+            "width": codec.width,
             "tap": tap,
             "pool": "none" if str(model) == PIXELS else pool,
             **({} if below is None else {"below": below}),
@@ -164,7 +162,7 @@ def run(
 
 def _write(
     store: Store,
-    codec: Mapping[str, Any],
+    codec: Codec,
     out: str | Path,
     compute: Callable[[np.ndarray, int], np.ndarray],
     row: tuple[int, ...],
@@ -229,7 +227,7 @@ def first_below(below: float | None, shape: Shape, store: Store) -> int | None:
     """The first position below a part of the rows. Raises UsageError where that leaves none."""
     if below is None:
         return None
-    rows, columns, numbers = shape.cells(store.meta)
+    rows, columns, numbers = shape.cells(store.codec.grid)
     first = round(below * rows) if 0 <= below < 1 else rows
     if first >= rows:
         raise UsageError(f"--below is {below}, which leaves none of {rows} rows", "0.5 takes the bottom half")
@@ -265,15 +263,15 @@ def _activations(
 
 def _pixel_batch(store: Store) -> int:
     """Images whose colours fill a buffer."""
-    rows, columns, _ = grid(store.meta)
+    rows, columns, _ = store.codec.grid
     return max(min(BUFFER_BYTES // (4 * 3 * rows * columns), 4096), 1)
 
 
 def _pixels(store: Store):
     """images [B, ...] -> their colours in [-1, 1], [1, B, values]."""
-    palette = palette_of(store.path, store.meta)
-    if palette is not None:
-        colors = np.asarray(palette, np.float32)
+    store.codec.must_have_colours(store.path)
+    if store.codec.palette is not None:
+        colors = np.asarray(store.codec.palette, np.float32)
     else:
         colors = (np.arange(256, dtype=np.float32) / 127.5 - 1)[:, None]
     return lambda images, first: colors[images].reshape(1, len(images), -1)

@@ -16,7 +16,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, load_state, open_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
-from pixseq.engine.opening import check_pairing, held_out, load_weights, read_images, side_of, some_of, use_attention
+from pixseq.engine.opening import held_out, load_weights, read_images, some_of, use_attention
 from pixseq.engine.training import (
     Counts,
     Images,
@@ -70,17 +70,17 @@ def run(
     with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
         before = shape_from(parent.shape)
-        side = side_of(parent.codec)
+        side = parent.codec.side
         scratch = Path(out).absolute().parent
         store, images, held, inputs = read_images(
             tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
         )
-        check_pairing(parent.path, parent.codec, store)
+        parent.codec.must_pair(parent.path, store.codec, store.path)
         n_classes = count_classes(store, images, held, tokens if val is None else val)
         inputs["model"] = reference(model, parent.manifest)
         shape = replace(before.adapted_to(before.uses[0]), n_classes=n_classes)
         everything = _everything(images, held, tokens, val) if recipe.refit else None
-        codec = {**parent.codec, "class_names": store.meta["class_names"]}
+        codec = replace(parent.codec, class_names=store.codec.class_names)
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
         flags |= held_out(images, held, val_fraction)
 
@@ -259,7 +259,7 @@ def count_classes(store: Store, images: Images, held: Images, val: str | Path) -
             )
         if labels.max() >= MOST_CLASSES:
             raise PixseqError(f"{path} holds the label {labels.max()}", f"labels count classes, up to {MOST_CLASSES}")
-    names = store.meta.get("class_names")
+    names = store.codec.class_names
     n_classes = max(len(names) if names else 0, int(max(images.labels.max(), held.labels.max())) + 1)
     if n_classes < 2:
         raise PixseqError(f"{store.path} holds labels of {n_classes} class", "fine-tuning needs two classes or more")

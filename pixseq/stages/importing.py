@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import finish_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
 from pixseq.artifacts.palette import load_palette
 from pixseq.errors import PixseqError
@@ -60,8 +61,7 @@ def run_aim(
     shape = shape_from(found.shape)
     _check(backbone, found, shape)
     _check_positions(backbone, found, shape, size)
-    codec = {"scheme": "pixels", "height": size, "width": size, "n_vocab": None}
-    codec |= {"palette": None, "palette_id": None, "class_names": found.class_names}
+    codec = Codec("pixels", size, size, None, class_names=found.class_names)
     return _write("aim", found, shape, codec, {}, out, overwrite)
 
 
@@ -69,7 +69,7 @@ def _write(
     form: str,
     found: Foreign,
     shape: Shape,
-    codec: dict[str, Any],
+    codec: Codec,
     inputs: dict[str, Any],
     out: str | Path,
     overwrite: bool,
@@ -120,11 +120,10 @@ def _check(path: str | Path, found: Foreign, shape: Shape) -> None:
         raise AssertionError(f"the importer of {path} did not make the tensors of {shape}")
 
 
-def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[Codec, dict[str, Any]]:
     """What the tokens mean, and the palette as a parent."""
     side = math.isqrt(shape.n_ctx)
-    codec = {"scheme": "palette", "height": side, "width": side, "n_vocab": shape.n_vocab}
-    codec |= {"palette": None, "palette_id": None, "class_names": found.class_names}
+    codec = Codec("palette", side, side, shape.n_vocab, class_names=found.class_names)
     source = palette or found.palette
     if source is None:
         found.notes.append(
@@ -138,7 +137,7 @@ def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[di
             f"the palette {source} has {loaded.size} colours, the model's vocabulary has {shape.n_vocab}",
             "pass the palette that the model was trained with as --palette",
         )
-    codec |= {"palette": loaded.colors.tolist(), "palette_id": loaded.id}
+    codec = replace(codec, palette=loaded.colors.tolist(), palette_id=loaded.id)
     return codec, {"palette": {"path": str(source), "id": loaded.id, "form": loaded.form}}
 
 

@@ -82,8 +82,8 @@ def run(
             tokens, kind, val, val_fraction, train_config.seed, side=side, scratch=Path(out).absolute().parent
         )
         shape, codec = model_shape(config, store), seen_codec(store, side)
-        if side and not store.whole and min(codec["height"], codec["width"]) < side:
-            size = f"{codec['height']}x{codec['width']}"
+        if side and not store.whole and min(codec.height, codec.width) < side:
+            size = codec.size
             progress.say(
                 f"note: {tokens} holds pictures of {size}, not of model.image_size {side}: the model's are {size}"
             )
@@ -106,7 +106,7 @@ def run(
 
         def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
             check_memory(shape, where, TRAINED_BYTES)
-            model = placed(fresh_model(shape, config, codec, images), where)
+            model = placed(fresh_model(shape, config, codec.grid, images), where)
             some = some_of(held, train_config.val_images)
             micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
 
@@ -206,10 +206,11 @@ def tokens_seen(config: PretrainFile, shape: Shape, end: Mapping[str, Any] | Non
 def model_shape(config: PretrainFile, store: Store) -> Shape:
     """The shape of the configured model on the images of `store`."""
     name = config.sequence.order if config.sequence.order in NAMED else "file"
-    return SHAPES[config.model.family].of(as_dict(config.model), seen_codec(store, config.model.image_size), name)
+    codec = seen_codec(store, config.model.image_size)
+    return SHAPES[config.model.family].of(as_dict(config.model), codec.grid, codec.n_vocab, name)
 
 
-def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], images: Images) -> Model:
+def fresh_model(shape: Shape, config: PretrainFile, grid: tuple[int, int, int], images: Images) -> Model:
     """Initial weights, the order of the sequence, and what the model takes from its training images before it learns.
 
     Raises UsageError for an order that is none.
@@ -218,7 +219,7 @@ def fresh_model(shape: Shape, config: PretrainFile, codec: Mapping[str, Any], im
     model = build(shape).init_weights(generator(seed, Stream.MODEL_INIT))
     model.attention = shape.learns
     if shape.order != RASTER:
-        order = _order(config.sequence.order, *shape.cells(codec), seed)
+        order = _order(config.sequence.order, *shape.cells(grid), seed)
         model.set_order(torch.from_numpy(order))
     model.learn_codes(lambda rows: images.batch(rows)[0], len(images), seed)
     return model

@@ -12,7 +12,7 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, StoreWriter
 from pixseq.artifacts.checkpoint import Checkpoint
-from pixseq.artifacts.codec import palette_of
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
 from pixseq.drawing.grids import grid
@@ -21,7 +21,6 @@ from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.models.sampling import Cache, sample
-from pixseq.numerics.quantize import to_images
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
@@ -78,12 +77,12 @@ def run(
             raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
         if not net.shape.head:
             raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
-        palette_of(model, checkpoint.codec, "import it again with --palette kmeans_centers.npy")
+        checkpoint.codec.must_have_colours(model, "import it again with --palette kmeans_centers.npy")
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
         given = part = None
         if prompt is not None:
             given, inputs["prompt"], part = _prompt(checkpoint, prompt, reading, count)
-        kept = kept_tokens(checkpoint.codec, keep) if given is not None else 0
+        kept = checkpoint.codec.kept(keep) if given is not None else 0
         order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
         if np.any(order[:kept] >= kept):
             raise PixseqError(
@@ -109,7 +108,7 @@ def run(
             else {}
         ),
     }
-    images = pictures(tokens, checkpoint.codec)
+    images = checkpoint.codec.to_images(tokens)
     if tokens_out is not None:
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
     if images_out is not None:
@@ -119,7 +118,7 @@ def run(
     if given is None:
         drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
     else:
-        originals = pictures(given, checkpoint.codec)
+        originals = checkpoint.codec.to_images(given)
         drawn = _completion_grid(images, originals, kept, checkpoint.codec, completions, columns)
     return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
 
@@ -151,32 +150,6 @@ def _check_columns(columns: int | None, tiles: int | None) -> None:
         )
 
 
-def kept_tokens(codec: dict[str, Any], keep: float) -> int:
-    """How many tokens `keep` of the rows are. Raises UsageError where these are all rows, which leaves none to draw.
-
-    And where a part above 0 is none, so that nothing of the prompt would be seen.
-    """
-    rows, columns, channels = opening.grid(codec)
-    kept = round(keep * rows)
-    if keep > 0 and kept == 0:
-        least = next(n for n in range(1, 101) if round(n / 100 * rows) > 0) / 100
-        raise UsageError(
-            f"--keep {keep} keeps none of {rows} row{'s' * (rows > 1)}, so that nothing of the prompt is given",
-            f"at least {least:g} keeps one; --keep 0 draws from nothing" if rows > 1 else "--keep 0 draws from nothing",
-        )
-    if kept == rows:
-        most = next(n for n in range(99, -1, -1) if round(n / 100 * rows) < rows) / 100
-        raise UsageError(
-            f"--keep {keep} keeps all of {rows} row{'s' * (rows > 1)}, which leaves nothing to draw",
-            f"of pictures of {rows} row{'s' * (rows > 1)} at most {most:g} leaves one",
-        )
-    return kept * columns * channels
-
-
-def pictures(tokens: np.ndarray, codec: dict[str, Any]) -> np.ndarray:
-    return to_images(tokens, codec["scheme"], codec["height"], codec["width"], codec["palette"])
-
-
 def _is_store(prompt: str) -> bool:
     return (Path(prompt) / "zarr.json").is_file()
 
@@ -201,16 +174,14 @@ def _prompt(
     """
     if _is_store(prompt):
         store = opening.open_images(prompt, "tokens")
-        opening.check_pairing(checkpoint.path, checkpoint.codec, store)
+        checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         rows, part = prompts_of_store(store, count)
         return opening.some_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
-    from pixseq.numerics.quantize import nearest_table, to_tokens
 
-    codec = checkpoint.codec
     how = {key: value for key, value in reading.items() if key in ("bit_depth", "max_pixels", "on_error")}
-    prep = Preparation(size=codec["height"], **how)
+    prep = Preparation(size=checkpoint.codec.height, **how)
     source = _opened(prompt, reading.get("split"), reading.get("label_column"), prep)
     for note in source.notes:
         progress.say(f"note: {note}")
@@ -219,8 +190,7 @@ def _prompt(
     images = next(iter(reader)).images
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
-    table = None if codec["palette"] is None else nearest_table(np.array(codec["palette"]))
-    return to_tokens(images, codec["scheme"], table), describe(source), part.record
+    return checkpoint.codec.to_tokens(images), describe(source), part.record
 
 
 def _opened(prompt: str, split: str | None, label_column: str | None, prep: Preparation) -> Source:
@@ -271,15 +241,15 @@ def _save_tokens(
     with atomic.writing(path, overwrite, "sample") as partial:
         writer = StoreWriter(partial, {"tokens": Spec("uint16", (None, tokens.shape[1]))}, {}, chunk_rows=1024)
         writer.append({"tokens": tokens}, {})
-        writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec)
+        writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec.written())
 
 
 def _completion_grid(
-    drawn: np.ndarray, originals: np.ndarray, kept: int, codec: dict[str, Any], completions: int, columns: int | None
+    drawn: np.ndarray, originals: np.ndarray, kept: int, codec: Codec, completions: int, columns: int | None
 ) -> np.ndarray:
     """An image beside the other: what was given, its completions, the original; None: one image a row."""
     shown = originals.copy()
-    shown[:, kept // (codec["width"] * opening.grid(codec)[2]) :] = HIDDEN
+    shown[:, kept // (codec.width * codec.grid[2]) :] = HIDDEN
     by_image = drawn.reshape(completions, len(originals), *drawn.shape[1:]).swapaxes(0, 1)
     rows = np.concatenate([shown[:, None], by_image, originals[:, None]], axis=1)
     labels = ["prompt", *[f"sample {i + 1}" for i in range(completions)], "original"]

@@ -11,7 +11,6 @@ import numpy as np
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
-from pixseq.engine.opening import grid as picture
 from pixseq.engine.opening import some_images
 from pixseq.engine.training import Images, Run, accumulate, micro_batch_images, share_of_batch
 from pixseq.runtime import Machine, placed
@@ -39,10 +38,10 @@ def add_seconds(where: Machine, grid: GridFile, train: Store, cells: Sequence[Ce
 def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float:
     """FLOPs a second of whole training steps of a cell, by the counting of the study."""
     rows = some_images(train, slice(0, cell["batch_size"]))
-    images = Images(rows, None, picture(train.meta))
+    images = Images(rows, None, train.codec.grid)
     config = ladder.recipe(grid, cell["d_model"], 1, len(rows), cell["lr"])
     shape = model_shape(config, train)
-    model = placed(fresh_model(shape, config, train.meta, images), where)
+    model = placed(fresh_model(shape, config, train.codec.grid, images), where)
     run, micro = Run(model, config.train, None), micro_batch_images(model, where)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):

@@ -114,7 +114,7 @@ def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
     once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
     numbers = read_metrics(folder / "loss.json")[1]
     shape = shape_from(open_checkpoint(folder / "model").shape)
-    unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec)))
+    unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec.grid[2])))
     return {"loss": numbers[unit], "loss_unit": unit}
 
 

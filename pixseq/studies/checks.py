@@ -12,13 +12,11 @@ import numpy as np
 
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import open_checkpoint
-from pixseq.artifacts.codec import palette_of
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.config import MOST_BATCH, GridFile
 from pixseq.engine import exported
-from pixseq.engine.opening import check_pairing, some_images
-from pixseq.engine.opening import grid as picture
+from pixseq.engine.opening import some_images
 from pixseq.engine.training import Images, check_fit
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.exported import file_id, is_exported
@@ -122,12 +120,12 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
     """What cells do with the stores of one resolution, told by what is in them."""
     train, val = stores["train"], stores["val"]
     for store in stores.values():
-        check_pairing(train.path, train.meta, store)
-    check_fit(where, grid.train, Images(some_images(train, slice(0, 1)), None, picture(train.meta)))
+        train.codec.must_pair(train.path, store.codec, store.path)
+    check_fit(where, grid.train, Images(some_images(train, slice(0, 1)), None, train.codec.grid))
     _check_labels(stores, remarks)
     if not completes(grid):
         return
-    how, rows = grid.completions, train.meta["height"]
+    how, rows = grid.completions, train.codec.height
     if (how.count or 2) > len(val):
         raise UsageError(
             f"completions.count is {how.count or 2}, and {val.path} holds {len(val)} images", "lower it, or encode more"
@@ -139,7 +137,7 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
             f"completions.keep is {how.keep}, which keeps none of {rows} rows", "0.5 keeps the top half, 0 nothing"
         )
     for store in (train, val):
-        palette_of(store.path, store.meta, "encode again with --palette: completions need colours")
+        store.codec.must_have_colours(store.path, "encode again with --palette: completions need colours")
     if how.extractor in (PIXELS, REFERENCE):
         return
     if is_exported(how.extractor):
@@ -152,7 +150,7 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
             f"completions.extractor {how.extractor} reads {shape.reads}, completions are tokens",
             "give a checkpoint of an Image GPT",
         )
-    check_pairing(extractor.path, extractor.codec, val)
+    extractor.codec.must_pair(extractor.path, val.codec, val.path)
     _check_layer("completions.layer", how.layer, shape.n_layer, str(how.extractor))
 
 
@@ -170,7 +168,7 @@ def _check_labels(stores: Stores, remarks: list[str]) -> None:
             f"{train.path} holds {len(counts)} classes of {counts.max()} images at most: nothing can be probed",
             "name another store as probe_train, of two classes and two images of one at least",
         )
-    names = [store.meta.get("class_names") for store in (train, test)]
+    names = [store.codec.class_names for store in (train, test)]
     if None not in names and names[0] != names[1]:
         raise PixseqError(
             f"{train.path} and {test.path} have different classes", "encode both from sources with the same classes"

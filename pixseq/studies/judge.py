@@ -24,6 +24,7 @@ import numpy as np
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, Store, StoreWriter
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile, StudyCompletions
@@ -49,7 +50,7 @@ def completes(grid: GridFile) -> bool:
 # ---- the reference model
 
 
-def reference_cell(grid: GridFile, index: int, codec: Mapping[str, Any], images: int) -> Cell | None:
+def reference_cell(grid: GridFile, index: int, codec: Codec, images: int) -> Cell | None:
     """The reference model of one resolution as if it were a cell, or None where completions need none."""
     how = grid.completions
     if how.extractor != REFERENCE or not completes(grid):
@@ -64,7 +65,7 @@ def reference_cell(grid: GridFile, index: int, codec: Mapping[str, Any], images:
             f"completions.reference_budget is {budget:.3g} FLOPs, below one step of the smallest model {one_step:.3g}",
             "raise it, or leave it out for the largest budget",
         )
-    resolution = codec["height"]
+    resolution = codec.height
     return {
         "id": f"{REFERENCE}-r{resolution}",
         "resolution": resolution,
@@ -83,7 +84,7 @@ def references(study: Study) -> list[Cell]:
     found = []
     for index, data in enumerate(study.grid.data):
         train = open_images(data.train, SHAPES[study.grid.shapes.family].reads)
-        found.append(reference_cell(study.grid, index, train.meta, len(train)))
+        found.append(reference_cell(study.grid, index, train.codec, len(train)))
     return [rates.ruled(study, cell) for cell in found if cell is not None]
 
 

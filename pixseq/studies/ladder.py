@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.plan import Cell
 from pixseq.config import AimConfig, GridFile, ModelConfig, PretrainFile, as_dict, check
 from pixseq.errors import PixseqError
@@ -51,10 +51,10 @@ def heads(d_model: int) -> int:
     return max((n for n in range(1, d_model // least + 1) if d_model % n == 0), default=1)
 
 
-def ladder(grid: GridFile, codec: Mapping[str, Any]) -> list[Shape]:
+def ladder(grid: GridFile, codec: Codec) -> list[Shape]:
     """Every shape of the family on pictures of `codec`, the smallest first."""
     kind = SHAPES[grid.shapes.family]
-    return [kind.of(as_dict(model_config(grid, d)), codec, RASTER) for d in widths()]
+    return [kind.of(as_dict(model_config(grid, d)), codec.grid, codec.n_vocab, RASTER) for d in widths()]
 
 
 def size(grid: GridFile, shape: Shape) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell, write_plan
 from pixseq.config import GridFile, StudyData, as_dict, effective
@@ -94,7 +95,7 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
             inputs |= {f"{role} {i}": reference(store.path, store.manifest) for role, store in stores.items()}
             checks.check_stores(where, config, stores, remarks)
             planned = _plan_data(config, i, stores["train"], remarks)
-            judged = judge.reference_cell(config, i, stores["train"].meta, len(stores["train"]))
+            judged = judge.reference_cell(config, i, stores["train"].codec, len(stores["train"]))
             planned += rates.sweep_cells(planned, config)
             both = planned + [judged] * (judged is not None)
             checks.check_cells(where, config, both, remarks)
@@ -173,12 +174,12 @@ def _check_distinct(ids: Sequence[str]) -> None:
 
 
 def _plan_data(grid: GridFile, index: int, train: Store, remarks: list[str]) -> list[Cell]:
-    rungs = ladder.ladder(grid, train.meta)
+    rungs = ladder.ladder(grid, train.codec)
     cells = []
     for b, budget in enumerate(grid.budgets):
         middle = ladder.centre(grid, rungs, budget)
-        cells += cells_of(grid, index, train.meta, len(train), b, middle)
-    resolution = train.meta["height"]
+        cells += cells_of(grid, index, train.codec, len(train), b, middle)
+    resolution = train.codec.height
     repeated = [cell for cell in cells if cell["epochs"] > grid.most_epochs]
     if repeated:
         most = max(cell["epochs"] for cell in repeated)
@@ -192,7 +193,7 @@ def _plan_data(grid: GridFile, index: int, train: Store, remarks: list[str]) -> 
     return cells
 
 
-def cells_of(grid: GridFile, index: int, codec: dict[str, Any], images: int, b: int, middle: float) -> list[Cell]:
+def cells_of(grid: GridFile, index: int, codec: Codec, images: int, b: int, middle: float) -> list[Cell]:
     """The cells of one budget around a size. Raises PixseqError for a budget that no model can spend."""
     budget, rungs = grid.budgets[b], ladder.ladder(grid, codec)
     one_step = [shape.flops_per_token(grid.flops) * shape.n_ctx * grid.batch.smallest for shape in rungs]
@@ -203,7 +204,7 @@ def cells_of(grid: GridFile, index: int, codec: dict[str, Any], images: int, b: 
         )
     able = [shape for shape, cost in zip(rungs, one_step) if cost <= budget]
     shapes = ladder.around(grid, able, middle)
-    resolution = codec["height"]
+    resolution = codec.height
     return [
         {"id": f"r{resolution}-b{b}-s{s}" + f"-k{k}" * (k > 0), "resolution": resolution, "budget": budget}
         | {"data": index, **({"seed": k} if k else {})}
@@ -232,7 +233,7 @@ def move(study: Study, resolution: int, budget: float) -> bool:
     grid, data = study.grid, here[0]["data"]
     store = open_images(grid.data[data].train, SHAPES[grid.shapes.family].reads)
     index = list(grid.budgets).index(budget)
-    cells = cells_of(grid, data, store.meta, len(store), index, middle)
+    cells = cells_of(grid, data, store.codec, len(store), index, middle)
     new = {cell["id"]: rates.ruled(study, cell) for cell in cells}
     if max(checks.probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
         return False  # smaller models would lack a layer that is probed
