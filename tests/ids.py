@@ -36,7 +36,7 @@ STORED = {
     "whole.zarr": "encode digits --scheme pixels --size 12 --resize whole --limit 40",
 }
 COMPUTED = {
-    "ar": f"pretrain train.zarr {TINY} --val-fraction 0.1 --steps 8 {FEW}",
+    "ar": f"pretrain train.zarr {TINY} --val test.zarr --steps 8 {FEW}",
     "bert": f"pretrain train.zarr {TINY} --objective bert --val test.zarr --steps 8 {FEW}",
     "rgb": f"pretrain rgb.zarr {TINY} --order spiral-out --steps 4 {FEW}",
     "aim": f"pretrain pixels.zarr {TINY_AIM} --steps 8 {FEW}",

@@ -63,11 +63,11 @@ class Beside:
         """Images so far."""
         return sum(map(len, self.losses))
 
-    def numbers(self, model: str | Path, store: Store, codec: dict[str, Any]) -> dict[str, Any]:
-        """Raises PixseqError where the model gave no numbers."""
+    def numbers(self, model: str | Path, store: Store, channels: int) -> dict[str, Any]:
+        """The loss in its units, of images of so many channels. Raises PixseqError where the model gave no numbers."""
         parts = torch.cat(self.losses).split(images_at_once(self.net, self.where))
         total = sum(float(part.double().sum()) for part in parts)
         if not math.isfinite(total):
             raise no_numbers(f"the loss of {model} on {store.path} is {total}", model)
-        loss = self.net.shape.report(total / self.scored, codec)
+        loss = self.net.shape.report(total / self.scored, channels)
         return {**facts_of(self.net, store), **loss, **self.where.used()}

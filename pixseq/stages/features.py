@@ -155,7 +155,7 @@ def run(
             compute = _activations(where, net, chosen, masks, seed, pooling, beside)
         made = _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
         if beside is not None and beside.count == len(store):
-            numbers = beside.numbers(model, store, codec)
+            numbers = beside.numbers(model, store, codec.grid[2])
             write_metrics(loss, "evaluate", config_of(weights, masks, seed, None, where), inputs, numbers, overwrite)
         return made
 
