@@ -2,15 +2,18 @@
 
 import io
 import os
+import time
 import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pixseq.data import images
 from pixseq.data.folders import open_paths
 from pixseq.data.images import Preparation, Reader
 from pixseq.data.records import Pixels, Source
+from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -320,3 +323,27 @@ def test_memory_does_not_grow_with_the_source(workers):
         return peak
 
     assert peak(40) < 1.5 * peak(10)
+
+
+def test_pictures_that_unfold_far_beyond_their_files_wait_for_each_other(tmp_path, monkeypatch):
+    for i in range(12):
+        Image.new("RGB", (400, 400), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    monkeypatch.setattr(images, "DECODE_CHUNK", 1)
+    monkeypatch.setattr(images, "DECODED_BYTES", 3_500_000)  # of two such pictures
+    rows, inside, most = images.Reader._rows, [], []
+
+    def slow(self, image, number):
+        inside.append(number)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.remove(number)
+        return rows(self, image, number)
+
+    monkeypatch.setattr(images.Reader, "_rows", slow)
+    source, prep = open_source(str(tmp_path)), images.Preparation(size=4)
+    found = [np.concatenate([b.images for b in images.Reader(source, prep, workers=w)]) for w in (0, 8)]
+    assert np.array_equal(*found) and max(most) <= 2
+    inside.clear(), most.clear()
+    monkeypatch.setattr(images, "DECODED_BYTES", 1)  # each alone has more than all of it
+    list(images.Reader(source, prep, workers=8))
+    assert max(most) == 1

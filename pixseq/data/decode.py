@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -20,7 +21,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decod
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bomb, and here the warning is an error
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
+BLOCK_BYTES = 1 << 26  # that a picture's memory is made of: from 32 MB on, it goes back to the system at once
 AT_ONCE = 1 << 20  # values
+PIXEL_BYTES, FOLDED = 11, 32  # bytes a pixel while it is decoded, and bytes for each of the file that are no matter
 NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
 
 
@@ -35,15 +38,21 @@ def prepare_process(max_pixels: int) -> None:
     Image.MAX_IMAGE_PIXELS = max(PILLOW_LIMIT, max_pixels)
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    Image.core.set_block_size(BLOCK_BYTES)  # Pillow's own of 16 MB stay with each thread when they are freed
     Image.init()  # loads the decoders before there are threads
 
 
 def decode(
-    data: bytes | str, background: tuple[int, int, int], max_pixels: int, bit_depth: int | None = None
+    data: bytes | str,
+    background: tuple[int, int, int],
+    max_pixels: int,
+    bit_depth: int | None = None,
+    take: Callable[[int], None] = lambda size: None,
 ) -> tuple[Image.Image, list[str]]:
     """An upright picture of mode L or RGB, and what was done to it (names of counts). Raises BadPicture.
 
-    Of 16-bit values the lowest `bit_depth` bits are the picture's; None: all 16.
+    Of 16-bit values the lowest `bit_depth` bits are the picture's; None: all 16. Before its pixels are read, `take` is
+    called with the bytes of memory that they take beyond what a file of its size may, see bounded/room.py.
     """
     try:
         if isinstance(data, str) and not stat.S_ISREG(os.stat(data).st_mode):
@@ -59,6 +68,7 @@ def decode(
                 raise BadPicture(f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)")
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"{width} x {height} pixels are too few")
+            take(width * height * PIXEL_BYTES - FOLDED * size)
             return _upright(image, background, bit_depth)
     except BadPicture:
         raise

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageColor
 
+from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import centre, joined, resized
@@ -25,6 +26,7 @@ from pixseq.streams import Stream
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
 IN_FLIGHT_BYTES = 256 << 20  # of encoded pictures that wait for their turn, of whatever size each is
+DECODED_BYTES = 640 << 20  # of pictures that unfold to far more than their files have: the others wait
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
 MOST_PIXELS = 2**31 - 1  # Pillow counts no further
@@ -180,6 +182,7 @@ class Reader:
         self.batch_size, self.workers = batch_size, workers
         self.counts: dict[str, int] = {}
         self.problems: list[str] = []
+        self.room = Room(DECODED_BYTES)
         prepare_process(prep.max_pixels)
 
     def __iter__(self) -> Iterator[ImageBatch]:
@@ -328,7 +331,8 @@ class Reader:
             try:
                 if self.source.has_labels and file.label is None:
                     raise BadPicture("it has no label, unlike others")
-                image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth)
+                with self.room.entered() as take:
+                    new, done = self._decoded(file, number, take)
             except BadPicture as error:
                 problem = f"{shown(file.name)}: {shown(error)}"
                 if self.prep.on_error == "fail":
@@ -338,7 +342,6 @@ class Reader:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
-            new = self._rows(image, number)
             rows.extend(new)
             labels += [file.label] * len(new)
             numbers += [number] * len(new)
@@ -348,6 +351,11 @@ class Reader:
         if self.prep.resize != "whole":
             rows = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
         return self._result(rows, labels, numbers, len(files), tally, *problems)
+
+    def _decoded(self, file: Encoded, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
+        """The rows of a file, and what was done to it: the whole picture is let go of on return."""
+        image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
+        return self._rows(image, number), done
 
     def _rows(self, image: Image.Image, number: int) -> np.ndarray:
         """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels.
