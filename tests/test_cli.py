@@ -99,7 +99,7 @@ FLAGS = """
     --lora-targets --low-data-choice --lr --masks --max-images --max-iter --max-pixels --maximize --method --metric
     --metrics --micro-batch --objective --on-error --order --out --overwrite --palette --part --patience --pictures
     --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init --recentre --refine-steps --refit
-    --resize --resized-side --resolution --resume --save-minutes --scale --scheme --seed --set --size --split
+    --resize --resized-side --resolution --resume --save-minutes --scale --scheme --seed --set --size --solver --split
     --standardize --start-flops --steps --target --temperature --test --time-limit --tokens --tokens-per-pixel --top-k
     --top-p --trials --val --val-fraction --verify --views --weight-decay --weights --window --workers
 """

@@ -121,14 +121,14 @@ def test_few_labels_choose_layer_c_and_scaling_by_themselves(pair):
                 losses[layer, c] = 0.0
                 for left_out in range(few):
                     held = np.arange(10 * few) % few == left_out
-                    model = LogisticRegression(C=c, max_iter=1000).fit(scaled[~held], y[picked][~held])
+                    model = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(scaled[~held], y[picked][~held])
                     right = model.predict_proba(scaled[held])[np.arange(10), y[picked][held]]
                     losses[layer, c] -= np.log(right).sum()
         layer, c = min(losses, key=losses.get)
         assert (numbers["layers"][trial], numbers["cs"][trial]) == (layer, c)
         rows, test = X[layer][picked], test_X[layer].copy()
         probes.standardize(rows, test)
-        direct = LogisticRegression(C=c, max_iter=1000).fit(rows, y[picked])
+        direct = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(rows, y[picked])
         assert numbers["test_accuracies"][trial] == pytest.approx(direct.score(test, test_y), abs=1.1 / len(test_y))
 
 

@@ -100,6 +100,9 @@ def probe(
         typer.Option("--standardize/--no-standardize", help="Scale by train mean and deviation [default: logistic]."),
     ] = None,
     max_iter: Annotated[int, typer.Option("--max-iter", min=1, help="L-BFGS iterations at most.")] = 1000,
+    solver: Annotated[
+        str | None, typer.Option("--solver", help="logistic: pixseq, or sklearn, which is slower [default: pixseq].")
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option("--window", help="attentive: the mean of so many neighbouring layers [default: of the last six]."),
@@ -118,7 +121,7 @@ def probe(
         float | None, typer.Option("--weight-decay", help="attentive: AdamW's, of matrices [default: 0.01].")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="attentive: auto, cpu, cuda or one as cuda:1 [default: auto].")
+        str | None, typer.Option("--device", help="auto, cpu, cuda or one as cuda:1 [default: auto].")
     ] = None,
     baseline: Annotated[
         list[str] | None, typer.Option("--baseline", help="Another row, as NAME=TRAIN.zarr:TEST.zarr.")
@@ -151,6 +154,7 @@ def probe(
         val_fraction=val_fraction,
         standardize=standardize,
         max_iter=max_iter,
+        solver=solver,
         window=window,
         heads=heads,
         lr=lr,
@@ -175,7 +179,9 @@ def _baseline(text: str) -> tuple[str, str, str]:
 
 def _probe_table(numbers: dict[str, Any]) -> str:
     """The curve, then one line a summary figure."""
-    head = ("layer", "c", "val_accuracy", "test_accuracy", "converged")
+    head = ("layer", "c", "val_accuracy", "test_accuracy", "converged", "gradient")
+    if numbers["method"] == "knn":
+        head = ("layer", "val_accuracy", "test_accuracy")
     if numbers["method"] == "attentive":
         head = ("layer", "window", "lr", "val_accuracy", "test_accuracy")
     lines = [table(head, [[row.get(key) for key in head] for row in numbers["layers"]]), ""]
@@ -191,7 +197,10 @@ def _probe_table(numbers: dict[str, Any]) -> str:
         name = f"{few['labels_per_class']} labels a class, {choice}, mean of {few['trials']} (std {spread})"
         rows.append((name, few["test_accuracy_mean"]))
     rows.append(("majority class", numbers.get("majority")))
-    return "\n".join([*lines, table(("probe", "test_accuracy"), rows)])
+    lines.append(table(("probe", "test_accuracy"), rows))
+    if numbers.get("solver"):
+        lines += ["", f"logistic regressions solved by {numbers['solver']} on {numbers['device']}"]
+    return "\n".join(lines)
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from pixseq import progress
 from pixseq.engine.feature_pair import Pair, masks, pooled_views
 from pixseq.errors import UsageError
 from pixseq.numerics import probes
-from pixseq.numerics.probes import Labelled
+from pixseq.numerics.probes import Labelled, Solver
 
 # What chooses the layer and the scaling; C is chosen inside the subset in either case.
 CHOICES = ("subset", "all")
@@ -52,13 +52,16 @@ class Few:
 
 @dataclass(frozen=True)
 class Fits:
-    """How every fit is made: C's to choose from, whether features are scaled, and how many layers run side by side."""
+    """How every fit is made: C's to choose from, whether features are scaled, and how many layers run side by side,
+    by which solver.
+    """
 
     cs: Sequence[float]
     scaled: bool
     max_iter: int
     seed: int
     workers: int
+    solver: Solver
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def probe_few(pair: Pair, layers: Sequence[int], best: int, few: Few, how: Fits)
         progress.say(f"probe: layer {best} on {few.labels_per_class} labels a class, {few.trials} trials")
         train, test = pair.read([best], how.scaled)
         found = probes.low_data_probe(
-            train, test, few.labels_per_class, few.trials, how.cs, how.max_iter, seed=how.seed
+            train, test, few.labels_per_class, few.trials, how.cs, how.max_iter, seed=how.seed, solver=how.solver
         )
         chosen = [best] * few.trials
     else:
@@ -115,7 +118,9 @@ def _inside(pair: Pair, layers: Sequence[int], few: Few, how: Fits) -> tuple[pro
                 probes.standardize(subset.X, subset.X[:0])
             c, loss = how.cs[0], 0.0
             if few.labels_per_class > 1:  # one label chooses nothing, see Few.check
-                c, loss = probes.cross_validated_c(subset, few.labels_per_class, how.cs, how.max_iter)
+                c, loss = probes.cross_validated_c(
+                    subset, few.labels_per_class, how.cs, how.max_iter, solver=how.solver
+                )
             found.append(Chosen(layer, c, loss))
         return found
 
@@ -129,7 +134,9 @@ def _inside(pair: Pair, layers: Sequence[int], few: Few, how: Fits) -> tuple[pro
                 here = Labelled(test.copy(), pair.test_labels, masks(pair.test), pair.test_shows)
                 if how.scaled:
                     probes.standardize(subset.X, here.X)
-                accuracies[trial] = probes.fitted_accuracy(subset, here, chosen[trial].c, how.max_iter, seed=how.seed)
+                accuracies[trial] = probes.fitted_accuracy(
+                    subset, here, chosen[trial].c, how.max_iter, seed=how.seed, solver=how.solver
+                )
     return probes.LowData(accuracies, [one.c for one in chosen]), [one.layer for one in chosen]
 
 

@@ -1,6 +1,6 @@
 """probe: read the classes of images from features, layer by layer, and compare with baselines (Image GPT §4.1-4.7).
 
-The attentive probe (AIM §4.3) has a stage file of its own, which imports torch: it is imported where it is used.
+The attentive probe (AIM §4.3) has a stage file of its own, which is imported where it is used.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def run(
     weight_decay: float | None = None,
     device: str | None = None,
     low_data_choice: str | None = None,
+    solver: str | None = None,
 ) -> dict[str, Any]:
     """The metrics as a mapping, written to `out` as metrics and to `plot` as a PNG curve where these are given.
 
@@ -70,13 +71,16 @@ def run(
     `low_data_choice` is "subset" (default) or "all": whether the few labels of each subset choose its layer, and its
     images the scaling, or all of train.
 
-    The options between `overwrite` and `low_data_choice` are of the attentive probe (see engine/attentive.py for their
-    defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row: the mean
-    over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
+    `solver` of the logistic probe is "pixseq" (default) or "sklearn". `device` is of knn, of our solver and of the
+    attentive probe.
+
+    Other options between `overwrite` and `low_data_choice` are of the attentive probe (see engine/attentive.py for
+    their defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row:
+    the mean over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
     options = {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size}
     options |= {"weight_decay": weight_decay, "device": device}
-    recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options)
+    recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options, solver)
     few = _few(method, labels_per_class, trials, low_data_choice)
     _check_concat(method, concat)
     check_png(plot)
@@ -108,8 +112,7 @@ def run(
             same = [layer for layer in chosen if layer in other.layers]
             found = _probe(other, same or other.layers, every or not same, split, recipe, f"probe {name}")
             numbers["baselines"].append({"name": name, "layers": found, **_headline(_best(found))})
-    if recipe.attentive:
-        numbers |= attentive.used(recipe.attentive)
+    numbers |= attentive.used(recipe.attentive) if recipe.attentive else recipe.used()
     _remark(numbers, recipe)
 
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
@@ -141,9 +144,13 @@ class Recipe:
     seed: int
     max_iter: int
     attentive: attentive.Recipe | None
+    solver: str | None = None  # of the logistic probe
+    device: str = "auto"  # of any but the attentive one
 
     @classmethod
-    def checked(cls, method, c, val_fraction, standardize, seed, max_iter, lr, options: dict[str, Any]) -> Recipe:
+    def checked(
+        cls, method, c, val_fraction, standardize, seed, max_iter, lr, options: dict[str, Any], solver=None
+    ) -> Recipe:
         """Raises UsageError where a value cannot be used. `lr` and `options` (None: default) are of attentive."""
         cs = _positive("--c", c, "0.01,0.1,1", "C is the inverse strength of regularisation")
         if not 0 < val_fraction < 1:
@@ -151,12 +158,14 @@ class Recipe:
         if max_iter < 1:
             raise UsageError(f"--max-iter is {max_iter}, it must be at least 1")
         given = {name: value for name, value in options.items() if value is not None}
+        solver = _solver(method, solver, given.get("device"))
         if method != "attentive":
+            device = given.pop("device", "auto")
             if given or lr is not None:
                 flag = next(iter(given), "lr").replace("_", "-")
                 raise UsageError(f"--{flag} goes with --method attentive, not with {method}")
             scaled = method == "logistic" if standardize is None else standardize
-            return cls(method, cs, val_fraction, scaled, seed, max_iter, None)
+            return cls(method, cs, val_fraction, scaled, seed, max_iter, None, solver, device)
         if standardize is not None:
             raise UsageError("--standardize does not go with --method attentive", "its batch norm scales the features")
         from pixseq.engine import attentive
@@ -167,9 +176,33 @@ class Recipe:
     def config(self) -> Row:
         """What enters the result's config: the options that this method has."""
         if self.attentive is None:
-            return {key: value for key, value in asdict(self).items() if key != "attentive"}
+            return {key: value for key, value in asdict(self).items() if key not in ("attentive", "device")}
         own = {key: value for key, value in asdict(self.attentive).items() if key != "device"}
         return {"method": self.method, "val_fraction": self.val_fraction, "seed": self.seed, **own}
+
+    def used(self) -> Row:
+        """What its results say of how they were computed."""
+        return {"solver": self.solver, "device": self.fitter().device}
+
+    def fitter(self, workers: int = 1) -> probes.Solver:
+        """What computes, where so many layers run side by side. Raises UsageError for a device that is not here."""
+        from pixseq.runtime import machine
+
+        with machine("cpu" if self.solver == "sklearn" else self.device, "fp32") as where:
+            return probes.Solver(self.solver or "pixseq", str(where.device), max(1, usable_cores() // workers))
+
+
+def _solver(method: str, solver: str | None, device: str | None) -> str | None:
+    """None where the method fits nothing, or in its own way. Raises UsageError where these do not go together."""
+    if method != "logistic":
+        if solver is not None:
+            raise UsageError(f"--solver goes with --method logistic, not with {method}")
+        return None
+    if solver not in (None, *probes.SOLVERS):
+        raise UsageError(f"--solver is {solver!r}", f"one of: {', '.join(probes.SOLVERS)}")
+    if solver == "sklearn" and device not in (None, "auto", "cpu"):
+        raise UsageError(f"--solver sklearn does not go with --device {device}", "it computes on the CPU")
+    return solver or probes.SOLVERS[0]
 
 
 def _positive(flag: str, values: str | Sequence[float], example: str, why: str) -> list[float]:
@@ -281,7 +314,7 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
     rows = []
     # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
     with progress.track(name, len(layers), "layers") as bar, ThreadPool(workers) as pool:
-        probe = _prober(pair, split, recipe, bar.advance)
+        probe = _prober(pair, split, recipe, recipe.fitter(workers), bar.advance)
         for layer, found in zip(layers, pool.imap(lambda layer: probe([layer]), layers)):
             rows.append({"layer": layer, **found})
             bar.note(f"layer {layer}: {found['val_accuracy']:.4f} held out, {found['test_accuracy']:.4f} test")
@@ -289,7 +322,9 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
     return rows
 
 
-def _prober(pair: Pair, split, recipe: Recipe, advance: Callable[[float], None]) -> Callable[[Sequence[int]], Row]:
+def _prober(
+    pair: Pair, split, recipe: Recipe, solver: probes.Solver, advance: Callable[[float], None]
+) -> Callable[[Sequence[int]], Row]:
     """Layers, taken side by side -> c, val_accuracy, test_accuracy, converged and what was tried.
 
     knn lets `advance` hear of the parts of such a row that are done.
@@ -297,7 +332,9 @@ def _prober(pair: Pair, split, recipe: Recipe, advance: Callable[[float], None])
 
     def logistic(layers: Sequence[int]) -> Row:
         train, test = pair.read(layers, recipe.standardize)
-        return asdict(probes.linear_probe(train, test, split, recipe.c, recipe.max_iter, seed=recipe.seed))
+        return asdict(
+            probes.linear_probe(train, test, split, recipe.c, recipe.max_iter, seed=recipe.seed, solver=solver)
+        )
 
     def knn(layers: Sequence[int]) -> Row:
         train, test = pair.read(layers, recipe.standardize)
@@ -334,11 +371,12 @@ def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
     layers = [pair.layers[i] for i in window]
     progress.say(f"probe: layers {layers[0]} to {layers[-1]} side by side")
     with progress.track("probe", 1, "fits") as bar:
-        return {"layers": layers, **_prober(pair, split, recipe, bar.advance)(layers)}
+        return {"layers": layers, **_prober(pair, split, recipe, recipe.fitter(), bar.advance)(layers)}
 
 
 def _low_data(pair: Pair, layers: Sequence[int], best: int, few: Few, recipe: Recipe) -> Row:
-    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, min(usable_cores(), len(layers)))
+    workers = min(usable_cores(), len(layers))
+    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, workers, recipe.fitter(workers))
     return probe_few(pair, layers, best, few, how)
 
 
@@ -370,7 +408,11 @@ def _remark(numbers: Row, recipe: Recipe) -> None:
         progress.say(f"note: test has classes that train lacks, never predicted: {names}")
     stuck = [row["layer"] for row in numbers["layers"] if row["converged"] is False]
     if stuck:
-        progress.say(f"note: not converged after {recipe.max_iter} iterations: layers {stuck}; raise --max-iter")
+        largest = max(row["gradient"] for row in numbers["layers"] if row["converged"] is False)
+        progress.say(
+            f"note: not converged after {recipe.max_iter} iterations: layers {stuck} (gradient up to {largest:.1e}); "
+            "raise --max-iter"
+        )
     at_end = [row["layer"] for row in numbers["layers"] if row["c"] in (recipe.c[0], recipe.c[-1])]
     if at_end and len(recipe.c) > 1:
         progress.say(f"note: the best C is an end of the list at layers {at_end}: widen --c")

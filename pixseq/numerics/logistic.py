@@ -1,0 +1,349 @@
+"""Multinomial logistic regression along a path of C's, exact and quick: the linear probe's solver.
+
+The objective is scikit-learn's, per row: f(W, b) = mean cross-entropy + |W|^2 / (2 C n), the intercept free; of two
+classes, as there, the penalty is on their difference. It is convex, so what differs is only the time to its minimum:
+
+- Curvature is known beforehand. Around class shares p the Hessian of class k is p_k (1 - p_k) G + 1 / (C n), G the
+  covariance of the features: one eigendecomposition of G gives its inverse for every C and every class.
+- L-BFGS starts from that inverse and learns what is left. Its pairs (step, change of gradient) are kept without the
+  penalty's part, which is added for each C: what one C learned, the next one knows.
+- C's ascend, each fit starting from the one before.
+
+An evaluation is one pass over the rows in blocks that stay in cache, or come to the device one by one where they do not
+fit there. Blocks are added up in their order: results do not depend on the number of threads. Products are float32,
+sums over blocks and all vectors float64; small sets are float64 throughout.
+
+Shapes: n rows, D features, K classes, r directions of the eigendecomposition; theta [D + 1, K] is W above b, of
+features whose mean was taken off (by algebra: no copy is made).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
+BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
+EXACT_CELLS = 1 << 22  # of X, up to which all is float64
+FULL_SIDE = 2048  # of G or of its twin between rows, up to which all its eigenvectors are found
+SKETCHED = 512  # directions of G beyond that
+PAIRS, PAIR_BYTES = 20, 1 << 29  # of L-BFGS: its memory, and what it may take
+LEFT, FEWEST = 5e-7, 5  # a fit ends where what is left to fall is less, relative: the next step times those taken
+ROUNDING = {torch.float32: 1e-9, torch.float64: 1e-15}  # relative decreases that are no longer real
+ARMIJO, HALVINGS = 1e-4, 30
+FARTHEST = 80.0  # nats below the largest logit: less is 0 but would be computed slowly, in denormal numbers
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A fit: classes [K], weights [D, K] and intercept [K] float64, and how far its solver came.
+
+    `objective` is f at the end, `gradient` the largest component of its gradient, `converged` whether that is within
+    the tolerance.
+    """
+
+    classes: np.ndarray
+    weights: np.ndarray
+    intercept: np.ndarray
+    objective: float
+    gradient: float
+    converged: bool
+    n_iter: int
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """The class of each row, [n]."""
+        return self.classes[np.concatenate([logits.argmax(axis=1) for _, logits in self._logits(X)])]
+
+    def log_loss(self, X: np.ndarray, labels: np.ndarray) -> float:
+        """The summed cross-entropy in nats of rows whose labels are among the classes."""
+        right, total = np.searchsorted(self.classes, labels), 0.0
+        for rows, logits in self._logits(X):
+            own = logits[np.arange(len(logits)), right[rows]]
+            top = logits.max(axis=1)
+            total += float((np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - own).sum())
+        return total
+
+    def _logits(self, X: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        weights = self.weights.astype(X.dtype)
+        for rows in _slices(*X.shape, len(self.classes)):
+            yield rows, (X[rows] @ weights).astype(np.float64) + self.intercept
+
+
+class Rows:
+    """Features [n, D] with their class numbers y [n], read block by block on a device by several threads."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, K: int, device: str = "cpu", threads: int = 1):
+        self.device = torch.device(device)
+        self.dtype = torch.float64 if X.size <= EXACT_CELLS else torch.float32
+        self.n, self.D = X.shape
+        self.X = torch.from_numpy(X)
+        self.y = torch.from_numpy(y.astype(np.int64)).to(self.device)
+        if self.dtype == torch.float64 or self._fits():
+            self.X = self.X.to(self.device, self.dtype)
+        self.slices = _slices(self.n, self.D, K, BLOCK_ROWS if self.device.type == "cpu" else BLOCK_CELLS)
+        self.threads = threads if self.device.type == "cpu" else 1
+        self.mean = sum(self.map(lambda X, _: X.sum(0, dtype=torch.float64))) / self.n
+
+    def _fits(self) -> bool:
+        """On the device: always where it is the CPU, whose memory already holds float32."""
+        if self.device.type == "cpu":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return 4 * self.X.numel() < free // 2
+
+    def map(self, of_block: Callable[[Tensor, Tensor], tuple | Tensor]) -> Iterator:
+        """`of_block` of every block's X and y, in order."""
+
+        def part(rows: slice):
+            return of_block(self.X[rows].to(self.device, self.dtype, non_blocking=True), self.y[rows])
+
+        if min(self.threads, len(self.slices)) < 2:
+            yield from map(part, self.slices)
+            return
+        with ThreadPool(self.threads) as pool:
+            yield from pool.imap(part, self.slices)
+
+
+def _slices(n: int, D: int, K: int, most: int = BLOCK_CELLS) -> list[slice]:
+    size = max(1, min(most, BLOCK_CELLS // max(D, K)))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+# ---- curvature
+
+
+class Spectrum(NamedTuple):
+    """G = Q diag(values) Q' on the directions Q [D, r], about `rest` on all others; None: no row leaves these."""
+
+    Q: Tensor
+    values: Tensor
+    rest: float | None
+
+    def solve(self, right: Tensor, shares: Tensor, ridge: float) -> Tensor:
+        """(shares_k G + ridge)^-1 applied to column k of `right` [D, K] float64."""
+        along = self.Q.T @ right.to(self.Q.dtype)
+        scale = 1 / (self.values[:, None] * shares + ridge)
+        if self.rest is None:
+            return (self.Q @ (along * scale).to(self.Q.dtype)).double()
+        others = 1 / (self.rest * shares + ridge)
+        return right * others + (self.Q @ (along * (scale - others)).to(self.Q.dtype)).double()
+
+    def serves(self, rows: Rows) -> bool:
+        """Other rows too, of the same kind."""
+        return self.rest is not None or self.Q.shape == (rows.D, rows.D)
+
+
+def spectrum(rows: Rows) -> Spectrum:
+    """Of the covariance of the rows: from the smaller side of X, or of wide and many rows from a sketch."""
+    mean = rows.mean.to(rows.dtype)
+    if min(rows.n, rows.D) > FULL_SIDE:
+        return _sketch(rows, mean)
+    if rows.n >= rows.D:
+        gram = sum(rows.map(lambda X, _: ((X - mean).T @ (X - mean)).double())) / rows.n
+        values, Q = torch.linalg.eigh(gram.to(rows.dtype))
+        return Spectrum(Q, values.double().clamp_min(0), None)
+    X = torch.cat(list(rows.map(lambda X, _: X - mean)))
+    values, U = torch.linalg.eigh(X @ X.T / rows.n)
+    kept = values > 10 * torch.finfo(rows.dtype).eps * values[-1]  # none, of rows that are all equal
+    values = values[kept]
+    return Spectrum(X.T @ (U[:, kept] / (rows.n * values).sqrt()), values.double(), None)
+
+
+def _sketch(rows: Rows, mean: Tensor) -> Spectrum:
+    """Nystrom's approximation from G's product with random directions (Frangella, Tropp and Udell 2023, algorithm 2.1).
+
+    The least value found stands for all directions left out: rather too large, which costs steps, than too small.
+    """
+    drawn = torch.randn(rows.D, SKETCHED, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.linalg.qr(drawn)[0].to(rows.device)
+    narrow = drawn.to(rows.dtype)
+    Y = sum(rows.map(lambda X, _: ((X - mean).T @ ((X - mean) @ narrow)).double())) / rows.n
+    shift = torch.finfo(rows.dtype).eps * Y.norm()
+    Y = Y + shift * drawn
+    core = drawn.T @ Y
+    lower = torch.linalg.cholesky((core + core.T) / 2 + shift * torch.eye(SKETCHED, device=rows.device))
+    Q, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, Y.T, upper=False).T, full_matrices=False)
+    values = (singular**2 - shift).clamp_min(0)
+    return Spectrum(Q.to(rows.dtype), values, float(values[-1]))
+
+
+# ---- the objective
+
+
+class Point(NamedTuple):
+    """theta [D + 1, K], the mean cross-entropy there and its gradient, both without the penalty."""
+
+    theta: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+def evaluate(rows: Rows, theta: Tensor) -> Point:
+    """One pass over the rows."""
+    W, b = theta[:-1].to(rows.dtype), (theta[-1] - rows.mean @ theta[:-1]).to(rows.dtype)
+
+    def of_block(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.addmm(b, X, W)
+        norm, own = torch.logsumexp(logits, 1, keepdim=True), y[:, None]
+        plain = norm - logits.gather(1, own)
+        error = logits.sub_(norm).clamp_(min=-FARTHEST).exp_().scatter_(1, own, 0)  # probabilities of other classes
+        wrong = error.sum(1, keepdim=True)  # so small of sure rows that 1 less the label's would be rounding alone
+        loss = torch.where(wrong < 0.5, -torch.log1p(-wrong), plain).sum(dtype=torch.float64)
+        error.scatter_(1, own, -wrong)
+        return loss, error.T @ X, error.sum(0, dtype=torch.float64)
+
+    loss, gradient = 0.0, torch.zeros_like(theta)
+    for part, of_weights, of_intercept in rows.map(of_block):
+        loss += part
+        gradient[:-1] += of_weights.T
+        gradient[-1] += of_intercept
+    gradient /= rows.n
+    gradient[:-1] -= rows.mean[:, None] * gradient[-1]
+    return Point(theta, loss / rows.n, gradient)
+
+
+# ---- the path
+
+
+class Path:
+    """Fits of one set of rows for one C after another. `fit` begins where the last fit ended, or `after` another path.
+
+    Raises ValueError where there are fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        X: np.ndarray,
+        labels: np.ndarray,
+        device: str = "cpu",
+        threads: int = 1,
+        max_iter: int = 1000,
+        tol: float = 1e-4,
+        after: tuple[Path, Classifier] | None = None,
+    ):
+        self.classes, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        if len(self.classes) < 2:
+            raise ValueError("a regression needs two classes")
+        self.max_iter, self.tol = max_iter, tol
+        self.rows = Rows(X, y, len(self.classes), device, threads)
+        shares = torch.from_numpy(counts / len(y)).to(self.rows.device)
+        self.shares = shares * (1 - shares)
+        theta = torch.cat([shares.new_zeros(X.shape[1], len(shares)), shares.log()[None]])
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        if after is None or not np.array_equal(after[1].classes, self.classes):
+            self.spectrum = spectrum(self.rows)
+        else:  # rows much like these: their curvature serves
+            path, begun = after
+            self.spectrum = path.spectrum if path.spectrum.serves(self.rows) else spectrum(self.rows)
+            self.pairs = path.pairs
+            theta[:-1] = torch.from_numpy(begun.weights)
+            theta[-1] = torch.from_numpy(begun.intercept).to(theta) + self.rows.mean @ theta[:-1]
+        self.at = evaluate(self.rows, theta)
+
+    def fit(self, c: float) -> Classifier:
+        """The minimum for one C."""
+        ridge = (2 if len(self.classes) == 2 else 1) / (c * self.rows.n)
+        n_iter, at = 0, self.at
+        self._recall(ridge)
+        while True:
+            value, slope = _value(at, ridge), _slope(at, ridge)
+            step = -self._inverse(slope, ridge)
+            expected, gradient = float(-(step * slope).sum() / 2), self._largest(slope)
+            left = expected * max(n_iter, FEWEST)  # slow fits have as many more to go
+            done = left <= LEFT * value and gradient <= self.tol
+            if done or n_iter == self.max_iter or expected <= ROUNDING[self.rows.dtype] * value:
+                break
+            found = self._search(at, step, value, 2 * expected, ridge)
+            if found is None and not self.pairs:
+                break
+            if found is None:  # what was learned far away misleads here
+                self.pairs = self._known = []
+                continue
+            self._learn(at, found, ridge)
+            at, n_iter = found, n_iter + 1
+        self.at = at
+        weights, intercept = at.theta[:-1], at.theta[-1] - self.rows.mean @ at.theta[:-1]
+        fitted = weights.cpu().numpy().copy(), intercept.cpu().numpy()
+        return Classifier(self.classes, *fitted, float(value), gradient, gradient <= self.tol, n_iter)
+
+    def _largest(self, slope: Tensor) -> float:
+        """Component of the gradient in W and b themselves, before the mean was taken off."""
+        return float(max((slope[:-1] + self.rows.mean[:, None] * slope[-1]).abs().max(), slope[-1].abs().max()))
+
+    def _inverse(self, slope: Tensor, ridge: float) -> Tensor:
+        """The Hessian's inverse, as far as it is known, applied to `slope`: L-BFGS's two loops."""
+        right, known = slope.clone(), []
+        for step, change, scale in reversed(self._known):
+            along = scale * torch.dot(step.view(-1), right.view(-1))
+            right.addcmul_(change, along, value=-1)
+            known.append((step, change, scale, along))
+        right = self._foreseen(right, ridge)
+        if known:  # to the scale of the last step: where fits are sure of their rows, curvature has fallen
+            _, change, scale, _ = known[0]
+            right /= scale * (change * self._foreseen(change, ridge)).sum()
+        for step, change, scale, along in reversed(known):
+            right.addcmul_(step, along - scale * torch.dot(change.view(-1), right.view(-1)))
+        return right
+
+    def _recall(self, ridge: float) -> None:
+        """The pairs as they are under one C, each with the inverse of its product."""
+        whole = [(step, _penalised(change, step, ridge)) for step, change in self.pairs]
+        self._known = [(step, change, 1 / (step * change).sum()) for step, change in whole]
+
+    def _foreseen(self, slope: Tensor, ridge: float) -> Tensor:
+        """The inverse as it is known before any step."""
+        weights = self.spectrum.solve(slope[:-1], self.shares, ridge)
+        return torch.cat([weights, (slope[-1] / self.shares)[None]])
+
+    def _search(self, at: Point, step: Tensor, value: float, fall: float, ridge: float) -> Point | None:
+        """The first point along `step` that falls enough, None where rounding hides every fall."""
+        length = 1.0
+        for _ in range(HALVINGS):
+            found = evaluate(self.rows, at.theta + length * step)
+            gain = float(value - _value(found, ridge))
+            if gain >= ARMIJO * length * fall:
+                return found
+            parabola = fall * length / (2 * (fall * length - gain))  # its lowest point, as a share of this length
+            length *= min(0.5, max(0.1, parabola))
+        return None
+
+    def _learn(self, at: Point, found: Point, ridge: float) -> None:
+        step, change = found.theta - at.theta, found.gradient - at.gradient
+        if (step * change).sum() <= 0:  # rounding: the objective is convex
+            return
+        most = max(3, min(PAIRS, PAIR_BYTES // (24 * step.numel())))
+        whole = _penalised(change, step, ridge)
+        self.pairs = [*self.pairs[1 - most :], (step, change)]
+        self._known = [*self._known[1 - most :], (step, whole, 1 / (step * whole).sum())]
+
+
+def _value(at: Point, ridge: float) -> Tensor:
+    return at.loss + ridge / 2 * (at.theta[:-1] ** 2).sum()
+
+
+def _slope(at: Point, ridge: float) -> Tensor:
+    return _penalised(at.gradient, at.theta, ridge)
+
+
+def _penalised(gradient: Tensor, theta: Tensor, ridge: float) -> Tensor:
+    """With the penalty's part, which the intercept does not have."""
+    whole = gradient + ridge * theta
+    whole[-1] = gradient[-1]
+    return whole
+
+
+def measure(X: np.ndarray, labels: np.ndarray, c: float, weights: np.ndarray, intercept: np.ndarray) -> tuple:
+    """The objective of any weights [D, K] and intercept [K], and the largest component of its gradient."""
+    classes, y = np.unique(labels, return_inverse=True)
+    rows = Rows(X, y, len(classes))
+    theta = torch.from_numpy(np.concatenate([weights, intercept[None] + rows.mean.numpy() @ weights]).astype(float))
+    at = evaluate(rows, theta)
+    slope = _slope(at, ridge := (2 if len(classes) == 2 else 1) / (c * rows.n))
+    in_weights = slope[:-1] + rows.mean[:, None] * slope[-1]
+    return float(_value(at, ridge)), float(max(in_weights.abs().max(), slope[-1].abs().max()))
