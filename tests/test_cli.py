@@ -315,7 +315,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [line.split() for line in re.findall(r"(?m)^\s*(?:\w+=\$\()?(pixseq [^)\n#|>]*)", joined)]
 
 
-DOCUMENTS = [Path("README.md"), Path("pipelines/layers.mk")]
+DOCUMENTS = [Path("README.md"), Path("pipelines/layers.mk"), Path("pipelines/digits/summary.py")]
 DOCUMENTS += [
     path.relative_to(ROOT)
     for path in ROOT.glob("pipelines/*/*")
@@ -334,6 +334,21 @@ def test_documented_commands_use_options_that_exist(path, helps):
             assert flag.split("=")[0] in helps[command], f"{path}: {flag} of {command}"
 
 
+def check_summary(out, printed):
+    """The end of the quickstart: its three numbers are those measured, its pictures exist, its commands are sound."""
+    text = (out / "summary.txt").read_text()
+    assert printed.endswith(text)
+    probe, tuned = (json.loads((out / name).read_text()) for name in ("probe.json", "evaluation.json"))
+    raw = next(row for row in probe["baselines"] if row["name"] == "raw pixels")
+    wanted = [row["test_accuracy"] for row in (raw, probe)] + [tuned["accuracy"]]
+    assert re.findall(r"(?m)^ +([\d.]+) %  (raw pixels|layer \d|fine-tuned)", text) == [
+        (f"{100 * share:.1f}", name)
+        for share, name in zip(wanted, ("raw pixels", f"layer {probe['best_layer']}", "fine-tuned"))
+    ]
+    pictures = re.findall(r"(?m)^  (/.*\.png)$", text)
+    assert len(pictures) == 4 and all(Path(picture).is_file() for picture in pictures)
+
+
 def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
     """A copy with few steps: from palette to samples; again: nothing; after a change of config: what depends on it."""
     shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines", ignore=shutil.ignore_patterns("out"))
@@ -345,14 +360,16 @@ def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def make(*options):
-        run = subprocess.run(["make", *options, "-C", folder], capture_output=True, text=True, env=env)
+        run = subprocess.run(["make", "LIMIT=300", *options, "-C", folder], capture_output=True, text=True, env=env)
         assert run.returncode == 0, run.stderr
         return run.stdout
 
     first = make()
+    out = folder / "out"
     for name in ("probe.json", "probe.png", "loss.png", "samples.png", "completions.png", "evaluation.json"):
-        assert (folder / "out" / name).is_file()
+        assert (out / name).is_file()
     assert "best layer" in first
+    check_summary(out, first)
     assert "pixseq" not in make()
     time.sleep(1)
     (folder / "config.yaml").touch()

@@ -9,7 +9,8 @@ from pixseq.models.family import SHAPES
 from pixseq.models.flops import COUNTING, COUNTINGS
 from pixseq.numerics.orders import RASTER
 
-PICTURES = {"igpt-digits": (8, 16), "igpt-cifar16": (16, 512), "igpt-xl": (64, 512), "aim-64": (64, 0)}  # side, colours
+# side, colours
+PICTURES = {"igpt-digits": (12, 16), "igpt-cifar16": (16, 512), "igpt-xl": (64, 512), "aim-64": (64, 0)}
 
 
 @pytest.mark.parametrize("name", preset_names())
