@@ -360,7 +360,12 @@ def test_the_digits_pipeline_runs_and_runs_no_more(tmp_path):
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def make(*options):
-        run = subprocess.run(["make", "LIMIT=300", *options, "-C", folder], capture_output=True, text=True, env=env)
+        run = subprocess.run(
+            ["make", "--no-print-directory", "LIMIT=300", *options, "-C", folder],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
         assert run.returncode == 0, run.stderr
         return run.stdout
 
