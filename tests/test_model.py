@@ -9,7 +9,7 @@ import torch
 from reference import igpt_forward
 
 from pixseq.config import PretrainFile, effective
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import MLP, NUMBERS, ImageGPT, Shape
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
 
 AR = Shape(n_layer=3, n_head=2, d_model=24, n_vocab=17, n_ctx=20)
@@ -180,3 +180,14 @@ def test_flops_agree_with_torchs_counter():
     half = 6 * AR.n_layer * AR.d_model * AR.n_ctx
     assert AR.flops_per_token("exact") - AR.flops_per_token("exact-causal") == half
     assert AR.flops_per_token("6nd") == 6 * sum(p.numel() for p in model.parameters())
+
+
+def test_without_gradients_an_mlp_takes_a_few_rows_at_once_to_the_same_end(monkeypatch):
+    mlp = MLP(16)
+    x = torch.randn(5, 300, 16, generator=torch.Generator().manual_seed(3))
+    expected, taken = mlp(x), []
+    whole = MLP._rows
+    monkeypatch.setattr(MLP, "_rows", lambda self, part: (taken.append(part.numel()), whole(self, part))[1])
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x), expected, rtol=1e-6, atol=1e-6)
+    assert len(taken) > 1 and max(taken) * 4 <= NUMBERS and sum(taken) == x.numel()

@@ -20,6 +20,9 @@ from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 
 NORM_EPS = 1e-5
+# What a CPU takes through an MLP at once where no gradient needs it: so many numbers stay in its caches. Rows come in
+# multiples of ROWS, so that the tiles of a matrix product, hence the order of its sums, are those of all rows at once.
+NUMBERS, ROWS, LEAST_ROWS = 1 << 16, 64, 256
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,9 @@ class RMSNorm(nn.Module):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
-    gate = torch.sigmoid(1.702 * x)
-    return x * gate if torch.is_grad_enabled() else gate.mul_(x)  # half the memory to fetch where no gradient needs it
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)  # a third of the memory to fetch where no gradient needs it
 
 
 class Attention(nn.Module):
@@ -166,6 +170,13 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return self._rows(x)
+        rows = max(NUMBERS // (4 * x.shape[-1]) // ROWS * ROWS, LEAST_ROWS)
+        parts = x.flatten(0, -2).split(rows)
+        return self._rows(x) if len(parts) == 1 else torch.cat([self._rows(part) for part in parts]).view_as(x)
+
+    def _rows(self, x: Tensor) -> Tensor:
         return self.proj(quick_gelu(self.fc(x)))
 
 
