@@ -179,3 +179,25 @@ def test_a_zip_whose_member_has_no_name_is_damaged(tmp_path):
         archive.filelist[1].filename = ""
     with pytest.raises(PixseqError, match="is damaged"):
         open_source(str(tmp_path / "a.zip"))
+
+
+def test_where_the_pages_of_parquet_lie_is_what_pyarrow_says_of_sound_files(tmp_path):
+    """It is read here: pyarrow's own view ends the process where statistics of a damaged file do not fit its levels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pixseq.bounded import pages
+
+    image = [{"bytes": bytes([i]) * 50, "path": f"{i}.png"} for i in range(40)]
+    table = pa.table({"image": image, "label": list(range(40)), "a.b": ["x"] * 40, "tags": [[1, 2]] * 40})
+    for options in ({}, {"use_dictionary": False}, {"data_page_version": "2.0", "compression": "zstd"}):
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=16, **options)
+        told = pq.ParquetFile(tmp_path / "a.parquet").metadata
+        for names in (["image", "label"], ["a.b"], ["tags"]):
+            for group in range(3):
+                found = [told.row_group(group).column(i) for i in range(told.num_columns)]
+                found = [c for c in found if any(c.path_in_schema.startswith(name) for name in names)]
+                starts = [min(filter(None, (c.dictionary_page_offset, c.data_page_offset))) for c in found]
+                wanted = [(start, start + c.total_compressed_size) for start, c in zip(starts, found)]
+                assert pages._chunks(tmp_path / "a.parquet", names, group) == wanted
+            assert len(pages._chunks(tmp_path / "a.parquet", names, None)) == 3 * len(wanted)

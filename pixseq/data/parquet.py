@@ -7,7 +7,7 @@ opening, to know the classes of texts and how many rows have none. Pictures may 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -97,20 +97,10 @@ def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tup
 
     with reading(file), pq.ParquetFile(file) as shard:
         columns = [image, *([label] if label else [])]
-        rows = _at_once(file, shard, columns, ROWS, [group])
+        rows = rows_at_once(file, columns, ROWS, group)
         for batch in shard.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
             pictures = batch.column(image).to_pylist()
             yield from zip(pictures, batch.column(label).to_pylist() if label else [None] * len(pictures))
-
-
-def _at_once(file: Path, shard: Any, columns: list[str], most: int, groups: Iterable[int] | None = None) -> int:
-    """How many rows of some columns to read together, see bounded.pages. Raises ValueError."""
-    chunks = []
-    for group in range(shard.metadata.num_row_groups) if groups is None else groups:
-        found = shard.metadata.row_group(group)
-        every = (found.column(i) for i in range(found.num_columns))
-        chunks += [chunk for chunk in every if chunk.path_in_schema.partition(".")[0] in columns]
-    return rows_at_once(file, chunks, most)
 
 
 def _classes(files: list[Path], label: str) -> np.ndarray:
@@ -172,7 +162,7 @@ def _values(file: Path, column: str) -> Iterator[Value]:
     with reading(file), pq.ParquetFile(file) as shard:
         if column not in shard.schema_arrow.names:
             return
-        rows = _at_once(file, shard, [column], LABEL_ROWS)
+        rows = rows_at_once(file, [column], LABEL_ROWS)
         for batch in shard.iter_batches(rows, columns=[column], use_threads=False):
             yield from batch.column(column).to_pylist()
 
