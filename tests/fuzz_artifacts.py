@@ -196,7 +196,8 @@ def grid(folder, kept):
     text = f"data: {{train: {kept}/t.zarr, val: {kept}/v.zarr}}\nbudgets: {{from: 1.0e+9, to: 4.0e+9}}\n"
     text += "sizes_per_budget: 2\nrates: {sweep: [0.5, 1.0, 2.0]}\nprobe: {layers: '0,1', c: '1'}\n"
     text += "completions: {count: 4, keep: 0.5, seed: 1}\nbatch: {steps: 9, smallest: 4, largest: 16}\n"
-    text += "shapes: {family: igpt, min_layers: 1, aspect_ratio: 24.0}\ntrain: {lr: 0.01, warmup_fraction: 0.1, warmup_epochs: null}\n"
+    text += "shapes: {family: igpt, min_layers: 1, aspect_ratio: 24.0}\n"
+    text += "train: {lr: 0.01, warmup_fraction: 0.1, warmup_epochs: null}\n"
     (folder / "g.yaml").write_text(text)
 
     def read(folder):

@@ -9,8 +9,8 @@ from pixseq.artifacts import manifest
 from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.studies import plan, run
-from pixseq.studies.checks import check_ranges
 from pixseq.studies.judge import layer_of
+from pixseq.studies.ranges import check_ranges
 from pixseq.studies.study import open_study
 
 SMALL = "budgets: [1.0e+9]\nbatch: {steps: 12, smallest: 4}\n"

@@ -9,12 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
+from pixseq.bounded import forms
 from pixseq.errors import PixseqError
 
 Cell = dict[str, Any]
 
+MOST_WIDTH = 1 << 16  # of a model: no machine trains wider ones
 # What every reader of a cell relies on.
-NUMBERS = ("budget", "n_layer", "d_model", "params", "tokens", "steps", "batch_size", "lr", "flops")
+COUNTS = {
+    "n_layer": MOST_WIDTH,
+    "d_model": MOST_WIDTH,
+    "params": forms.EXACT,
+    "tokens": forms.EXACT,
+    "steps": forms.EXACT,
+    "batch_size": 1 << 31,
+}
+NUMBERS = ("budget", *COUNTS, "lr", "flops")
+CELL = forms.fields(
+    {**dict.fromkeys(NUMBERS, forms.positive), **{key: forms.whole(1, most) for key, most in COUNTS.items()}},
+    {
+        "data": forms.whole(0, forms.EXACT),
+        "seed": forms.whole(0, forms.EXACT),
+        "sweep": forms.positive,
+        "epochs": forms.number,
+        "seconds": forms.maybe(forms.number),
+        "memory_gigabytes": forms.number,
+    },
+)
 FOLDERS = ("cells", "reference")  # in a plan's: what is made of its cells, and of what judges them
 CELL_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|[.](?![.]|partial$)){0,99}", re.IGNORECASE)
 DAMAGED = "it is damaged, or no plan that pixseq wrote: plan again, into another folder"
@@ -83,14 +104,8 @@ def _check_cells(path: str | Path, cells: Sequence[Cell]) -> None:
             raise PixseqError(f"{path} has two cells of the id {id!r}", DAMAGED)
         if type(side) is not int or side < 1:
             raise PixseqError(f"{path} has a cell {id} of the resolution {side!r}, which is no side", DAMAGED)
-        wrong = [key for key in NUMBERS if not _is_positive(cell.get(key))]
-        if wrong:
-            raise PixseqError(f"{path} has a cell {id} without a usable {', '.join(wrong)}", DAMAGED)
+        forms.require(cell, CELL, f"{path} has a cell {id}", DAMAGED)
         seen.add(id.lower())
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def plan_id(path: str | Path) -> str:

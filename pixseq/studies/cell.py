@@ -16,6 +16,7 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
+from pixseq.bounded import forms
 from pixseq.config import StudyData
 from pixseq.engine import scores
 from pixseq.errors import Diverged, PixseqError
@@ -28,6 +29,12 @@ from pixseq.studies.judge import once
 from pixseq.studies.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
 
 SHOWN = 32  # completions in the picture
+FRECHET = {
+    "frechet_distance": forms.number,
+    "n_a": forms.number,
+    "floor": forms.maybe(forms.fields({"frechet_distance": forms.number, "n": forms.number})),
+    "extractor": forms.maybe(forms.text),
+}
 
 
 def run_named(study: Study, id: str, device: str = "auto", precision: str = "auto") -> None:
@@ -54,7 +61,7 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
         )
     folder, data = study.folder(cell), study.data(cell)
     if (folder / "result.json").is_file():
-        return read_metrics(folder / "result.json")[1]
+        return study.result(cell)
     folder.mkdir(parents=True, exist_ok=True)
     where = {"device": device, "precision": precision}
     numbers: dict[str, Any] = {"status": DONE, "reason": None}
@@ -108,14 +115,20 @@ def _sweep_once(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]
         features.run(folder / "model", data.val, held, loss=loss, resume=True, overwrite=True, **where)
 
 
+def _numbers(path: Path, needed: Mapping[str, forms.Form]) -> dict[str, Any]:
+    """The numbers of a product. Raises PixseqError where it lacks what the cell takes from it."""
+    numbers = read_metrics(path)[1]
+    forms.require(numbers, forms.fields(needed), path, "remove it, and run the cell again")
+    return numbers
+
+
 def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
     """The held-out loss in the first unit that its family reports."""
     exact = _exactly(where)
     once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
-    numbers = read_metrics(folder / "loss.json")[1]
     shape = shape_from(open_checkpoint(folder / "model").shape)
     unit = next(iter(shape.report(0.0, open_checkpoint(folder / "model").codec.grid[2])))
-    return {"loss": numbers[unit], "loss_unit": unit}
+    return {"loss": _numbers(folder / "loss.json", {unit: forms.number})[unit], "loss_unit": unit}
 
 
 def _probed_stores(data: StudyData) -> tuple[str, str]:
@@ -143,7 +156,7 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) 
         probe.run(fit, held, out, layers=study.grid.probe.layers, c=study.grid.probe.c)
 
     once(folder / "probe.json", probed)
-    numbers = read_metrics(folder / "probe.json")[1]
+    numbers = _numbers(folder / "probe.json", {"test_accuracy": forms.number, "best_layer": forms.number})
     return {"accuracy": numbers["test_accuracy"], "best_layer": numbers["best_layer"]}
 
 
@@ -167,7 +180,7 @@ def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str
     once(folder / "completions.zarr", drawn)
     once(folder / "completions.png", lambda out: decode.run(folder / "completions.zarr", out, count=SHOWN))
     once(folder / "frechet.json", measured)
-    numbers = read_metrics(folder / "frechet.json")[1]
+    numbers = _numbers(folder / "frechet.json", FRECHET)
     floor = numbers["floor"] or {"frechet_distance": None, "n": None}
     return {
         "frechet_distance": numbers["frechet_distance"],

@@ -23,11 +23,12 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell, write_plan
 from pixseq.config import GridFile, StudyData, as_dict, effective
 from pixseq.engine.opening import open_images
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import PixseqError
 from pixseq.models.family import SHAPES
 from pixseq.numerics.isoflop import far_off, parabola, power_law
 from pixseq.runtime import machine
 from pixseq.studies import calibrate, checks, judge, ladder, rates
+from pixseq.studies.ranges import check_ranges, probe_layers
 from pixseq.studies.study import BEGUN, DONE, WAITING, Study, open_study, stores_of
 
 SPACING = 10**0.5  # of budgets between two ends
@@ -121,13 +122,11 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
 
 def checked(grid: GridFile) -> GridFile:
     """The grid with its budgets ascending and spelt out. Raises UsageError for values that plan nothing."""
+    check_ranges(grid)
     budgets = sorted(set(grid.budgets))
-    if not budgets or not all(0 < b < math.inf for b in budgets):
-        raise UsageError(f"budgets are {list(grid.budgets)}, they must be positive numbers of FLOPs")
     if len(budgets) == 2:
         steps = round(math.log(budgets[1] / budgets[0]) / math.log(SPACING))
         budgets = np.geomspace(*budgets, max(steps, 1) + 1).tolist()
-    checks.check_ranges(grid)
     return replace(grid, budgets=tuple(budgets))
 
 
@@ -235,7 +234,7 @@ def move(study: Study, resolution: int, budget: float) -> bool:
     index = list(grid.budgets).index(budget)
     cells = cells_of(grid, data, store.codec, len(store), index, middle)
     new = {cell["id"]: rates.ruled(study, cell) for cell in cells}
-    if max(checks.probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
+    if max(probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
         return False  # smaller models would lack a layer that is probed
     if all(new[cell["id"]]["d_model"] == cell["d_model"] for cell in here):
         return False

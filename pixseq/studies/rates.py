@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts.metrics import read_metrics
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
 from pixseq.errors import PixseqError
@@ -126,7 +125,7 @@ def _best(rates: np.ndarray, losses: np.ndarray) -> tuple[float, bool]:
 
 
 def _loss(study: Study, cell: Cell) -> float | None:
-    return read_metrics(study.folder(cell) / "result.json")[1].get("loss")
+    return study.result(cell).get("loss")
 
 
 def rounded(rate: float) -> float:

@@ -9,14 +9,35 @@ from typing import Any
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import read_metrics
-from pixseq.artifacts.plan import Cell, read_plan, write_plan
-from pixseq.config import GridFile, StudyData, restored
-from pixseq.errors import PixseqError
+from pixseq.artifacts.plan import DAMAGED, Cell, read_plan, write_plan
+from pixseq.bounded import forms
+from pixseq.config import GridFile, StudyData, check, restored
+from pixseq.errors import PixseqError, UsageError
+from pixseq.studies.ranges import check_ranges
 
 METRICS = ("loss", "accuracy", "frechet_distance")
 # what a Fréchet distance is read with
 BESIDE = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")
 WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
+_measured = forms.maybe(forms.number)
+RESULT = forms.fields(
+    {"status": forms.one_of(DONE, DIVERGED)},
+    {
+        "reason": forms.maybe(forms.text),
+        **dict.fromkeys((*METRICS, *BESIDE), _measured),
+        "frechet_extractor": forms.maybe(forms.text),
+    },
+)
+RULE = forms.fields(
+    {
+        "lr": forms.positive,
+        "width": forms.positive,
+        "exponent": forms.between(-100, 100),
+        "optima": forms.several(forms.fields({})),
+        "at_edge": forms.number,
+    }
+)
+ROLE = forms.fields({"id": forms.text})
 
 
 @dataclass
@@ -61,8 +82,15 @@ class Study:
     def status(self, cell: Cell) -> str:
         folder = self.folder(cell)
         if (folder / "result.json").is_file():
-            return read_metrics(folder / "result.json")[1]["status"]
+            return self.result(cell)["status"]
         return BEGUN if folder.exists() else WAITING
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """What a cell has come to. Raises PixseqError where that is not readable."""
+        path = self.folder(cell) / "result.json"
+        numbers = read_metrics(path)[1]
+        forms.require(numbers, RESULT, path, "remove it, and run the cell again: its products are kept")
+        return numbers
 
     def results(self) -> list[dict[str, Any]]:
         """A row a measured cell: its plan, its status and reason, and its metrics, None where it has none."""
@@ -70,7 +98,7 @@ class Study:
         for cell in self.measured:
             found = {"status": self.status(cell), "reason": None, **dict.fromkeys((*METRICS, *BESIDE))}
             if found["status"] in (DONE, DIVERGED):
-                numbers = read_metrics(self.folder(cell) / "result.json")[1]
+                numbers = self.result(cell)
                 found |= {key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}
             rows.append({**{key: cell[key] for key in ROW}, "seed": cell.get("seed", 0), **found})
         return rows
@@ -104,8 +132,22 @@ ROW = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "
 def open_study(path: str | Path) -> Study:
     """Raises PixseqError where `path` holds no plan."""
     record, cells = read_plan(path)
-    record["config"]["completions"].setdefault("images", "first")  # of plans from before there was a choice
-    return Study(Path(path), record, cells, restored(GridFile, record["config"]))
+    how = record["config"].get("completions")
+    if isinstance(how, dict):
+        how.setdefault("images", "first")  # of plans from before there was a choice
+    try:
+        grid = restored(GridFile, record["config"])
+        check(grid)
+        check_ranges(grid)
+    except UsageError as fault:  # nobody typed it
+        raise PixseqError(f"{path}: {fault.message}", DAMAGED) from None
+    beside = {"rates": forms.each(RULE)}
+    forms.require(record["summary"], forms.fields({}, beside), f"{path}: its summary", DAMAGED)
+    forms.require(record["inputs"], forms.each(ROLE), f"{path}: its inputs", DAMAGED)
+    index = forms.fields({"data": forms.whole(0, len(grid.data) - 1)})
+    for cell in cells:
+        forms.require(cell, index, f"{path} has a cell {cell['id']}", DAMAGED)
+    return Study(Path(path), record, cells, grid)
 
 
 def stores_of(data: StudyData) -> dict[str, str]:
@@ -120,6 +162,8 @@ def check_parents(study: Study) -> None:
     if EXTRACTOR in study.manifest["inputs"]:  # plans from before it was recorded have none
         paths[EXTRACTOR] = study.grid.completions.extractor
     for role, path in paths.items():
+        if role not in study.manifest["inputs"]:
+            raise PixseqError(f"{study.path} does not tell the id of {path}, its {role}", DAMAGED)
         planned, now = study.manifest["inputs"][role]["id"], _id_of(path)
         if planned != now:
             raise PixseqError(
