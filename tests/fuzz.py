@@ -12,10 +12,13 @@ import contextlib
 import functools
 import io
 import json
+import mmap
+import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -117,19 +120,23 @@ def _scramble(data, rng):
 # ---- how it is met
 
 
-def fuzz(name, count, seed=0, say=None):
-    """`count` mutations of one kind: (what was done, what came out) of each that was met by anything but an error."""
+def fuzz(name, count, seed=0, say=None, first=0, before=None, share=COMMANDS):
+    """Mutations `first` to `count` of one kind: (what was done, what came out) of each that was met by anything but an
+    error. `say` is told of each, `before` is called with the number of every mutation; `share`: of command lines.
+    """
     found = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         sound, kept, trial, made = (Path(scratch, part) for part in ("sound", "kept", "trial", "made"))
         sound.mkdir(), kept.mkdir()
         read, *commands = _parts(KINDS[name](sound, kept))
-        for number in range(count):
+        for number in range(first, count):
+            if before:
+                before(number)
             rng = random.Random(f"{name} {seed} {number}")
             shutil.copytree(sound, trial)
             made.mkdir()
             done = [mutate(trial, rng) for _ in range(rng.choice((1, 1, 1, 2)))]
-            line = rng.choice(commands) if commands and rng.random() < COMMANDS else None
+            line = rng.choice(commands) if commands and rng.random() < share else None
             if line:
                 done.append(line)
                 line = line.replace("HERE", str(trial)).replace("KEPT", str(kept)).replace("OUT", f"{made}/out")
@@ -222,6 +229,35 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (taken + MOST, taken + MOST))
 
 
+def apart(name, count, seed):
+    """The faults of so many mutations, each said, in processes of their own: what ends one is a fault too."""
+    place = mmap.mmap(-1, 16)  # the number of the mutation that is met, and the faults so far
+
+    def at(number=None, faults=None):
+        now = struct.unpack("qq", place[:])
+        if number is not None:
+            place[:] = struct.pack("qq", number, now[1] if faults is None else faults)
+        return now
+
+    at(0, 0)
+    while at()[0] < count:
+        child = os.fork()
+        if not child:
+            try:
+                first = at()[0]
+                fuzz(name, count, seed, lambda each: (at(at()[0], at()[1] + 1), print(*each, sep="\n")), first, at)
+                at(count)
+            finally:
+                sys.stdout.flush()
+                os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        number, faults = at()
+        if number < count:
+            print(f"{name} {seed} {number}: the process ended with {code}", flush=True)
+            at(number + 1, faults + 1)
+    return at()[1]
+
+
 def main(count, seed, names):
     import warnings
 
@@ -230,9 +266,9 @@ def main(count, seed, names):
     total = 0
     for name in names or KINDS:
         began = time.monotonic()
-        found = fuzz(name, count, seed, lambda each: print(*each, sep="\n", flush=True))
-        total += len(found)
-        print(f"{name}: {count} mutations, {len(found)} faults, {time.monotonic() - began:.0f} s", flush=True)
+        faults = apart(name, count, seed)
+        total += faults
+        print(f"{name}: {count} mutations, {faults} faults, {time.monotonic() - began:.0f} s", flush=True)
     print(f"{count * len(names or KINDS)} mutations, {total} faults")
     return 1 if total else 0
 

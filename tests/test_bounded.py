@@ -201,3 +201,39 @@ def test_where_the_pages_of_parquet_lie_is_what_pyarrow_says_of_sound_files(tmp_
                 wanted = [(start, start + c.total_compressed_size) for start, c in zip(starts, found)]
                 assert pages._chunks(tmp_path / "a.parquet", names, group) == wanted
             assert len(pages._chunks(tmp_path / "a.parquet", names, None)) == 3 * len(wanted)
+
+
+def test_shapes_of_whole_pictures_are_those_of_the_pixels(tmp_path):
+    import numpy as np
+
+    from pixseq.artifacts import atomic
+    from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
+    from pixseq.engine.opening import read_all
+
+    codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
+    with atomic.writing(tmp_path / "t.zarr") as partial:
+        specs = {"pixels": Spec("uint8", (None, 3), True), SHAPES: Spec("int32", (None, 2))}
+        writer = StoreWriter(partial, specs, {}, 8)
+        writer.append({"pixels": np.zeros((40, 3), np.uint8), SHAPES: np.full((2, 2), (4, 5), np.int32)}, {})
+        writer.finish("pixels", "encode", {}, {}, {}, codec | {"class_names": None, "shorter_side": 4})
+    edit(tmp_path / "t.zarr" / SHAPES / "zarr.json", lambda found: found["shape"].__setitem__(0, 1))
+    edit(tmp_path / "t.zarr" / "zarr.json", lambda found: found.pop("consolidated_metadata", None))
+    with pytest.raises(PixseqError, match="holds 40 pixels, its shapes declare 20"):
+        read_all(open_store(tmp_path / "t.zarr", "pixels"))
+
+
+def test_archives_that_are_cut_or_declare_more_than_they_have(tmp_path):
+    from pictures import pngs, write_tar, write_zip
+
+    from pixseq.data.sources import open_source
+
+    write_zip(tmp_path / "a.zip", [("a/0.png", pngs(1)[0])])
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    place = data.rindex(b"PK\1\2") + 20
+    data[place : place + 4] = (1 << 31).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(PixseqError, match=r"a/0\.png declares 2,147,483,648 bytes in a zip of"):
+        open_source(str(tmp_path / "a.zip"))
+    write_tar(tmp_path / "cifar-10-binary.tar.gz", [("batches.meta.txt", b"a\nb\n")], "w:gz")
+    with pytest.raises(PixseqError):
+        open_source(str(tmp_path / "cifar-10-binary.tar.gz"))

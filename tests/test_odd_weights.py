@@ -1,7 +1,9 @@
 """Directories of weights as they are met in the wild, and as nobody should make them."""
 
 import ast
+import io
 import json
+import pickle
 import resource
 import shutil
 import zipfile
@@ -17,6 +19,7 @@ from transformers import ImageGPTForCausalImageModeling, ImageGPTForImageClassif
 from pixseq import interop, progress
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.errors import PixseqError
+from pixseq.interop.files import load_tensors
 from pixseq.stages import exporting, importing
 
 
@@ -129,6 +132,38 @@ def test_weights_that_share_memory_come_apart(folder, weights):
 def test_a_pickle_of_more_than_plain_tensors_is_refused_by_name(folder, weights, change):
     pickled(folder, {**weights, **change})
     refused(folder, repr(next(iter(change))), "no plain tensor")
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_storage_of_more_numbers_than_the_file_has_is_refused_before_room_is_made(tmp_path, old):
+    class Declares:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (storage, 0, (2,), (1,), False, {})
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each):  # as torch writes it, with another length
+            return ("storage", torch.FloatStorage, "0", "cpu", 1 << 40, None)[: 6 if old else 5] * (
+                each is storage
+            ) or None
+
+    buffer, storage = io.BytesIO(), object()
+    Pickler(buffer, 2).dump({"x": Declares()})
+    torch.save({"x": torch.zeros(2)}, tmp_path / "w.bin", _use_new_zipfile_serialization=not old)
+    if old:
+        first = io.BytesIO((tmp_path / "w.bin").read_bytes())
+        parts = [pickle.load(first) for _ in range(3)]
+        data = (
+            b"".join(pickle.dumps(part, 2) for part in parts) + buffer.getvalue() + pickle.dumps(["0"], 2) + bytes(16)
+        )
+        (tmp_path / "w.bin").write_bytes(data)
+    else:
+        with zipfile.ZipFile(tmp_path / "w.bin") as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(tmp_path / "w.bin", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, buffer.getvalue() if name.endswith("data.pkl") else data)
+    with pytest.raises(PixseqError, match="it declares 1,099,511,627,776 stored numbers"):
+        load_tensors(tmp_path / "w.bin")
 
 
 def test_numbers_that_are_no_weights_are_refused(folder, weights):

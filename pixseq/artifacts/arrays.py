@@ -226,9 +226,11 @@ class Store:
 
     @functools.cached_property
     def one_size(self) -> tuple[int, int] | None:
-        """The height and width of all its whole pictures, None where they differ."""
+        """The height and width of all its whole pictures, None where they differ. Raises PixseqError for odd ones."""
+        if not self._starts[-1]:
+            return None
         shapes = self.read(SHAPES)
-        return tuple(map(int, shapes[0])) if (shapes == shapes[:1]).all() and len(shapes) else None
+        return tuple(map(int, shapes[0])) if (shapes == shapes[:1]).all() else None
 
     def whole_pictures(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pixels uint8 [P, 3] and the shapes [n, 2] of some rows: a slice of step 1, or numbers."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAKES_ROOM = ("bytearray", "Counter", "encode")  # what torch lets weights call beside what makes tensors
+OLD_PICKLES = 5  # a number, a version, what wrote it, the tensors, and the order in which they are stored
 MOST_STEPS = 1 << 26  # bytes of a pickle, at the beginning of a file of the old form
 SHARED, FREE = 4, 1 << 20  # tensors may share what is stored, so many times; and bytes beside
 
@@ -39,8 +40,9 @@ def load_saved(path: Path) -> Any:
     with open_regular(path) as file:
         check_holes(file)
         zipped = zipfile.is_zipfile(file)
+        size = os.fstat(file.fileno()).st_size
         for each in _pickles(file) if zipped else _beginning(file):
-            _check_calls(each)
+            _check_steps(each, size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols that are read all the same
@@ -93,19 +95,38 @@ def _pickles(file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def _beginning(file: io.BufferedReader) -> Iterator[bytes]:
+    """Of the old form: so many pickles in a row, and the numbers after them."""
     file.seek(0)
-    yield file.read(MOST_STEPS)
-
-
-def _check_calls(data: bytes) -> None:
-    """Raises Refused where a pickle, or one of several in a row, makes room by a number alone."""
-    file = io.BytesIO(data)
-    while file.tell() < len(data):
-        try:
-            for step, argument, _ in pickletools.genops(file):
-                if step.name == "GLOBAL" and argument.rpartition(" ")[2] in MAKES_ROOM:
-                    raise Refused(f"it calls {argument.rpartition(' ')[2]}, which no weights need")
-        except Refused:
-            raise
-        except Exception:  # what follows the pickles of the old form are the numbers themselves
+    data = io.BytesIO(file.read(MOST_STEPS))
+    for _ in range(OLD_PICKLES):
+        first = data.tell()
+        if first == len(data.getbuffer()):
             return
+        for _ in _steps(data):
+            pass
+        yield data.getvalue()[first : data.tell()]
+
+
+def _steps(data: io.BytesIO) -> Iterator[tuple[str, Any]]:
+    """The steps of a pickle, by name, with their arguments. Raises ValueError for what is none."""
+    try:
+        for step, argument, _ in pickletools.genops(data):
+            yield step.name, argument
+    except Exception as error:  # damage comes as many types
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _check_steps(data: bytes, size: int) -> None:
+    """Raises Refused where a pickle makes room by a number alone, ValueError where it names a storage of more numbers
+    than the file has bytes.
+    """
+    most = 0  # of the numbers that stand by what is stored: its length, and in old files its place
+    for name, argument in _steps(io.BytesIO(data)):
+        if name == "GLOBAL" and argument.rpartition(" ")[2] in MAKES_ROOM:
+            raise Refused(f"it calls {argument.rpartition(' ')[2]}, which no weights need")
+        if name == "MARK":
+            most = 0
+        elif isinstance(argument, int) and name.startswith(("BININT", "INT", "LONG")):
+            most = max(most, argument)
+        elif name == "BINPERSID" and most > size:
+            raise ValueError(f"it declares {most:,} stored numbers, and has {size:,} bytes")

@@ -56,6 +56,8 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
             f"{shown(path)} mixes CIFAR-10 and CIFAR-100, or their python and binary versions",
             "give a folder that holds one of them",
         )
+    if not found:
+        raise PixseqError(f"{shown(path)} holds no batches of CIFAR", "it is cut short: copy or download it again")
     split = pick_split(path, found, wanted.split)
     numbers, names, targets = zip(*sorted(found[split], key=lambda batch: batch[:2]))
     counts = [len(each) for each in targets]

@@ -30,6 +30,10 @@ def open_zip(path: Path, wanted: str) -> Source:
     """Raises PixseqError for a zip without pictures, and for members that declare too much or need a password."""
     with reading(path), zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        size = path.stat().st_size
+        long = [info for info in members.values() if info.compress_size > size]  # zipfile makes room for so much
+        if long:
+            raise ValueError(f"{long[0].filename} declares {long[0].compress_size:,} bytes in a zip of {size:,}")
         tree = ArchiveTree(members)
     if not tree.members:
         packed = [name for name in members if name.lower().endswith(PACKED) or "data_batch" in name]
