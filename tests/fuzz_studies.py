@@ -67,7 +67,7 @@ def plan(folder, kept):
     def read(folder):
         from pixseq.stages import show
         from pixseq.studies import run
-        from pixseq.studies.table import read as read_runs
+        from pixseq.studies.run_table import read as read_runs
 
         signed(folder / "plan")
         show.run(folder / "plan", verify=True)
@@ -190,7 +190,7 @@ def table(folder, kept):
     (folder / "runs.csv").write_text("\n".join(lines) + "\n")
 
     def read(folder):
-        from pixseq.studies.table import read as read_runs
+        from pixseq.studies.run_table import read as read_runs
 
         read_runs(folder / "runs.csv", None)
 

@@ -1,9 +1,8 @@
-"""Plans, results and fits of another hand: each is told by the place that is wrong, before anything rests on it."""
+"""Plans and results of another hand: each is told by the place that is wrong, before anything rests on it."""
 
 import json
 
 import pytest
-from scaling_fits import CHINCHILLA, one_fit, write
 
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.plan import NUMBERS, _id, write_plan
@@ -11,10 +10,7 @@ from pixseq.bounded import forms
 from pixseq.config import GridFile, as_dict, effective
 from pixseq.errors import PixseqError
 from pixseq.studies import cell as one
-from pixseq.studies import compare, forecast
 from pixseq.studies.study import check_parents, open_study
-
-LAWS = {("loss", 32): CHINCHILLA, ("accuracy", 32): (0.1, 40.0, 0.4, 60.0, 0.35)}
 
 
 def edited(path, *keys, value):
@@ -28,46 +24,6 @@ def edited(path, *keys, value):
     else:
         place[keys[-1]] = value
     path.write_text(json.dumps(found))
-
-
-@pytest.mark.parametrize(
-    "keys, value, told",
-    [
-        (("fits", 0, "draws", "E", 3), "x", r"fits\[0\].draws.E\[3\] is 'x', not a number"),
-        (("fits", 0, "draws", "E", 3), 10**30, "not a number"),
-        (("fits", 0, "draws", "E"), [1.0], "draws of several lengths"),
-        (("fits", 0, "draws"), "x", "fits.0..draws is 'x', not keys and values"),
-        (("fits", 0, "params_exponent"), [], r"params_exponent is \[\], not a number"),
-        (("fits", 0, "params_exponent_ci"), [0.5], "not a list of 2"),
-        (("fits", 0, "metric"), 3.5, "metric is 3.5, not text"),
-        (("fits", 0, "flags"), 1, "flags is 1, not a list"),
-        (("fits", 0, "resolution"), 48, "loss at 48x48 has a fit and no run"),
-        (("fits", 1, "transform"), "x - y", "not a ceiling minus a metric"),
-        (("fits", 0), None, "fits.0. is None"),
-        (("runs", 0, "budget"), None, "budget is None, not a positive number"),
-        (("runs", 0), 7, "runs.0. is 7"),
-        (("bootstrap", "level"), 95, "between 0 and 1"),
-        (("disagreements",), [{"text": 1}], "disagreements.0. has no metric"),
-        (("tokens_per_image",), {"32": 0}, "tokens_per_image.32 is 0"),
-        (("counting",), ..., "it has no counting"),
-    ],
-)
-def test_a_fit_is_told_by_the_place_that_is_wrong(tmp_path, keys, value, told):
-    path = write(tmp_path / "fit.json", LAWS, [one_fit(*where, law, draws=24) for where, law in LAWS.items()])
-    compare.run(path)
-    edited(path, *keys, value=value)
-    for read in (compare.run, lambda path: forecast.run(path, 4.5, 1e20, "32")):
-        with pytest.raises(PixseqError, match=told):
-            read(path)
-
-
-def test_a_fit_whose_numbers_went_beyond_counting_is_refused_alone(tmp_path):
-    """The stage writes null for what no float holds."""
-    path = write(tmp_path / "fit.json", LAWS)
-    edited(path, "fits", 0, "tokens_coefficient", value=None)
-    rows = compare.run(path)["rows"]
-    assert any(row["value"] is None for row in rows if row["metric"] == "loss")
-    assert all(row["value"] for row in rows if row["metric"] == "accuracy" and "exponent" in row["what"])
 
 
 CELL = {"id": "r8-b0-s0", "resolution": 8, "data": 0, **dict.fromkeys(NUMBERS, 1)}
