@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 2.0, 10.0
 
 _enabled = False
+_warnings: list[str] = []
+_last_said: str | None = None
 
 
 def enable(on: bool = True) -> None:
@@ -33,11 +36,41 @@ def say(text: str) -> None:
         tell(text)
 
 
+def note(text: str) -> None:
+    """What is good to know."""
+    say(f"note: {text}")
+
+
+def warn(text: str) -> None:
+    """What can spoil a result: said when it is met, and again as the last lines of a command, by `last_words`."""
+    if text not in _warnings:
+        _warnings.append(text)
+        say(_warning(text))
+
+
+def last_words() -> None:
+    """Say again what can spoil the result, unless nothing was said since."""
+    if _warnings and _last_said != _warning(_warnings[-1]):
+        for text in _warnings:
+            say(_warning(text))
+    _warnings.clear()
+
+
+def _warning(text: str) -> str:
+    return f"warning: {text}"
+
+
 def tell(text: str) -> None:
     """One line on stderr, also where the talk is off: an answer, or a fault. Nobody there to read it is no fault."""
+    global _last_said
+    _last_said = text
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(printable(text), file=sys.stderr, flush=True)
+            text = printable(text)
+            if text.startswith(("warning: ", "error: ")) and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+                head, colon, rest = text.partition(":")
+                text = f"\x1b[1;{33 if head == 'warning' else 31}m{head}{colon}\x1b[0m{rest}"
+            print(text, file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -70,16 +103,17 @@ class Bar:
         self.text = ""
         self.began = time.monotonic()
         self.next_line = self.began + FIRST_LINE_SECONDS
+        self.lock = threading.Lock()
 
     def advance(self, n: float = 1) -> None:
         """So many more are done; a part of one counts in the rate and the time left."""
         self.done += n
-        self._show()
+        self.show()
 
     def reach(self, done: int) -> None:
         """So many are done in all."""
         self.done = done
-        self._show()
+        self.show()
 
     def note(self, text: str) -> None:
         self.text = text
@@ -91,11 +125,11 @@ class Bar:
         """How many are done entirely: parts add up to a little less or more."""
         return int(self.done + 1e-6)
 
-    def _show(self) -> None:
-        now = time.monotonic()
-        if now >= self.next_line:
-            self.next_line = now + LINE_EVERY_SECONDS
-            say(self.line())
+    def show(self) -> None:
+        with self.lock:
+            if time.monotonic() >= self.next_line:
+                self.next_line = time.monotonic() + LINE_EVERY_SECONDS
+                say(self.line())
 
     def count(self) -> str:
         """37/50 images; 37 images of a stream, whose end is not known."""
@@ -108,6 +142,8 @@ class Bar:
         if self.total is not None and self.rate() > 0 and self.done < self.total:
             left = f", {clock((self.total - self.done) / self.rate())} left"
         text = f"  {self.text}" if self.text else ""
+        if self.done == self.start:
+            return f"{self.name}: {self.count()}, none yet after {clock(time.monotonic() - self.began)}{text}"
         return f"{self.name}: {self.count()}, {self.rate():.3g}/s{left}{text}"
 
 
@@ -119,24 +155,48 @@ class RichBar(Bar):
         self.progress = progress
         self.task = progress.add_task(printable(name), total=total, completed=start, count=self.count(), note="")
 
-    def _show(self) -> None:
+    def show(self) -> None:
         count = f"{self.count()} {self.rate():.3g}/s"
         self.progress.update(self.task, completed=self.done, count=count, note=printable(self.text))
+
+
+@contextmanager
+def _beating(bar: Bar) -> Iterator[None]:
+    """Lines go on while nothing is finished, so that a first step of a minute is seen to run."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(max(bar.next_line - time.monotonic(), 0.1)):
+            bar.show()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
 def track(name: str, total: int | None = None, unit: str = "images", start: int = 0) -> Iterator[Bar]:
     """A bar for one loop. `start` is what an earlier run had already done; it does not count in the rate."""
     if not _on_terminal():
-        yield Bar(name, total, unit, start)
+        bar = Bar(name, total, unit, start)
+        if not _enabled:
+            yield bar
+            return
+        with _beating(bar):
+            yield bar
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (  # without markup: names are the user's, and [/b] is one
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}", markup=False),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
@@ -187,10 +247,12 @@ def _on_terminal() -> bool:
 
 
 def clock(seconds: float) -> str:
-    """A duration for people: 42s, 3m10s, 2h05m."""
+    """A duration for people: 42s, 3m10s, 2h05m, 12d04h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole < 48 * 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400:,}d{whole % 86400 // 3600:02d}h"

@@ -95,7 +95,7 @@ FLAGS = """
     --attention --augment --background --baseline --batch-size --below --bootstrap --budget --budget-limit --by-position
     --c --calibrate --cell --colors --column --columns --compile --completions --concat --config --count --device --drop
     --bit-depth --dry-run --dtype --epochs --filter --first --floor --gen-weight --growth --head --heads --help
-    --images --jobs --json --keep --label-column --labels-per-class --layer --layers --limit --lora-alpha --lora-rank
+    --images --jobs --json --keep --label-column --labels-per-class --layer --layers --limit --lineage --lora-alpha --lora-rank
     --lora-targets --low-data-choice --lr --masks --max-images --max-iter --max-pixels --maximize --method --metric
     --metrics --micro-batch --objective --on-error --order --out --overwrite --palette --part --patience --pictures
     --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init --recentre --refine-steps --refit

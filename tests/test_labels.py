@@ -176,8 +176,8 @@ def test_encode_says_in_one_line_what_labels_it_found(tmp_path, capsys, monkeypa
     write_parquet(tmp_path / "texts.parquet", {"image": pngs(3), "label": ["a", "b", "a"]})
     write_parquet(tmp_path / "numbers.parquet", {"image": pngs(3), "label": [7, 0, 7]})
     for name, line, count in (
-        ("flat", "labels: none (there are no class folders)", 0),
-        ("texts.parquet", "labels: 2 classes, from the column label", 2),
+        ("flat", "no labels: there are no class folders", 0),
+        ("texts.parquet", "labels: 2 classes (a, b), from the column label", 2),
         ("numbers.parquet", "labels: 2 classes, from the column label", 2),
     ):
         record = encode.run(str(tmp_path / name), tmp_path / f"{name}.zarr", scheme="gray", size=8)

@@ -1,5 +1,7 @@
 """Talk on a terminal shows foreign names as they are."""
 
+import time
+
 import pytest
 
 from pixseq import progress
@@ -33,4 +35,43 @@ def test_a_stream_has_no_end_to_show(terminal):
     with progress.track("encode", None, "images") as bar:
         bar.advance(37)
     assert "37 images" in (drawn := terminal()) and "None" not in drawn
-    assert progress.Bar("encode", None, "images").line().startswith("encode: 0 images, 0/s")
+    assert progress.Bar("encode", None, "images").line().startswith("encode: 0 images, none yet")
+
+
+def test_a_first_step_that_takes_long_shows_that_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_enabled", True)
+    monkeypatch.setattr(progress, "FIRST_LINE_SECONDS", 0.05)
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.05)
+    with progress.track("pretrain", 3, "steps"):
+        said = ""
+        for _ in range(100):
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+            if said.count("pretrain: 0/3 steps, none yet after") > 1:
+                break
+        else:
+            pytest.fail(said)
+    time.sleep(0.2)
+    capsys.readouterr()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""  # not beyond its end
+
+
+def test_what_can_spoil_a_result_is_said_last(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_enabled", True)
+    progress.warn("the pictures are dark")
+    progress.note("a palette of 16")
+    progress.warn("the pictures are dark")
+    progress.last_words()
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: the pictures are dark",
+        "note: a palette of 16",
+        "warning: the pictures are dark",
+    ]
+    progress.warn("just now")
+    progress.last_words()
+    assert capsys.readouterr().err.splitlines() == ["warning: just now"]
+
+
+def test_durations_are_for_people():
+    assert [progress.clock(s) for s in (42, 190, 7500, 86400 * 12 + 4 * 3600)] == ["42s", "3m10s", "2h05m", "12d04h"]

@@ -113,7 +113,9 @@ def main() -> None:
     for number in signals.to_heed():
         signal.signal(number, _interrupted)
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        progress.last_words()
+        sys.exit(code)
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # nobody reads the help that was asked for
             stdio.silence(sys.stdout)

@@ -53,7 +53,7 @@ def palette_fit(
     quiet: o.Quiet = False,
 ) -> None:
     """Cluster every pixel of a source into a palette."""
-    talk(quiet)
+    talk(quiet, f"palette fit: {colors} colours of {source}")
     from pixseq.stages import palette
 
     record = palette.run_fit(
@@ -160,7 +160,7 @@ def encode(
     quiet: o.Quiet = False,
 ) -> None:
     """Turn pictures, or palette ids, into tokens; or pictures into pixels (--scheme pixels)."""
-    talk(quiet)
+    talk(quiet, f"encode: {source} as {scheme} at size {size}")
     from pixseq.stages import encode
 
     record = encode.run(
@@ -258,7 +258,7 @@ def sample(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw pictures, or complete given ones."""
-    talk(quiet)
+    talk(quiet, f"sample: from {model}")
     from pixseq.stages import sample
 
     record = sample.run(

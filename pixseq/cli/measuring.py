@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, plain, table, talk, to_json
 from pixseq.errors import PixseqError, UsageError
+
+if TYPE_CHECKING:
+    from pixseq.artifacts.lineage import Ancestor
+
+CLASSES_SHOWN = 20
 
 
 def features(
@@ -44,7 +50,7 @@ def features(
     Layer l of an Image GPT is the ln_1 output that enters block l, the last layer the ln_f output; of an AIM it is the
     residual stream after l blocks.
     """
-    talk(quiet)
+    talk(quiet, f"features: of {tokens} by {model}")
     from pixseq.stages import features
 
     record = features.run(
@@ -135,7 +141,7 @@ def probe(
 
     attentive reads features made with --pool none: a learned query pools the mean of several layers.
     """
-    talk(quiet)
+    talk(quiet, f"probe: {method} on {features}, tested on {test}")
     from pixseq.numerics.probes import DEFAULT_CS
     from pixseq.stages import probe
 
@@ -226,7 +232,7 @@ def evaluate(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure the loss in the units of the model, and accuracy where it has a classifier."""
-    talk(quiet)
+    talk(quiet, f"evaluate: {model} on {tokens}")
     from pixseq.stages import evaluate
 
     numbers = evaluate.run(
@@ -262,7 +268,7 @@ def frechet(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
-    talk(quiet)
+    talk(quiet, f"frechet: {a} against {b}")
     from pixseq.stages import frechet
 
     numbers = frechet.run(a, b=b, out=out, layer=layer, count=count, seed=seed, overwrite=overwrite, floor=floor)
@@ -291,7 +297,7 @@ def check(
     quiet: o.Quiet = False,
 ) -> None:
     """Certify a checkpoint: causality, cache, loss, palette, parameter count, finite weights. Exits 1 if one fails."""
-    talk(quiet)
+    talk(quiet, f"check: {model}")
     from pixseq.stages import check
 
     result = check.run(
@@ -323,6 +329,9 @@ def show(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Anything a stage made.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare it with its id.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw a checkpoint's loss curve as PNG.")] = None,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Draw all it was made of, down to the sources, as a tree.")
+    ] = False,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -330,6 +339,13 @@ def show(
     """Show what an artifact is, how it was made, and from what."""
     talk(quiet)
     from pixseq.stages import show
+
+    if lineage:
+        if verify or plot is not None:
+            raise UsageError("--lineage goes with neither --verify nor --plot", "one of them at a time")
+        tree = show.lineage(artifact)
+        emit(to_json(tree.to_json()) if json else "\n".join(_tree(tree)))
+        return
 
     record = show.run(artifact, verify=verify, plot=plot, overwrite=overwrite)
     if json:
@@ -342,5 +358,23 @@ def show(
     rows += [("made", record["made"].get("at")), ("command", " ".join(map(plain, record["argv"])))]
     if verify:
         rows.append(("verified", "content equals its id"))
+    if record["kind"] in ("tokens", "pixels", "features") and (found := show.classes(artifact)) is not None:
+        listed = [f"{name} {count:,}" for name, count in found.items()]
+        more = [f"and {len(listed) - CLASSES_SHOWN} more"] * (len(listed) > CLASSES_SHOWN)
+        rows.append((f"rows of {len(listed)} classes", ", ".join([*listed[:CLASSES_SHOWN], *more])))
     shown = [(key, value if isinstance(value, str) else to_json(value)) for key, value in rows]
     emit(table(("key", "value"), [(key, value if len(value) < 200 else value[:200] + " ...") for key, value in shown]))
+
+
+def _tree(ancestor: Ancestor, lead: str = "", under: str = "") -> Iterator[str]:
+    """Two lines each: what it is, and the command that made it."""
+    kind = "" if ancestor.kind in (None, ancestor.role) else f"{ancestor.kind} "
+    role = "" if ancestor.role == "artifact" else f"{ancestor.role}: "
+    lacking = f" ({ancestor.lacking})" if ancestor.lacking else " (see above)" if ancestor.again else ""
+    yield plain(f"{lead}{role}{kind}{ancestor.path}  {ancestor.id}{lacking}")
+    inner = under + ("│   " if ancestor.parents else "    ")
+    if ancestor.command:
+        yield plain(f"{inner}{ancestor.command}")
+    for i, parent in enumerate(ancestor.parents, 1):
+        last = i == len(ancestor.parents)
+        yield from _tree(parent, under + ("└── " if last else "├── "), under + ("    " if last else "│   "))

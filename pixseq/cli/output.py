@@ -14,9 +14,11 @@ from pixseq.cli import stdio
 from pixseq.errors import CLOSED_PIPE, PixseqError
 
 
-def talk(quiet: bool) -> None:
-    """Progress on stderr from here on, unless quiet."""
+def talk(quiet: bool, doing: str | None = None) -> None:
+    """Progress on stderr from here on, unless quiet. `doing` is said at once: what follows may take seconds to load."""
     progress.enable(not quiet)
+    if doing is not None:
+        progress.say(doing)
 
 
 def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:

@@ -35,7 +35,7 @@ def plan(
 
     The smallest grid: data: {train: t.zarr, val: v.zarr}, budgets: [1.0e+12, 1.0e+14], sizes_per_budget: 5
     """
-    talk(quiet)
+    talk(quiet, f"scaling plan: {grid}")
     from pixseq.studies import plan
 
     planned = plan.run(
@@ -81,7 +81,7 @@ def run(
 
     A cell is trained, scored, probed, and completes held-out pictures, as ordinary artifacts below PLAN/cells/ID.
     """
-    talk(quiet)
+    talk(quiet, f"scaling run: the cells of {plan}")
     from pixseq.studies import run
 
     done = run.run(
@@ -114,7 +114,7 @@ def fit(
     quiet: o.Quiet = False,
 ) -> None:
     """Fit how the best size and data grow with compute, in three ways, for every metric and resolution."""
-    talk(quiet)
+    talk(quiet, f"scaling fit: the runs of {source}")
     from pixseq.studies import fit
 
     numbers = fit.run(
@@ -180,7 +180,7 @@ def compare(
     quiet: o.Quiet = False,
 ) -> None:
     """Set a study beside what is known of the paper on next-pixel scaling (arXiv 2511.08704)."""
-    talk(quiet)
+    talk(quiet, f"scaling compare: {fit}")
     from pixseq.studies import compare
 
     numbers = compare.run(
@@ -233,7 +233,7 @@ def forecast(
     quiet: o.Quiet = False,
 ) -> None:
     """Tell the compute that targets need, and the years until then if compute keeps growing."""
-    talk(quiet)
+    talk(quiet, f"scaling forecast: by {fit}")
     from pixseq.studies import forecast
 
     targets = dict(_target(text) for text in target) if target else None

@@ -28,7 +28,7 @@ def import_hf(
     Reads safetensors or pytorch_model.bin, whole or in shards, without running code from them, and the palette of
     preprocessor_config.json. What Image GPT cannot express is refused by name.
     """
-    talk(quiet)
+    talk(quiet, f"import: {folder}")
     from pixseq.stages import importing
 
     made(out, importing.run("hf", path=folder, out=out, palette=palette, overwrite=overwrite), json)
@@ -48,7 +48,7 @@ def import_openai(
 
     The palette is OpenAI's kmeans_centers.npy, which is not part of the checkpoint.
     """
-    talk(quiet)
+    talk(quiet, f"import: {prefix}")
     from pixseq.stages import importing
 
     made(out, importing.run("openai", path=prefix, out=out, palette=palette, overwrite=overwrite), json)
@@ -76,7 +76,7 @@ def import_aim(
 
     No prediction head was published: such a model gives features, probes and, with its head, accuracy.
     """
-    talk(quiet)
+    talk(quiet, f"import: {backbone}")
     from pixseq.stages import importing
 
     made(
@@ -104,7 +104,7 @@ def export_hf(
     quiet: o.Quiet = False,
 ) -> None:
     """Write the directory that from_pretrained of transformers opens: weights, processor, model card."""
-    talk(quiet)
+    talk(quiet, f"export: {model}")
     from pixseq.stages import exporting
 
     record = exporting.run(model, out=out, weights=weights, drop=drop, metrics=metrics or [], overwrite=overwrite)

@@ -21,11 +21,28 @@ SMALL = 1 << 18  # bytes: such a file is read whole for it
 BLOCK, MOST_BLOCKS = 4096, 1024  # bytes, and how many blocks are read of all larger ones together
 
 
+def source_line(source: Source | TokenSource, taken: int | None = None) -> str:
+    """What is said of a source before it is read: its split and its pictures, of which only some may be `taken`."""
+    count = "pictures, counted as they are read," if source.count is None else f"{source.count:,} pictures"
+    split = "no splits" if source.split == "all" else f"split {source.split}"
+    part = "" if taken in (None, source.count) else f", {taken:,} taken"
+    return f"source: {count} of {source.path} ({split}){part}"
+
+
 def labels_line(source: Source | TokenSource, classes: int, more: bool = False) -> str:
     """What is said of the labels of a source, whatever they are."""
     if not source.has_labels:
-        return f"labels: none ({source.labels_from})"
-    return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}, from {source.labels_from}"
+        return f"no labels: {source.labels_from}"
+    names = f" ({progress.few(source.class_names)})" if source.class_names else ""
+    return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}{names}, from {source.labels_from}"
+
+
+def say_skipped(problems: Sequence[str], source: Source | TokenSource) -> None:
+    """Name each picture that was passed over, and how many they were."""
+    for problem in problems:
+        progress.say(f"skipped {problem}")
+    if problems:
+        progress.warn(f"{len(problems)} of the pictures of {source.path} could not be read and were passed over")
 
 
 def say_narrow(counts: dict[str, int]) -> bool:
@@ -36,8 +53,8 @@ def say_narrow(counts: dict[str, int]) -> bool:
         return False
     bits = narrow_bits(counts)
     if bits is not None:
-        progress.say(
-            f"note: the 16-bit pictures stay below {1 << bits:,} and come out dark: if they have {bits} bits, "
+        progress.warn(
+            f"the 16-bit pictures stay below {1 << bits:,} and come out dark: if they have {bits} bits, "
             f"--bit-depth {bits} scales them right"
         )
     return True

@@ -99,8 +99,8 @@ def check(pair: Pair, recipe: Recipe) -> None:
             f"the default is {Recipe(recipe.lr).n_heads(pair.train)}",
         )
     if recipe.heads is None and trunk_heads(pair.train) is None:
-        progress.say(
-            f"note: {pair.train.path} does not tell how many attention heads its model has: the probe gets {heads}, "
+        progress.note(
+            f"{pair.train.path} does not tell how many attention heads its model has: the probe gets {heads}, "
             "one for every 64 features; --heads sets it"
         )
 

@@ -205,7 +205,7 @@ def read_images(
         codec.must_pair(store.path, other.codec, other.path, classes)
         check_apart(store, other, "what validates must not be trained on")
         if other.images() is not None:
-            progress.say(f"note: {val} holds several random crops an image; validation usually takes one centre crop")
+            progress.warn(f"{val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)
     split = None if val_fraction is None else split_rows(store, val_fraction, seed)
     images = Images(read_all(store, scratch), store.labels(), codec.grid, shows=store.images())

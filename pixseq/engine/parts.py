@@ -120,7 +120,7 @@ def _survey(source: Source | TokenSource) -> tuple[int, np.ndarray | None]:
     if isinstance(source, TokenSource):
         return source.count, source.classes()
     if not knows(source):
-        progress.say(f"note: {source.path} is read once to count its images, before a part of them is chosen")
+        progress.note(f"{source.path} is read once to count its images, before a part of them is chosen")
     return survey(source)
 
 

@@ -21,7 +21,7 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
-from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow
+from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
 from pixseq.engine.parts import check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
 
@@ -110,14 +110,14 @@ def run(
             inputs["labels"] = describe(replace(opened, ids=opened.labels))
         if palette is None:
             codec = replace(codec, n_vocab=OPENAI_COLORS)
-            progress.say(
-                "note: without a palette these tokens pair only with models that were imported without one, "
+            progress.note(
+                "without a palette these tokens pair only with models that were imported without one, "
                 "and cannot be drawn"
             )
     elif scheme == "palette" and palette is None:
         raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
     for note in opened.notes:
-        progress.say(f"note: {note}")
+        progress.note(note)
     inputs["source"] = describe(opened)
     codec = replace(codec, class_names=opened.class_names)
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
@@ -141,7 +141,7 @@ def run(
             raise
         if kind == "tokens" and len(tally.counts) > codec.n_vocab:  # ids without a palette
             codec = replace(codec, n_vocab=len(tally.counts))
-            progress.say(f"note: the ids reach {codec.n_vocab - 1}, so the vocabulary has {codec.n_vocab}")
+            progress.note(f"the ids reach {codec.n_vocab - 1}, so the vocabulary has {codec.n_vocab}")
         summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(opened, tally)
         return writer.finish(kind, "encode", config, inputs, summary, codec.written())
 
@@ -345,17 +345,14 @@ def _encode(
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
             said = said or _say_labels(source)  # not before a source that cannot be read
-    for problem in reader.problems:
-        progress.say(f"skipped {problem}")
+    say_skipped(reader.problems, source)
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")
     tally = replace(tally, met=dict(met + Counter(reader.counts)))
     if held and len(held[kind]):
         writer.append(held, asdict(tally))
     if 0 in tally.classes and codec.class_names:
-        progress.say(
-            f"note: {tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded"
-        )
+        progress.warn(f"{tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded")
     return tally
 
 
@@ -445,4 +442,4 @@ def _check_space(out: str | Path, images: int | None, prep: Preparation, row_byt
             "free some space, choose another --out, or encode fewer images with --limit",
         )
     if free < need:
-        progress.say(f"note: {out} may take {need / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB free")
+        progress.note(f"{out} may take {need / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB free")

@@ -89,7 +89,7 @@ def run(
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
         numbers = facts_of(net, store)
         if "rows" in numbers:
-            progress.say(f"note: {tokens} holds several random crops an image: the numbers are means over crops")
+            progress.warn(f"{tokens} holds several random crops an image: the numbers are means over crops")
         tally.check(model, tokens)
         if passes[0].loss:
             numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec.grid[2])

@@ -60,7 +60,7 @@ def run(
     if codec.palette is None:
         notes.append(f"{model} has no palette: the export has no image processor, and its inputs are palette ids")
     for note in notes:
-        progress.say(f"note: {note}")
+        progress.note(note)
     return {"path": str(target), "model_id": checkpoint.manifest["id"], "shape": asdict(shape), "notes": notes}
 
 

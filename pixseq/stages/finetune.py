@@ -136,7 +136,7 @@ def said_of(net: Model, shape: Shape, recipe: FinetuneConfig) -> dict[str, Any]:
     """What the summary says of the weights that are trained; that and what is left out is told on stderr, too."""
     if recipe.gen_weight and not shape.predicts(net.attention):
         why = f"with {net.attention} attention" if shape.head else "without a prediction head"
-        progress.say(f"note: there is nothing to predict {why}: the class loss alone is trained on")
+        progress.note(f"there is nothing to predict {why}: the class loss alone is trained on")
     about: dict[str, Any] = {"trained_share": round(trainable_share(net), 6)}
     if recipe.lora_rank:
         updates, trunk = low_rank_count(net), shape.trunk_count()

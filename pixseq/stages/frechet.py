@@ -97,7 +97,7 @@ def run(
         "remarks": _remarks(sides, n_b, least),
     }
     for remark in numbers["remarks"]:
-        progress.say(f"note: {remark}")
+        progress.warn(remark)
     if out is not None:
         config = {"layer": layer, "count": count, "seed": seed, "part_a": sides[0].part, "part_b": part}
         inputs = {"a": sides[0].reference, "b": sides[1].reference}

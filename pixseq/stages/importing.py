@@ -76,7 +76,7 @@ def _write(
 ) -> Manifest:
     """The checkpoint, whose config.yaml holds what a configuration says of its shape."""
     for note in found.notes:
-        progress.say(f"note: {note}")
+        progress.note(note)
     for file in found.files:  # by the file's own hash: what the hub shows beside a download
         role = file.name if file.name not in inputs else str(file)
         inputs[role] = {"path": str(file), "id": f"sha256:{_sha256(file)}"}

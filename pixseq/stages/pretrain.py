@@ -51,6 +51,8 @@ from pixseq.numerics.orders import NAMED, RASTER, is_permutation, order_of, with
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
+ABSURD_DAYS = 7
+CPU_PRESETS = ("igpt-cifar16", "igpt-digits", "aim-cifar32", "aim-64")
 TRAINED_BYTES = 12  # a weight at least: itself, its gradient and its momentum
 MOST_ORDER_BYTES = 1 << 26  # of a file of a permutation
 
@@ -84,12 +86,10 @@ def run(
         shape, codec = model_shape(config, store), seen_codec(store, side)
         if side and not store.whole and min(codec.height, codec.width) < side:
             size = codec.size
-            progress.say(
-                f"note: {tokens} holds pictures of {size}, not of model.image_size {side}: the model's are {size}"
-            )
+            progress.warn(f"{tokens} holds pictures of {size}, not of model.image_size {side}: the model's are {size}")
         elif side and train_config.augment.startswith("resized-crop") and not images.are_larger:
-            progress.say(
-                f"note: {tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
+            progress.warn(
+                f"{tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
                 "those of whole pictures, encode --resize whole, are resized down"
             )
         flags = {"val_fraction": val_fraction, "precision": where.precision, **held_out(images, held, val_fraction)}
@@ -266,6 +266,11 @@ def plan(
         seen = tokens_seen(config, shape)
         micro = (limits or Limits()).micro_batch or micro_batch_images(model, where)
         seconds = expected_seconds(where, shape, config.train, config.train.steps, micro)
+        if seconds > ABSURD_DAYS * 86400 and where.device.type == "cpu":
+            small = ", ".join(name for name in CPU_PRESETS if name.startswith(config.model.family))
+            progress.warn(
+                f"this takes about {progress.clock(seconds)} here: for two CPU cores there are the presets {small}"
+            )
         return {
             **as_dict(config),
             "parameters": shape.parameter_count(),
@@ -274,6 +279,7 @@ def plan(
             "training_flops": seen * shape.flops_per_token(),
             "flops_counted": COUNTING,
             "estimated_seconds": round(seconds, 1),
+            "estimated_time": progress.clock(seconds),
             "state_gigabytes": round(16 * shape.parameter_count() / 1e9, 3),
             "micro_batch_images": micro,
             "device": str(where.device),

@@ -399,27 +399,27 @@ def _data_facts(pair: Pair) -> Row:
 def _remark(numbers: Row, recipe: Recipe) -> None:
     """What a reader of the table should know."""
     if "test_views" in numbers:
-        progress.say(
-            f"note: test holds {numbers['test_views']} random crops of {numbers['n_test']} images: accuracies are "
+        progress.warn(
+            f"test holds {numbers['test_views']} random crops of {numbers['n_test']} images: accuracies are "
             "means over crops, where usually one centre crop an image is scored"
         )
     if numbers["classes_only_in_test"]:
         names = ", ".join(numbers["classes_only_in_test"][:5])
-        progress.say(f"note: test has classes that train lacks, never predicted: {names}")
+        progress.warn(f"test has classes that train lacks, never predicted: {names}")
     stuck = [row["layer"] for row in numbers["layers"] if row["converged"] is False]
     if stuck:
         largest = max(row["gradient"] for row in numbers["layers"] if row["converged"] is False)
-        progress.say(
-            f"note: not converged after {recipe.max_iter} iterations: layers {stuck} (gradient up to {largest:.1e}); "
+        progress.warn(
+            f"not converged after {recipe.max_iter} iterations: layers {stuck} (gradient up to {largest:.1e}); "
             "raise --max-iter"
         )
     at_end = [row["layer"] for row in numbers["layers"] if row["c"] in (recipe.c[0], recipe.c[-1])]
     if at_end and len(recipe.c) > 1:
-        progress.say(f"note: the best C is an end of the list at layers {at_end}: widen --c")
+        progress.note(f"the best C is an end of the list at layers {at_end}: widen --c")
     rates = recipe.attentive.lr if recipe.attentive else []
     at_end = [row["layer"] for row in numbers["layers"] if len(rates) > 1 and row["lr"] in (rates[0], rates[-1])]
     if at_end:
-        progress.say(f"note: the best rate is an end of the list at layers {at_end}: widen --lr")
+        progress.note(f"the best rate is an end of the list at layers {at_end}: widen --lr")
 
 
 def _model_name(pair: Pair) -> str:

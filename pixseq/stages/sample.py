@@ -184,7 +184,7 @@ def _prompt(
     prep = Preparation(size=checkpoint.codec.height, **how)
     source = _opened(prompt, reading.get("split"), reading.get("label_column"), prep)
     for note in source.notes:
-        progress.say(f"note: {note}")
+        progress.note(note)
     part = part_of_source(source, count)
     reader = Reader(source, prep, batch_size=count, rows=part.rows)
     images = next(iter(reader)).images

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts.lineage import lineage as lineage
 from pixseq.errors import PixseqError
 
 
@@ -30,6 +31,22 @@ def run(
     if plot is not None:
         _plot_log(Path(path), record, plot, overwrite)
     return record
+
+
+def classes(path: str | Path) -> dict[str, int] | None:
+    """The classes of a store's rows, by name, with how many rows each has; None where there are no labels."""
+    import numpy as np
+
+    from pixseq.artifacts.arrays import open_store
+
+    store = open_store(path, "tokens", "pixels", "features")
+    labels = store.labels()
+    if labels is None:
+        return None
+    names = store.meta.get("class_names") or []
+    numbers, counts = np.unique(labels, return_counts=True)
+    named = (names[n] if 0 <= n < len(names) else str(n) if n >= 0 else "without a label" for n in numbers.tolist())
+    return dict(zip(named, counts.tolist()))
 
 
 def _plot_log(path: Path, record: manifest.Manifest, plot: str | Path, overwrite: bool) -> None:

@@ -113,7 +113,7 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
     judge.forget(out)
     write_plan(out, as_dict(config), inputs, cells, summary)
     for remark in remarks:
-        progress.say(f"note: {remark}")
+        progress.note(remark)
     return {"counting": config.flops, "cells": cells, "references": references, "remarks": remarks}
 
 
