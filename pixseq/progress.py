@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 2.0, 10.0
+SOON_SECONDS, FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 1.0, 2.0, 10.0
 
 _enabled = False
 _warnings: list[str] = []
 _last_said: str | None = None
+_soon: threading.Timer | None = None
 
 
 def enable(on: bool = True) -> None:
@@ -36,6 +37,15 @@ def say(text: str) -> None:
         tell(text)
 
 
+def say_soon(text: str) -> None:
+    """Say it in a moment, unless something else is said before, such as a fault."""
+    global _soon
+    if _enabled:
+        _soon = threading.Timer(SOON_SECONDS, say, [text])
+        _soon.daemon = True
+        _soon.start()
+
+
 def note(text: str) -> None:
     """What is good to know."""
     say(f"note: {text}")
@@ -50,6 +60,8 @@ def warn(text: str) -> None:
 
 def last_words() -> None:
     """Say again what can spoil the result, unless nothing was said since."""
+    if _soon is not None:
+        _soon.cancel()
     if _warnings and _last_said != _warning(_warnings[-1]):
         for text in _warnings:
             say(_warning(text))
@@ -64,6 +76,8 @@ def tell(text: str) -> None:
     """One line on stderr, also where the talk is off: an answer, or a fault. Nobody there to read it is no fault."""
     global _last_said
     _last_said = text
+    if _soon is not None:
+        _soon.cancel()
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             text = printable(text)

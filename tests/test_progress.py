@@ -75,3 +75,16 @@ def test_what_can_spoil_a_result_is_said_last(monkeypatch, capsys):
 
 def test_durations_are_for_people():
     assert [progress.clock(s) for s in (42, 190, 7500, 86400 * 12 + 4 * 3600)] == ["42s", "3m10s", "2h05m", "12d04h"]
+
+
+def test_what_is_done_is_said_unless_something_else_is_sooner(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_enabled", True)
+    monkeypatch.setattr(progress, "SOON_SECONDS", 0.05)
+    progress.say_soon("features: of a by b")
+    progress._soon.join()
+    assert capsys.readouterr().err == "features: of a by b\n"
+    monkeypatch.setattr(progress, "SOON_SECONDS", 60)
+    progress.say_soon("features: of a by b")
+    progress.tell("error: a is missing")
+    progress._soon.join(5)
+    assert not progress._soon.is_alive() and capsys.readouterr().err == "error: a is missing\n"

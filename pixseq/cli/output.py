@@ -15,10 +15,10 @@ from pixseq.errors import CLOSED_PIPE, PixseqError
 
 
 def talk(quiet: bool, doing: str | None = None) -> None:
-    """Progress on stderr from here on, unless quiet. `doing` is said at once: what follows may take seconds to load."""
+    """Progress on stderr from here on, unless quiet. `doing` is said where the first word of a stage takes long."""
     progress.enable(not quiet)
     if doing is not None:
-        progress.say(doing)
+        progress.say_soon(doing)
 
 
 def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:

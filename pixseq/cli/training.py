@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from pixseq import progress
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, table, talk, to_json
 
@@ -68,7 +67,7 @@ def pretrain(
     quiet: o.Quiet = False,
 ) -> None:
     """Train an Image GPT on tokens, or an AIM on pixels (`encode --scheme pixels`)."""
-    from pixseq.config import PretrainFile, effective, preset_names, read_preset
+    from pixseq.config import PretrainFile, effective, read_preset
     from pixseq.errors import UsageError
 
     talk(quiet, f"pretrain: on {tokens}")
@@ -83,12 +82,6 @@ def pretrain(
         "train.seed": seed,
     }
     recipe = effective(PretrainFile, preset, config, set_ or [], flags)
-    if preset is None and config is None:
-        model, train = recipe.model, recipe.train
-        progress.note(
-            f"neither --preset nor --config: {model.n_layer} layers of width {model.d_model} train for {train.steps:,} "
-            f"steps of {train.batch_size} images; presets are {', '.join(preset_names())}"
-        )
     if out is None and not dry_run:
         raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
 

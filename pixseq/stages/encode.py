@@ -175,8 +175,9 @@ def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> t
     return codec, {"palette": {"path": str(palette), "id": loaded.id, "form": loaded.form}}
 
 
-def _say_labels(source: Source | TokenSource) -> bool:
-    """What labels a source has; how many classes numbers are is only known, and said, after all."""
+def _say_source(source: Source | TokenSource, chosen: np.ndarray | None) -> bool:
+    """What a source holds; how many classes numbers are is only known, and said, after all."""
+    progress.say(source_line(source, None if chosen is None else len(chosen)))
     if source.class_names or not source.has_labels:
         progress.say(labels_line(source, len(source.class_names or ())))
     return True
@@ -344,7 +345,7 @@ def _encode(
             held, again = _write_chunks(writer, held, before, tally), 0
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
-            said = said or _say_labels(source)  # not before a source that cannot be read
+            said = said or _say_source(source, chosen)  # not before a source that cannot be read
     say_skipped(reader.problems, source)
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")

@@ -45,7 +45,7 @@ def run_fit(
     Where the source has fewer distinct colours than `colors`, the palette is these colours.
     """
     from pixseq.artifacts.palette import save_palette
-    from pixseq.data.described import describe, labels_line, source_line
+    from pixseq.data.described import describe
     from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import open_source
     from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
@@ -66,9 +66,6 @@ def run_fit(
     for note in opened.notes:
         progress.note(note)
     part = part_of_source(opened, max_images)
-    progress.say(source_line(opened, None if part.rows is None else len(part.rows)))
-    if opened.class_names or not opened.has_labels:
-        progress.say(labels_line(opened, len(opened.class_names or ())))
     histogram, counts = _count_colours(opened, part.rows, prep, workers)
     progress.say(f"palette fit: clustering {counts['images'] * size * size:,} pixels")
     fit = fit_palette(histogram, colors, seed, refine_steps)
@@ -127,7 +124,7 @@ def _count_colours(
     source: Source, rows: np.ndarray | None, prep: Preparation, workers: int
 ) -> tuple[np.ndarray, dict[str, int]]:
     """The histogram of the pixels of some images of a source (None: all), and what was met on the way."""
-    from pixseq.data.described import say_narrow, say_skipped
+    from pixseq.data.described import labels_line, say_narrow, say_skipped, source_line
     from pixseq.data.images import Reader
     from pixseq.numerics.quantize import add_to_histogram, empty_histogram
 
@@ -138,5 +135,8 @@ def _count_colours(
             add_to_histogram(histogram, batch.images)
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(reader.counts)
+    progress.say(source_line(source, None if rows is None else len(rows)))
+    if source.class_names or not source.has_labels:
+        progress.say(labels_line(source, len(source.class_names or ())))
     say_skipped(reader.problems, source)
     return histogram, reader.counts

@@ -18,7 +18,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
-from pixseq.config import PretrainFile, as_dict
+from pixseq.config import PretrainFile, as_dict, preset_names
 from pixseq.engine.opening import (
     check_fraction,
     check_memory,
@@ -92,6 +92,8 @@ def run(
                 f"{tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
                 "those of whole pictures, encode --resize whole, are resized down"
             )
+        if config.model == type(config.model)():
+            progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
         flags = {"val_fraction": val_fraction, "precision": where.precision, **held_out(images, held, val_fraction)}
         recipe = recipe_of(as_dict(config), inputs, flags)
         kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
