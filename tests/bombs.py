@@ -681,6 +681,86 @@ def an_export_of_one_file_many_times(folder):
     return read
 
 
+# ---- features of other programs
+
+
+def compared(path):
+    from pixseq.stages import frechet
+
+    return lambda: frechet.run(path, path)
+
+
+def foreign(folder, **options):
+    import zarr
+
+    path = folder / "a.zarr"
+    zarr.create_array(path, shape=(4, 64), dtype="float32", **options)[:] = 1
+    return path
+
+
+@bomb
+def foreign_rows_without_chunks(folder):
+    path = foreign(folder, chunks=(4, 64), zarr_format=2)
+    edit(path / ".zarray", lambda found: found["shape"].__setitem__(0, 10**8))
+    return compared(path)
+
+
+@bomb
+def a_foreign_chunk_of_gigabytes(folder):
+    path = foreign(folder, chunks=(4, 64), zarr_format=2)
+    edit(path / ".zarray", lambda found: found["chunks"].__setitem__(0, 10**8))
+    return compared(path)
+
+
+@bomb
+def a_foreign_chunk_that_unfolds(folder):
+    import zlib
+
+    path = foreign(folder, chunks=(4, 64), zarr_format=2)
+    edit(path / ".zarray", lambda found: found.update(compressor={"id": "zlib", "level": 1}, filters=None))
+    packed = zlib.compressobj(1)
+    data = b"".join(packed.compress(bytes(1 << 20)) for _ in range(2048)) + packed.flush()
+    (path / "0.0").write_bytes(data)
+    return compared(path)
+
+
+@bomb
+def a_foreign_chunk_that_declares(folder):
+    path = foreign(folder, chunks=(4, 64), zarr_format=2)
+    edit(path / ".zarray", lambda found: found.update(filters=None))
+    edit(
+        path / ".zarray",
+        lambda found: found.update(
+            compressor={"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 0, "blocksize": 0}
+        ),
+    )
+    size = (2 << 30) - (1 << 20)
+    head = bytes((2, 1, 0x13, 4)) + size.to_bytes(4, "little") + size.to_bytes(4, "little") + (20).to_bytes(4, "little")
+    (path / "0.0").write_bytes(head + bytes(4))
+    return compared(path)
+
+
+@bomb
+def a_foreign_shard_that_unfolds(folder):
+    from numcodecs import Zstd
+
+    path = foreign(folder, chunks=(2, 64), shards=(4, 64))
+    run = b"\x02\x00\x10" + b"\0"
+    inner = Zstd().encode(b"")[:4] + b"\x00\x38" + run * 20_000 + b"\x03\x00\x10\0"
+    index = b"".join(n.to_bytes(8, "little") for n in (0, len(inner)) * 2)
+    import google_crc32c
+
+    (path / "c" / "0" / "0").write_bytes(inner + index + google_crc32c.value(index).to_bytes(4, "little"))
+    return compared(path)
+
+
+@bomb
+def features_of_a_hole(folder):
+    header = npy_header((1 << 18, 1024), "<f4")
+    hollow(folder / "a.npy", len(header) + (1 << 30), header)
+    return compared(folder / "a.npy")
+
+
 # ---- the run under the limit
 
 

@@ -13,8 +13,9 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import load_palette
-from pixseq.bounded.files import open_regular
+from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.structure import parse_json, parse_yaml
+from pixseq.bounded.unfolding import unfolded_size
 from pixseq.config import PretrainFile, effective
 from pixseq.errors import MOST_SHOWN, PixseqError, UsageError
 
@@ -237,3 +238,27 @@ def test_archives_that_are_cut_or_declare_more_than_they_have(tmp_path):
     write_tar(tmp_path / "cifar-10-binary.tar.gz", [("batches.meta.txt", b"a\nb\n")], "w:gz")
     with pytest.raises(PixseqError):
         open_source(str(tmp_path / "cifar-10-binary.tar.gz"))
+
+
+@pytest.mark.parametrize("packing", ["zlib", "gzip", "bz2", "lzma", "lz4", "blosc", "zstd"])
+def test_what_is_packed_tells_its_size_before_it_is_unfolded(packing):
+    import numcodecs
+
+    packed = bytes(numcodecs.get_codec({"id": packing}).encode(bytes(50 << 20)))
+    assert unfolded_size(packing, packed, 1 << 30) == 50 << 20
+    assert unfolded_size(packing, packed, 1000) > 1000
+    if packing not in ("lz4", "blosc", "zstd"):
+        assert unfolded_size(packing, packed * 2, 1 << 30) in (50 << 20, 100 << 20)  # some take one stream alone
+        with pytest.raises(ValueError, match="damaged"):
+            unfolded_size(packing, b"none of that", 1000)
+
+
+def test_holes_are_told_from_data(tmp_path):
+    (tmp_path / "whole").write_bytes(bytes(65 << 20))
+    with open_regular(tmp_path / "whole") as file:
+        check_holes(file)
+    with (tmp_path / "hollow").open("wb") as file:
+        file.write(b"x")
+        file.truncate(128 << 20)
+    with open_regular(tmp_path / "hollow") as file, pytest.raises(ValueError, match="without its holes"):
+        check_holes(file)

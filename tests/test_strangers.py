@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pixseq.artifacts.arrays import Store, open_foreign
+from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.foreign import open_foreign
 from pixseq.cli import output
 from pixseq.engine import opening
 from pixseq.errors import PixseqError
@@ -70,6 +71,29 @@ def test_foreign_arrays_ask_for_known_codecs_alone(tmp_path, key, value):
         (tmp_path / ".zgroup").write_text('{"zarr_format": 2}')
         with pytest.raises(PixseqError, match=r"asks for the codec|Python objects"):
             open_foreign(where)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("packer", ["blosc", "zstd", "gzip", "lz4", "bz2", None])
+def test_foreign_arrays_read_as_they_were_written(tmp_path, version, packer):
+    import numcodecs
+    from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
+
+    written = np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
+    options = {"chunks": (20, 6)}
+    if version == 2:
+        options |= {"compressors": packer and numcodecs.get_codec({"id": packer}), "filters": [numcodecs.Delta("<f4")]}
+    else:
+        made = {"blosc": [BloscCodec()], "zstd": [ZstdCodec(), Crc32cCodec()], "gzip": [GzipCodec()], None: None}
+        if packer not in made:
+            pytest.skip("zarr has no such codec of version 3")
+        options |= {"compressors": made[packer], "shards": (40, 6)}
+    zarr.create_array(tmp_path / "a", shape=(50, 6), dtype="float32", zarr_format=version, **options)[:] = written
+    assert np.allclose(open_foreign(tmp_path / "a")[:], written, atol=1e-5)
+    (tmp_path / (".zgroup" if version == 2 else "zarr.json")).write_text(
+        json.dumps({"zarr_format": version} | ({} if version == 2 else {"node_type": "group", "attributes": {}}))
+    )
+    assert open_foreign(tmp_path).shape == (50, 6)
 
 
 def test_codecs_of_zarr_3_are_known_ones_too(tmp_path):

@@ -18,7 +18,6 @@ import zarr
 
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import MOST_SIDE, Codec
-from pixseq.artifacts.filters import check_codecs
 from pixseq.artifacts.specs import SHAPES, Spec, fill_value
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
@@ -334,29 +333,6 @@ def _check_arrays(store: Store) -> None:
             raise ValueError(f"its {name} are {store.dtype(name)} {list(store.shape(name))} for {rows} rows")
     if store.dtype(store.kind) not in KINDS[store.kind]:
         raise ValueError(f"its {store.kind} are {store.dtype(store.kind)}")
-
-
-def open_foreign(path: str | Path) -> zarr.Array | None:
-    """The array that another program wrote at `path`, alone or as the only one of its group.
-
-    None where there is no zarr, or one of ours. Raises PixseqError where it does not open, or holds several arrays.
-    """
-    path = Path(path)
-    if not any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup")):
-        return None
-    check_codecs(path)
-    try:
-        found = zarr.open(path, mode="r")
-        ours = {manifest.KEY, UNFINISHED} & found.attrs.asdict().keys()
-        arrays = [found] if isinstance(found, zarr.Array) else [array for _, array in found.arrays()]
-    except Exception as error:  # as in Store.read
-        raise PixseqError(f"{path} does not open as a zarr array: {error}", "it is damaged: make it again") from error
-    if ours:
-        return None
-    if len(arrays) != 1:
-        names = ", ".join(sorted(array.basename for array in arrays)) or "none"
-        raise PixseqError(f"{path} is a group of {len(arrays)} arrays ({names})", "give the path of one array")
-    return arrays[0]
 
 
 def array_names(path: Path) -> list[str]:

@@ -53,9 +53,9 @@ def _is_shape(value: Any, least: int) -> bool:
     return isinstance(value, list) and all(is_count(n, MOST_ROWS) or (n == least and type(n) is int) for n in value)
 
 
-def check_folding(declared: int, real: int) -> None:
+def check_folding(declared: int, real: int, free: int = FREE) -> None:
     """Raises ValueError for arrays of more bytes than chunks of so few can hold."""
-    if declared > FREE + FOLDED * real:
+    if declared > free + FOLDED * real:
         raise ValueError(f"it declares {declared:,} bytes, and its chunks have {real:,}")
 
 

@@ -6,6 +6,7 @@ each moves it), so these stand beside it, and with them the distance between two
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 
 from pixseq import progress
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import Store, open_foreign, open_store
+from pixseq.artifacts.arrays import Store, open_store
+from pixseq.artifacts.foreign import open_foreign
 from pixseq.artifacts.manifest import content_id, reference, whole
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.bounded.files import open_regular
+from pixseq.bounded.files import check_holes, open_regular
+from pixseq.bounded.numpy_files import read_header
 from pixseq.engine.feature_pair import chunk_slices, layer_rows, masks
 from pixseq.engine.parts import part_of
 from pixseq.errors import PixseqError, UsageError
@@ -157,9 +160,14 @@ def _check_enough(path: Path, rows: int) -> None:
 def _npy(path: Path) -> np.ndarray:
     """The array, mapped."""
     with open_regular(path) as file:
-        magic = file.read(6)
-    if magic != b"\x93NUMPY":
-        raise PixseqError(f"{path} is neither features nor an .npy array", TAKEN)
+        if file.read(6) != b"\x93NUMPY":
+            raise PixseqError(f"{path} is neither features nor an .npy array", TAKEN)
+        file.seek(0)
+        try:
+            check_holes(file)
+            read_header(file, os.fstat(file.fileno()).st_size)
+        except ValueError as error:
+            raise PixseqError(f"{path} does not load as an array: {error}", "save it again, whole") from None
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header comes as many types
