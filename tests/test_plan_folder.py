@@ -1,23 +1,24 @@
 """A plan folder of any hand: its cells lie in it, and one process at a time writes it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pixseq.artifacts import atomic, layout
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.artifacts.plan import NUMBERS, _id, read_plan, write_plan
+from pixseq.artifacts.plan import NUMBERS, Cell, _id, read_plan, write_plan
 from pixseq.errors import PixseqError
 from pixseq.studies import judge
 from pixseq.studies import plan as planning
 from pixseq.studies.study import DIVERGED, WAITING, Study
 
-CELL = {"id": "r8-b0-s0", "resolution": 8, **dict.fromkeys(NUMBERS, 1)}
+CELL = Cell(id="r8-b0-s0", resolution=8, data=0, **dict.fromkeys(NUMBERS, 1))
 
 
 @pytest.fixture
 def plan(tmp_path):
-    write_plan(tmp_path / "plan", {}, {}, [CELL, {**CELL, "id": "r8-b0-s1"}], {})
+    write_plan(tmp_path / "plan", {}, {}, [CELL, replace(CELL, id="r8-b0-s1")], {})
     return tmp_path / "plan"
 
 
@@ -44,6 +45,23 @@ def test_a_resolution_is_a_side(plan, side):
     altered(plan, resolution=side)
     with pytest.raises(PixseqError, match="of the resolution"):
         read_plan(plan)
+
+
+WRONG = {"data": -1, "seed": 0.5, "sweep": 0, "seconds": "1", "epochs": None, "lr": 0}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_cell_has_usable_numbers(plan, key):
+    altered(plan, **{key: WRONG[key]})
+    with pytest.raises(PixseqError, match=f"r8-b0-s0: {key} is"):
+        read_plan(plan)
+
+
+def test_a_cell_is_read_as_it_was_written(plan):
+    swept = replace(CELL, id="r8-b0-s0-f1", seed=2, sweep=0.5, seconds=1.5)
+    for cell in (CELL, swept):
+        assert Cell.from_json(cell.to_json()) == cell
+    assert "seed" not in CELL.to_json() and list(swept.to_json())[3:5] == ["data", "seed"]
 
 
 @pytest.mark.parametrize("link", ["cells", "reference", "cells/r8-b0-s1", "reference/r8"])
@@ -115,7 +133,7 @@ def test_references_of_a_plan_that_is_replaced_go_and_nothing_else(plan):
 def test_other_cells_of_another_process_are_taken_over(plan):
     ours, theirs = (Study(plan, *read_plan(plan), None) for _ in range(2))
     theirs.rewrite([CELL])
-    ours.rewrite([{**CELL, "id": "late"}])
+    ours.rewrite([replace(CELL, id="late")])
     assert ours.cells == theirs.cells == read_plan(plan)[1] == [CELL]
-    ours.rewrite([{**CELL, "id": "next"}])
-    assert read_plan(plan)[1][0]["id"] == "next" and layout.foreign(plan, "plan") is None
+    ours.rewrite([replace(CELL, id="next")])
+    assert read_plan(plan)[1][0].id == "next" and layout.foreign(plan, "plan") is None

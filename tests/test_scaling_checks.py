@@ -97,7 +97,7 @@ def test_an_extractor_is_a_parent_and_found_from_any_folder(tmp_path, stores, ch
     shutil.rmtree(tmp_path / "judge")
     shutil.copytree(checkpoints["bert"], tmp_path / "judge")
     with pytest.raises(PixseqError, match="which now has id"):
-        run.run(study.path, cell=study.cells[0]["id"])
+        run.run(study.path, cell=study.cells[0].id)
 
 
 def test_without_labels_a_plan_says_that_nothing_is_probed(tmp_path, stores):

@@ -22,18 +22,18 @@ def test_a_study_carries_its_tokens_an_image_into_fit_and_forecast(tmp_path, sch
             write_tokens(tmp_path / f"{name}.zarr", seed=seed, scheme=scheme)
     data = f"data: {{train: {tmp_path}/t.zarr, val: {tmp_path}/v.zarr}}\n"
     (tmp_path / "grid.yaml").write_text(f"{data}budgets: [1.0e+11, 3.0e+11, 1.0e+12]\nsizes_per_budget: 6\n{shapes}")
-    cells = plan.run(tmp_path / "grid.yaml", tmp_path / "plan", timed=False)["cells"]
+    plan.run(tmp_path / "grid.yaml", tmp_path / "plan", timed=False)
     study = open_study(tmp_path / "plan")
-    for cell in cells:
-        loss = 1 + 20 * cell["params"] ** -0.3 + 20 * cell["tokens"] ** -0.3
+    for cell in study.cells:
+        loss = 1 + 20 * cell.params**-0.3 + 20 * cell.tokens**-0.3
         write_metrics(
             study.folder(cell) / "result.json",
             "scaling run",
-            cell,
+            cell.to_json(),
             {},
             {"status": "done", "reason": None, "loss": loss},
         )
-    side = cells[0]["resolution"]
+    side = study.cells[0].resolution
     fit.run(tmp_path / "plan", tmp_path / "fit.json", metrics=["loss"], resamples=0)
     numbers = read_metrics(tmp_path / "fit.json")[1]
     assert numbers["tokens_per_image"] == {str(side): per_image} and numbers["counting"] == "exact"

@@ -1,6 +1,7 @@
 """What completions are judged by: the reference model, the pictures compared, and that Gaussian noise does not pass."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -197,19 +198,19 @@ def test_a_reference_takes_the_rate_of_the_sweep_and_waits_for_it(stores):
     study, _ = planned(stores, text)
     (before,) = judge.references(study)
     with pytest.raises(PixseqError, match="reference-r6: its learning rate waits for the sweep"):
-        one.run_named(study, before["id"], **HERE)
+        one.run_named(study, before.id, **HERE)
     order = []
     for cell in run._in_order(study, None, {}):
         if cell is not run.WAIT:
-            order.append(cell["id"])
-            numbers = {"status": "done", "reason": None, "loss": 2 + np.log(cell["lr"] / 0.02) ** 2}
-            folder = judge.folder_of(study, cell) if "reference" in cell["id"] else study.folder(cell)
-            write_metrics(folder / "result.json", "scaling run", cell, {}, numbers)
+            order.append(cell.id)
+            numbers = {"status": "done", "reason": None, "loss": 2 + np.log(cell.lr / 0.02) ** 2}
+            folder = judge.folder_of(study, cell) if "reference" in cell.id else study.folder(cell)
+            write_metrics(folder / "result.json", "scaling run", cell.to_json(), {}, numbers)
     assert order.index("reference-r6") == 9 and all("-f" in id for id in order[:9]) and len(order) == 13
     (after,) = judge.references(study)
     rule = rates.rule_of(study, 6)
-    assert after["lr"] == rates.rounded(rule["lr"] * (after["d_model"] / rule["width"]) ** -rule["exponent"])
-    assert after["lr"] != before["lr"] and {**after, "lr": 0} == {**before, "lr": 0}
+    assert after.lr == rates.rounded(rule["lr"] * (after.d_model / rule["width"]) ** -rule["exponent"])
+    assert after.lr != before.lr and replace(after, lr=0) == replace(before, lr=0)
 
 
 def test_the_board_shows_what_runs_beside_the_cells(stores):
@@ -220,8 +221,8 @@ def test_the_board_shows_what_runs_beside_the_cells(stores):
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 7, "loss": 2.0}\n')
     rows = run._rows(study, workers, {})
-    assert [row[0] for row in rows[:3]] == [reference["id"], swept["id"], study.measured[0]["id"]]
-    assert rows[0][3] == f"7/{reference['steps']}" and rows[1][3] == "starts" and len(rows) == 2 + len(study.measured)
+    assert [row[0] for row in rows[:3]] == [reference.id, swept.id, study.measured[0].id]
+    assert rows[0][3] == f"7/{reference.steps}" and rows[1][3] == "starts" and len(rows) == 2 + len(study.measured)
     assert {len(row) for row in rows} == {len(run.HEAD)}
 
 

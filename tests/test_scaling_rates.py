@@ -33,14 +33,14 @@ def planned(tmp_path):
 
 def test_a_cell_of_several_seeds_is_run_so_often_and_the_first_keeps_its_id(planned):
     single, several = planned(""), planned("seeds: 3\n", "plan3")
-    assert [c for c in several.cells if "seed" not in c] == single.cells and len(several.cells) == 27
-    ids = [cell["id"] for cell in several.cells]
+    assert [c for c in several.cells if not c.seed] == single.cells and len(several.cells) == 27
+    ids = [cell.id for cell in several.cells]
     assert ids[:4] == ["r6-b0-s0", "r6-b0-s0-k1", "r6-b0-s0-k2", "r6-b0-s1"]
     losses = []
     for id in ids[:2]:
         losses.append(one.run(several, several.cell(id), "cpu", "fp32")["loss"])
         made = open_checkpoint(several.folder(several.cell(id)) / "model").manifest
-        assert made["config"]["train"]["seed"] == several.cell(id).get("seed", 0)
+        assert made["config"]["train"]["seed"] == several.cell(id).seed
     assert losses[0] != losses[1]
     assert [row["seed"] for row in several.results()[:4]] == [0, 1, 2, 0]
     assert len({row["params"] for row in several.results()[:3]}) == 1
@@ -53,26 +53,26 @@ def swept(study, best, exponent, noise=0.0, diverged=()):
     """Results of a sweep whose best rate is `best` at width 64 and falls with width by a power."""
     rng = np.random.default_rng(0)
     for cell in rates.sweep_of(study, 6):
-        off = np.log(cell["lr"] / (best * (cell["d_model"] / 64) ** -exponent))
+        off = np.log(cell.lr / (best * (cell.d_model / 64) ** -exponent))
         numbers = {"status": "done", "reason": None, "loss": 2 + 0.1 * off**2 + noise * rng.standard_normal()}
-        if cell["id"] in diverged:
+        if cell.id in diverged:
             numbers = {"status": "diverged", "reason": "too fast"}
-        write_metrics(study.folder(cell) / "result.json", "scaling run", cell, {}, numbers)
+        write_metrics(study.folder(cell) / "result.json", "scaling run", cell.to_json(), {}, numbers)
 
 
 def test_the_rule_is_fitted_to_the_sweep_and_used_by_every_other_cell(planned):
     study = planned("rates: {sweep: [0.25, 0.5, 1.0, 2.0, 4.0]}\n")
     sweep = rates.sweep_of(study, 6)
-    assert len(sweep) == 15 and {cell["budget"] for cell in sweep} == {1e9}
-    assert sweep[0]["id"] == "r6-b0-s0-f0" and sweep[0]["lr"] == pytest.approx(study.cells[0]["lr"] / 4, rel=1e-3)
+    assert len(sweep) == 15 and {cell.budget for cell in sweep} == {1e9}
+    assert sweep[0].id == "r6-b0-s0-f0" and sweep[0].lr == pytest.approx(study.cells[0].lr / 4, rel=1e-3)
     swept(study, best=0.008, exponent=0.8, diverged=("r6-b0-s2-f4",))
     rule = rates.settle(study, 6)
     assert rule["lr"] == pytest.approx(0.008, rel=0.02) and rule["exponent"] == pytest.approx(0.8, abs=0.02)
     again = open_study(study.path)
     for cell in again.measured:
-        assert cell["lr"] == pytest.approx(0.008 * (cell["d_model"] / 64) ** -0.8, rel=0.03)
+        assert cell.lr == pytest.approx(0.008 * (cell.d_model / 64) ** -0.8, rel=0.03)
     assert again.manifest["summary"]["rates"]["6"] == rule and rule["at_edge"] == 0
-    assert [cell for cell in again.cells if "sweep" in cell] == sweep
+    assert [cell for cell in again.cells if cell.sweep is not None] == sweep
     assert rates.settle(again, 6) is None
 
 
@@ -102,7 +102,7 @@ def test_a_best_rate_at_the_end_of_the_sweep_is_said_and_a_wild_exponent_is_boun
 
 def test_a_sweep_in_which_all_diverged_is_an_error(planned):
     study = planned("rates: sweep\n")
-    swept(study, 0.01, 0.5, diverged=[cell["id"] for cell in rates.sweep_of(study, 6)])
+    swept(study, 0.01, 0.5, diverged=[cell.id for cell in rates.sweep_of(study, 6)])
     with pytest.raises(PixseqError, match="no width with 3 runs"):
         rates.settle(study, 6)
 

@@ -13,7 +13,7 @@ from conftest import write_pixels, write_tokens
 from pixseq.artifacts import manifest
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import Codec
-from pixseq.artifacts.plan import read_plan
+from pixseq.artifacts.plan import NUMBERS, Cell, read_plan
 from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import build, shape_from
@@ -40,25 +40,26 @@ def grid_file(folder, text, name="grid.yaml"):
 
 
 def planned(grid, **options):
-    return plan.run(grid, grid.parent / "plan", timed=False, **options)["cells"]
+    made = plan.run(grid, grid.parent / "plan", timed=False, **options)
+    return [Cell.from_json(cell) for cell in made["cells"]]
 
 
 def test_cells_spend_their_budget_and_say_exactly_how_much(grid):
     cells = planned(grid)
-    assert len(cells) == 15 and len({cell["id"] for cell in cells}) == 15
+    assert len(cells) == 15 and len({cell.id for cell in cells}) == 15
     study = open_study(grid.parent / "plan")
     for cell in cells:
-        config = ladder.recipe(study.grid, cell["d_model"], cell["steps"], cell["batch_size"], cell["lr"])
+        config = ladder.recipe(study.grid, cell.d_model, cell.steps, cell.batch_size, cell.lr)
         from pixseq.artifacts.arrays import open_store
 
         shape = pretrain.model_shape(config, open_store(study.data(cell).train, "tokens"))
-        assert cell["tokens"] == cell["steps"] * cell["batch_size"] * 36
-        assert cell["flops"] == cell["tokens"] * shape.flops_per_token("exact")
-        assert abs(cell["flops"] / cell["budget"] - 1) < 0.6 / cell["steps"] + 1e-9
-        assert cell["params"] == sum(p.numel() for p in build(shape).parameters())
-        assert cell["epochs"] == pytest.approx(cell["steps"] * cell["batch_size"] / 96, abs=1e-3)
+        assert cell.tokens == cell.steps * cell.batch_size * 36
+        assert cell.flops == cell.tokens * shape.flops_per_token("exact")
+        assert abs(cell.flops / cell.budget - 1) < 0.6 / cell.steps + 1e-9
+        assert cell.params == sum(p.numel() for p in build(shape).parameters())
+        assert cell.epochs == pytest.approx(cell.steps * cell.batch_size / 96, abs=1e-3)
     for budget in (1e9, 2e9, 4e9):
-        sizes = [cell["params"] for cell in cells if cell["budget"] == budget]
+        sizes = [cell.params for cell in cells if cell.budget == budget]
         assert sizes == sorted(set(sizes)) and len(sizes) == 5
 
 
@@ -81,10 +82,12 @@ def test_the_estimate_has_the_tokens_a_parameter_that_were_asked_for(grid, count
     assert 20 < ratio < 45
 
 
-@pytest.mark.parametrize("key, value", [("d_model", 10**9), ("batch_size", 10**9), ("steps", 10**14)])
+@pytest.mark.parametrize("key, value", [("d_model", 10**5), ("batch_size", 10**9), ("steps", 10**14)])
 def test_a_cell_of_numbers_that_no_run_has_is_refused(grid, key, value):
-    cell = {"id": "a", "d_model": 16, "steps": 10, "batch_size": 8, "lr": 0.1, key: value}
-    with pytest.raises(UsageError, match=key):
+    cell = Cell(
+        **dict.fromkeys((*NUMBERS, "resolution"), 8) | {"id": "a", "data": 0, "d_model": 16, "lr": 0.1, key: value}
+    )
+    with pytest.raises(UsageError, match="n_layer" if key == "d_model" else key):  # a wide model is deep
         ladder.recipe_of(effective(GridFile, file=grid), cell)
 
 
@@ -126,7 +129,7 @@ def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
     planned(grid)
     study = open_study(grid.parent / "plan")
     longest = study.cells[-1]
-    command = [sys.executable, "-m", "pixseq", "scaling", "run", study.path, "--cell", longest["id"], "--quiet"]
+    command = [sys.executable, "-m", "pixseq", "scaling", "run", study.path, "--cell", longest.id, "--quiet"]
     running = subprocess.Popen(command)
     log = study.folder(longest) / "model.partial" / "log.jsonl"
     deadline = time.monotonic() + 60
@@ -137,7 +140,7 @@ def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
     numbers = one.run(study, longest)
     assert numbers["status"] == "done"
     fresh = study.folder(longest)
-    config = ladder.recipe(study.grid, longest["d_model"], longest["steps"], longest["batch_size"], longest["lr"])
+    config = ladder.recipe(study.grid, longest.d_model, longest.steps, longest.batch_size, longest.lr)
     again = pretrain.run(study.data(longest).train, grid.parent / "again", config)
     assert again["id"] == open_checkpoint(fresh / "model").manifest["id"]
 
@@ -157,16 +160,16 @@ def test_budgets_not_begun_move_to_where_those_below_point(grid):
     from pixseq.artifacts.metrics import write_metrics
 
     for cell in cells:
-        if cell["budget"] < 4e9:  # the largest size is best by far
-            loss = {"status": "done", "reason": None, "loss": 5 - np.log(cell["params"]) / 10}
-            write_metrics(study.folder(cell) / "result.json", "scaling run", cell, {}, loss)
+        if cell.budget < 4e9:  # the largest size is best by far
+            loss = {"status": "done", "reason": None, "loss": 5 - np.log(cell.params) / 10}
+            write_metrics(study.folder(cell) / "result.json", "scaling run", cell.to_json(), {}, loss)
     assert not plan.move(study, 6, 1e9) and plan.move(study, 6, 4e9)
-    moved = [cell for cell in open_study(study.path).cells if cell["budget"] == 4e9]
-    before = [cell for cell in cells if cell["budget"] == 4e9]
-    assert [cell["id"] for cell in moved] == [cell["id"] for cell in before]
-    assert np.median([c["params"] for c in moved]) > np.median([c["params"] for c in before])
+    moved = [cell for cell in open_study(study.path).cells if cell.budget == 4e9]
+    before = [cell for cell in cells if cell.budget == 4e9]
+    assert [cell.id for cell in moved] == [cell.id for cell in before]
+    assert np.median([c.params for c in moved]) > np.median([c.params for c in before])
     assert not plan.move(study, 6, 4e9)  # already there
-    assert [c for c in open_study(study.path).cells if c["budget"] < 4e9] == [c for c in cells if c["budget"] < 4e9]
+    assert [c for c in open_study(study.path).cells if c.budget < 4e9] == [c for c in cells if c.budget < 4e9]
 
 
 def test_patch_models_have_studies_too(tmp_path):
@@ -177,7 +180,7 @@ def test_patch_models_have_studies_too(tmp_path):
     numbers = one.run(study, cell)
     assert numbers["loss_unit"] == "normalized_mse" and numbers["frechet_distance"] is None
     shape = shape_from(open_checkpoint(study.folder(cell) / "model").shape)
-    assert cell["params"] == shape.trunk_count() < shape.parameter_count()
+    assert cell.params == shape.trunk_count() < shape.parameter_count()
 
 
 def test_a_time_is_expected_from_measured_steps(grid):

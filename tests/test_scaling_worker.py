@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,11 @@ def wait(process):
 
 def test_one_process_runs_cell_after_cell_and_says_what_failed(study):
     ours = Worker.start(study, ["cpu"], "cpu", "fp32")
-    for cell, error in ((study.cells[0], None), ({"id": "r6-b9-s9"}, "no cell 'r6-b9-s9'"), (study.cells[1], None)):
+    for cell, error in (
+        (study.cells[0], None),
+        (replace(study.cells[0], id="r6-b9-s9"), "no cell 'r6-b9-s9'"),
+        (study.cells[1], None),
+    ):
         ours.give(cell)
         answer = wait(ours)
         assert answer == {"error": None} if error is None else error in answer["error"]
@@ -76,7 +81,7 @@ def test_a_process_that_dies_says_so_and_one_that_is_stopped_ends(study):
 def test_a_process_that_waits_answers_every_signal_that_asks_it_to_end(study):
     ours = [Worker.start(study, ["cpu"] * 2, "cpu", "fp32") for _ in signals.STOPPING]
     for each in ours:
-        each.give({"id": "r6-b9-s9"})
+        each.give(replace(study.cells[0], id="r6-b9-s9"))
     for each, number in zip(ours, signals.STOPPING):
         assert "no cell" in wait(each)["error"]
         each.process.send_signal(number)
@@ -100,11 +105,11 @@ def test_jobs_on_one_device_divide_its_memory(study, monkeypatch):
 
 def test_a_process_that_alone_is_stopped_has_not_failed(study, monkeypatch):
     study.rewrite(study.cells[:2])
-    first, give = study.cells[0]["id"], Worker.give
+    first, give = study.cells[0].id, Worker.give
 
     def give_and_stop(self, cell):
         give(self, cell)
-        if cell["id"] == first:
+        if cell.id == first:
             self.process.send_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Worker, "give", give_and_stop)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pixseq.artifacts.metrics import write_metrics
-from pixseq.artifacts.plan import NUMBERS, _id, write_plan
+from pixseq.artifacts.plan import NUMBERS, Cell, _id, write_plan
 from pixseq.bounded import forms
 from pixseq.config import GridFile, as_dict, effective
 from pixseq.errors import PixseqError
@@ -34,7 +34,7 @@ def plan(tmp_path):
     (tmp_path / "g.yaml").write_text("data: {train: t, val: v}\nbudgets: [1.0e+9, 2.0e+9, 4.0e+9]\n")
     grid = as_dict(effective(GridFile, file=tmp_path / "g.yaml"))
     inputs = {f"{role} 0": {"path": role, "id": "sha256:1"} for role in ("train", "val")}
-    write_plan(tmp_path / "plan", grid, inputs, [CELL], {})
+    write_plan(tmp_path / "plan", grid, inputs, [Cell.from_json(CELL)], {})
     return tmp_path / "plan"
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
 from pixseq.bounded import forms
 from pixseq.errors import PixseqError
-
-Cell = dict[str, Any]
 
 MOST_WIDTH = 1 << 16  # of a model: no machine trains wider ones
 # What every reader of a cell relies on.
@@ -26,9 +25,12 @@ COUNTS = {
 }
 NUMBERS = ("budget", *COUNTS, "lr", "flops")
 CELL = forms.fields(
-    {**dict.fromkeys(NUMBERS, forms.positive), **{key: forms.whole(1, most) for key, most in COUNTS.items()}},
     {
+        **dict.fromkeys(NUMBERS, forms.positive),
+        **{key: forms.whole(1, most) for key, most in COUNTS.items()},
         "data": forms.whole(0, forms.EXACT),
+    },
+    {
         "seed": forms.whole(0, forms.EXACT),
         "sweep": forms.positive,
         "epochs": forms.number,
@@ -41,6 +43,43 @@ CELL_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|[.](?![.]|partial$)){0,99}", 
 DAMAGED = "it is damaged, or no plan that pixseq wrote: plan again, into another folder"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training run of a study: its shape and recipe, its cost, and which of the grid's data it is of.
+
+    `budget` and `flops` are training FLOPs, wanted and spent; `seed` is above the grid's; `seconds` are expected, None:
+    not measured. A cell of a sweep of learning rates says by which factor in `sweep`.
+    """
+
+    id: str
+    resolution: int
+    budget: float
+    data: int
+    seed: int = 0
+    n_layer: int
+    d_model: int
+    n_head: int = 1
+    params: int
+    tokens: int
+    steps: int
+    batch_size: int
+    lr: float
+    flops: float
+    epochs: float = 0.0
+    seconds: float | None = None
+    memory_gigabytes: float = 0.0
+    sweep: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without a seed or a sweep where there is none."""
+        return {key: value for key, value in vars(self).items() if value or key not in ("seed", "sweep")}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Cell:
+        """Of a cell that `read_plan` has checked."""
+        return cls(**{key: found[key] for key in cls.__dataclass_fields__ if key in found})
+
+
 def write_plan(
     path: str | Path,
     config: Mapping[str, Any],
@@ -49,9 +88,9 @@ def write_plan(
     summary: Mapping[str, Any],
 ) -> manifest.Manifest:
     """Write a new plan, or other cells into one that is there, in one step; what cells have made stays."""
-    path = Path(path)
-    record = manifest.build("plan", _id(cells), "scaling plan", config, inputs, summary)
-    text = json.dumps({**record, "cells": list(cells)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path, listed = Path(path), [cell.to_json() for cell in cells]
+    record = manifest.build("plan", _id(listed), "scaling plan", config, inputs, summary)
+    text = json.dumps({**record, "cells": listed}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if (path / "manifest.json").is_file():
         atomic.write_text(path / "manifest.json", text)
         return record
@@ -67,14 +106,15 @@ def read_plan(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
     Raises PixseqError where `path` holds no plan, where its cells are not those of its content id, where an id is no
     name of a folder, and where what it is run in is a link to elsewhere.
     """
-    record, cells = _read(path)
-    if _id(cells) != record["id"]:
+    record, listed = _read(path)
+    if _id(listed) != record["id"]:
         raise PixseqError(f"{path}: its cells are not those of its id {record['id']}", DAMAGED)
-    _check_cells(path, cells)
+    _check_cells(path, listed)
+    cells = [Cell.from_json(cell) for cell in listed]
     used = [
         *FOLDERS,
-        *(f"cells/{cell['id']}" for cell in cells),
-        *(f"reference/r{cell['resolution']}" for cell in cells),
+        *(f"cells/{cell.id}" for cell in cells),
+        *(f"reference/r{cell.resolution}" for cell in cells),
     ]
     for folder in (Path(path, name) for name in used):
         if folder.is_symlink():
@@ -85,7 +125,7 @@ def read_plan(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
     return record, cells
 
 
-def _read(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
+def _read(path: str | Path) -> tuple[manifest.Manifest, list[dict[str, Any]]]:
     record = manifest.expect(path, "plan")
     cells = record.pop("cells", None)
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
@@ -93,7 +133,7 @@ def _read(path: str | Path) -> tuple[manifest.Manifest, list[Cell]]:
     return record, cells
 
 
-def _check_cells(path: str | Path, cells: Sequence[Cell]) -> None:
+def _check_cells(path: str | Path, cells: Sequence[Mapping[str, Any]]) -> None:
     """What becomes part of a path: ids that are names and distinct, also where case does not count; resolutions."""
     seen: set[str] = set()
     for cell in cells:
@@ -113,7 +153,7 @@ def plan_id(path: str | Path) -> str:
     return _id(_read(path)[1])
 
 
-def _id(cells: Sequence[Cell]) -> str:
+def _id(cells: Sequence[Mapping[str, Any]]) -> str:
     try:
         return manifest.content_id("plan", {}, {"cells": list(cells)})
     except (ValueError, RecursionError) as error:  # not finite, or text that UTF-8 cannot say

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,9 +21,9 @@ from pixseq.studies import ladder
 MOST_SECONDS = 10.0  # that measuring goes on to another shape for
 
 
-def add_seconds(where: Machine, grid: GridFile, train: Store, cells: Sequence[Cell]) -> None:
-    """Set `seconds` of each cell: the FLOP rate of the smallest, the middle and the largest shape, and between them."""
-    by_width = {cell["d_model"]: cell for cell in cells}
+def timed(where: Machine, grid: GridFile, train: Store, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with `seconds`: from FLOP rates of the smallest, middle and largest shape, and between them."""
+    by_width = {cell.d_model: cell for cell in cells}
     widths = sorted(by_width)
     rates: list[tuple[float, float]] = []
     began = time.monotonic()
@@ -31,15 +32,15 @@ def add_seconds(where: Machine, grid: GridFile, train: Store, cells: Sequence[Ce
             break  # larger shapes run at about the rate of this one
         rates.append((math.log(width), math.log(flop_rate(where, grid, train, by_width[width]))))
     x, y = np.array(rates).T
-    for cell in cells:
-        cell["seconds"] = float(f"{cell['flops'] / math.exp(np.interp(math.log(cell['d_model']), x, y)):.3g}")
+    seconds = [cell.flops / math.exp(np.interp(math.log(cell.d_model), x, y)) for cell in cells]
+    return [replace(cell, seconds=float(f"{each:.3g}")) for cell, each in zip(cells, seconds)]
 
 
 def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float:
     """FLOPs a second of whole training steps of a cell, by the counting of the study."""
-    rows = some_images(train, slice(0, cell["batch_size"]))
+    rows = some_images(train, slice(0, cell.batch_size))
     images = Images(rows, None, train.codec.grid)
-    config = ladder.recipe(grid, cell["d_model"], 1, len(rows), cell["lr"])
+    config = ladder.recipe(grid, cell.d_model, 1, len(rows), cell.lr)
     shape = model_shape(config, train)
     model = placed(fresh_model(shape, config, train.codec.grid, images), where)
     run, micro = Run(model, config.train, None), micro_batch_images(model, where)
@@ -47,6 +48,6 @@ def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float
     while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):
         began = time.perf_counter()
         accumulate(where, model, model, losses, share_of_batch(where, images, config.train, run.step, model), micro)
-        run.update(cell["lr"])
+        run.update(cell.lr)
         seconds.append(time.perf_counter() - began)
     return len(rows) * shape.n_ctx * shape.flops_per_token(grid.flops) / min(seconds[1:])

@@ -40,7 +40,7 @@ FRECHET = {
 def run_named(study: Study, id: str, device: str = "auto", precision: str = "auto") -> None:
     """Run a cell, or make a reference, by its id. Raises PixseqError where the study has none of that id."""
     for each in judging.references(study):
-        if each["id"] == id:
+        if each.id == id:
             judging.ready(study, each, {"device": device, "precision": precision})
             return
     run(study, study.cell(id), device, precision)
@@ -55,8 +55,8 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     check_parents(study)
     if rates.waits(study, cell):
         raise PixseqError(
-            f"{cell['id']}: its learning rate waits for the sweep at r{cell['resolution']}",
-            f"run {rates.sweep_of(study, cell['resolution'])[0]['id']} and the others of the sweep, then: "
+            f"{cell.id}: its learning rate waits for the sweep at r{cell.resolution}",
+            f"run {rates.sweep_of(study, cell.resolution)[0].id} and the others of the sweep, then: "
             f"pixseq scaling plan GRID -o {study.path} --recentre",
         )
     folder, data = study.folder(cell), study.data(cell)
@@ -67,10 +67,10 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     numbers: dict[str, Any] = {"status": DONE, "reason": None}
     try:
         once(folder / "model", lambda out: _train(study, cell, out, where))
-        if "sweep" not in cell:
+        if cell.sweep is None:
             _sweep_once(study, folder, cell, where)
         numbers |= _loss(folder, data.val, where)
-        if "sweep" not in cell:
+        if cell.sweep is None:
             numbers |= _accuracy(study, folder, cell, where)
             numbers |= _completions(study, folder, cell, where)
     except Diverged as fault:
@@ -81,7 +81,7 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
         inputs["model"] = reference(folder / "model", made)
         numbers |= {"precision": made["config"]["precision"], "device": made["summary"]["device"]}
         inputs |= _extractor(folder)
-    write_metrics(folder / "result.json", "scaling run", cell, inputs, numbers, overwrite=True)
+    write_metrics(folder / "result.json", "scaling run", cell.to_json(), inputs, numbers, overwrite=True)
     return numbers
 
 

@@ -118,12 +118,12 @@ def _check_labels(stores: Stores, remarks: list[str]) -> None:
 def check_cells(where: Machine, grid: GridFile, cells: Sequence[Cell], remarks: list[str]) -> None:
     """What depends on the shapes: layers and memory. `cells` are of one resolution, its reference among them."""
     for layer in probe_layers(grid) or ():
-        least = min((cell for cell in cells if not is_reference(cell)), key=lambda cell: cell["n_layer"])
-        _check_layer("probe.layers", layer, least["n_layer"], least["id"])
+        least = min((cell for cell in cells if not is_reference(cell)), key=lambda cell: cell.n_layer)
+        _check_layer("probe.layers", layer, least.n_layer, least.id)
     for cell in filter(is_reference, cells):
-        _check_layer("completions.layer", grid.completions.layer, cell["n_layer"], cell["id"])
+        _check_layer("completions.layer", grid.completions.layer, cell.n_layer, cell.id)
     have = where.memory_bytes() / 1e9
-    large = [cell["id"] for cell in cells if cell["memory_gigabytes"] > have]
+    large = [cell.id for cell in cells if cell.memory_gigabytes > have]
     if large:
         remarks.append(
             f"{len(large)} cells need more than the {have:.3g} GB of this machine's device, the first {large[0]}"
@@ -131,7 +131,7 @@ def check_cells(where: Machine, grid: GridFile, cells: Sequence[Cell], remarks: 
 
 
 def is_reference(cell: Cell) -> bool:
-    return cell["id"].startswith(REFERENCE)
+    return cell.id.startswith(REFERENCE)
 
 
 def _check_layer(key: str, layer: int | None, layers: int, whose: str) -> None:

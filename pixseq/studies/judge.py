@@ -66,14 +66,8 @@ def reference_cell(grid: GridFile, index: int, codec: Codec, images: int) -> Cel
             "raise it, or leave it out for the largest budget",
         )
     resolution = codec.height
-    return {
-        "id": f"{REFERENCE}-r{resolution}",
-        "resolution": resolution,
-        "budget": budget,
-        "data": index,
-        "seed": OTHER_SEED,
-        **ladder.figures(grid, shape, budget, images),
-    }
+    name = f"{REFERENCE}-r{resolution}"
+    return ladder.cell_of(grid, shape, budget, images, id=name, resolution=resolution, data=index, seed=OTHER_SEED)
 
 
 def references(study: Study) -> list[Cell]:
@@ -94,7 +88,7 @@ def is_ready(study: Study, cell: Cell) -> bool:
 
 
 def folder_of(study: Study, cell: Cell) -> Path:
-    return study.path / REFERENCE / f"r{cell['resolution']}"
+    return study.path / REFERENCE / f"r{cell.resolution}"
 
 
 # ---- what the cells of one resolution share
@@ -123,7 +117,7 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
     Raises PixseqError where the reference model diverges.
     """
     grid, folder = study.grid, folder_of(study, cell)
-    how, val = grid.completions, open_images(grid.data[cell["data"]].val, "tokens")
+    how, val = grid.completions, open_images(grid.data[cell.data].val, "tokens")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.in_turn(folder):
         extractor: str | Path = how.extractor
@@ -167,10 +161,10 @@ def once(path: Path, make: Callable[[Path], Any]) -> Path:
 
 
 def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
-    planned = next(each for each in references(study) if each["resolution"] == cell["resolution"])
+    planned = next(each for each in references(study) if each.resolution == cell.resolution)
     if rates.waits(study, planned):
         raise PixseqError(
-            f"{planned['id']}: its learning rate waits for the sweep at r{planned['resolution']}",
+            f"{planned.id}: its learning rate waits for the sweep at r{planned.resolution}",
             f"run the sweep first: pixseq scaling run {study.path}",
         )
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -96,8 +95,7 @@ def recipe(grid: GridFile, d_model: int, steps: int, batch_size: int, lr: float,
 
 def recipe_of(grid: GridFile, cell: Cell) -> PretrainFile:
     """Raises UsageError for a cell of numbers that no run can use: plans come from others too."""
-    keys = ("d_model", "steps", "batch_size", "lr")
-    config = recipe(grid, *(cell[key] for key in keys), cell.get("seed", 0))
+    config = recipe(grid, cell.d_model, cell.steps, cell.batch_size, cell.lr, cell.seed)
     check(config)
     return config
 
@@ -112,24 +110,30 @@ def rate_of(grid: GridFile, shape: Shape) -> float:
     return grid.train.lr * (shape.d_model / grid.rates.width) ** -grid.rates.exponent
 
 
-def figures(grid: GridFile, shape: Shape, budget: float, images: int) -> dict[str, Any]:
-    """What a cell of one shape and budget is: its recipe, its cost and how often it sees each of `images` images."""
+def cell_of(
+    grid: GridFile, shape: Shape, budget: float, images: int, *, id: str, resolution: int, data: int, seed: int
+) -> Cell:
+    """A cell of one shape and budget: its recipe, its cost and how often it sees each of `images` images."""
     flops = shape.flops_per_token(grid.flops)
     seen = budget / flops / shape.n_ctx  # images
     batch = batch_of(grid, seen)
     steps = max(round(seen / batch), 1)
     tokens = steps * batch * shape.n_ctx
-    return {
-        "n_layer": shape.n_layer,
-        "d_model": shape.d_model,
-        "n_head": shape.n_head,
-        "params": size(grid, shape),
-        "tokens": tokens,
-        "steps": steps,
-        "batch_size": batch,
-        "lr": float(f"{rate_of(grid, shape):.4g}"),
-        "flops": tokens * flops,
-        "epochs": round(steps * batch / images, 3),
-        "seconds": None,
-        "memory_gigabytes": round((16 * shape.parameter_count() + shape.activation_bytes(4)) / 1e9, 3),
-    }
+    return Cell(
+        id=id,
+        resolution=resolution,
+        budget=budget,
+        data=data,
+        seed=seed,
+        n_layer=shape.n_layer,
+        d_model=shape.d_model,
+        n_head=shape.n_head,
+        params=size(grid, shape),
+        tokens=tokens,
+        steps=steps,
+        batch_size=batch,
+        lr=float(f"{rate_of(grid, shape):.4g}"),
+        flops=tokens * flops,
+        epochs=round(steps * batch / images, 3),
+        memory_gigabytes=round((16 * shape.parameter_count() + shape.activation_bytes(4)) / 1e9, 3),
+    )

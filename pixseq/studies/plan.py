@@ -60,12 +60,11 @@ def run(
 def _recentred(grid: str | Path, config: GridFile, out: str | Path) -> dict[str, Any]:
     study = open_study(out)
     _check_same(study, config, grid)
-    resolutions = dict.fromkeys(cell["resolution"] for cell in study.cells)
+    resolutions = dict.fromkeys(cell.resolution for cell in study.cells)
     remarks = [rates.told(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
     changed = [b for r, b in groups(study.measured) if move(study, r, b)]
     remarks.append(f"{len(changed)} budgets were centred anew")
-    same = {"counting": study.counting, "references": judge.references(study)}
-    return {**same, "cells": study.cells, "remarks": remarks}
+    return _document(study.counting, study.cells, judge.references(study), remarks)
 
 
 @contextlib.contextmanager
@@ -101,20 +100,26 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
             both = planned + [judged] * (judged is not None)
             checks.check_cells(where, config, both, remarks)
             if timed:
-                calibrate.add_seconds(where, config, stores["train"], both)
-            cells += planned
+                both = calibrate.timed(where, config, stores["train"], both)
+            cells += both[: len(planned)]
             references += both[len(planned) :]
     if config.rates.sweep:
         remarks.append("the learning rates of cells are those of the grid until the sweep (ids in -f) is done")
-    _check_distinct([cell["id"] for cell in cells])
-    summary = {"cells": len(cells), "flops": sum(cell["flops"] for cell in cells)}
+    _check_distinct([cell.id for cell in cells])
+    summary = {"cells": len(cells), "flops": sum(cell.flops for cell in cells)}
     if references:
-        summary["references"] = references
+        summary["references"] = [each.to_json() for each in references]
     judge.forget(out)
     write_plan(out, as_dict(config), inputs, cells, summary)
     for remark in remarks:
         progress.note(remark)
-    return {"counting": config.flops, "cells": cells, "references": references, "remarks": remarks}
+    return _document(config.flops, cells, references, remarks)
+
+
+def _document(counting: str, cells: Sequence[Cell], references: Sequence[Cell], remarks: list[str]) -> dict[str, Any]:
+    both = {"cells": cells, "references": references}
+    listed = {name: [cell.to_json() for cell in some] for name, some in both.items()}
+    return {"counting": counting, **listed, "remarks": remarks}
 
 
 # ---- the grid
@@ -146,7 +151,7 @@ def _check_replaceable(out: str | Path, overwrite: bool) -> None:
     if not overwrite:
         atomic.check_target(out, overwrite)
     study = open_study(out)
-    begun = [cell["id"] for cell in study.cells if study.status(cell) != WAITING]
+    begun = [cell.id for cell in study.cells if study.status(cell) != WAITING]
     if begun:
         raise PixseqError(
             f"{out} is a plan of which {len(begun)} cells have begun",
@@ -179,14 +184,14 @@ def _plan_data(grid: GridFile, index: int, train: Store, remarks: list[str]) -> 
         middle = ladder.centre(grid, rungs, budget)
         cells += cells_of(grid, index, train.codec, len(train), b, middle)
     resolution = train.codec.height
-    repeated = [cell for cell in cells if cell["epochs"] > grid.most_epochs]
+    repeated = [cell for cell in cells if cell.epochs > grid.most_epochs]
     if repeated:
-        most = max(cell["epochs"] for cell in repeated)
+        most = max(cell.epochs for cell in repeated)
         remarks.append(
             f"at {resolution}x{resolution}, {len(repeated)} of {len(cells)} cells see their data more than "
             f"{grid.most_epochs:g} times (at most {most:.1f}): repeated tokens are worth less than new ones"
         )
-    short = [cell for cell in cells if cell["steps"] < FEW_STEPS]
+    short = [cell for cell in cells if cell.steps < FEW_STEPS]
     if short:
         remarks.append(f"at {resolution}x{resolution}, {len(short)} cells train for fewer than {FEW_STEPS} steps")
     return cells
@@ -204,13 +209,13 @@ def cells_of(grid: GridFile, index: int, codec: Codec, images: int, b: int, midd
     able = [shape for shape, cost in zip(rungs, one_step) if cost <= budget]
     shapes = ladder.around(grid, able, middle)
     resolution = codec.height
-    return [
-        {"id": f"r{resolution}-b{b}-s{s}" + f"-k{k}" * (k > 0), "resolution": resolution, "budget": budget}
-        | {"data": index, **({"seed": k} if k else {})}
-        | ladder.figures(grid, shape, budget, images)
-        for s, shape in enumerate(shapes)
-        for k in range(grid.seeds)
-    ]
+    cells = []
+    for s, shape in enumerate(shapes):
+        for k in range(grid.seeds):
+            name = f"r{resolution}-b{b}-s{s}" + f"-k{k}" * (k > 0)
+            names = {"id": name, "resolution": resolution, "data": index, "seed": k}
+            cells.append(ladder.cell_of(grid, shape, budget, images, **names))
+    return cells
 
 
 # ---- sizes around what the budgets below have found
@@ -218,30 +223,31 @@ def cells_of(grid: GridFile, index: int, codec: Codec, images: int, b: int, midd
 
 def groups(cells: Sequence[Cell]) -> list[tuple[int, float]]:
     """(resolution, budget) of the cells, each once, budgets ascending."""
-    return list(dict.fromkeys((cell["resolution"], cell["budget"]) for cell in cells))
+    return list(dict.fromkeys((cell.resolution, cell.budget) for cell in cells))
 
 
 def move(study: Study, resolution: int, budget: float) -> bool:
     """Centre the cells of a budget anew where none has begun and the budgets below are done. True if they moved."""
-    here = [c for c in study.measured if (c["resolution"], c["budget"]) == (resolution, budget)]
+    here = [c for c in study.measured if (c.resolution, c.budget) == (resolution, budget)]
     if any(study.status(cell) != WAITING for cell in here):
         return False
     middle = _expected_optimum(study, resolution, budget)
     if middle is None:
         return False
-    grid, data = study.grid, here[0]["data"]
+    grid, data = study.grid, here[0].data
     store = open_images(grid.data[data].train, SHAPES[grid.shapes.family].reads)
     index = list(grid.budgets).index(budget)
     cells = cells_of(grid, data, store.codec, len(store), index, middle)
-    new = {cell["id"]: rates.ruled(study, cell) for cell in cells}
-    if max(probe_layers(grid) or [0]) > min(cell["n_layer"] for cell in new.values()):
+    new = {cell.id: rates.ruled(study, cell) for cell in cells}
+    if max(probe_layers(grid) or [0]) > min(cell.n_layer for cell in new.values()):
         return False  # smaller models would lack a layer that is probed
-    if all(new[cell["id"]]["d_model"] == cell["d_model"] for cell in here):
+    if all(new[cell.id].d_model == cell.d_model for cell in here):
         return False
-    speeds = [cell["flops"] / cell["seconds"] for cell in here if cell["seconds"]]
-    for cell in new.values():
-        cell["seconds"] = float(f"{cell['flops'] / np.median(speeds):.3g}") if speeds else None
-    study.rewrite([new.get(cell["id"], cell) for cell in study.cells])
+    speeds = [cell.flops / cell.seconds for cell in here if cell.seconds]
+    for id, cell in new.items():
+        seconds = float(f"{cell.flops / np.median(speeds):.3g}") if speeds else None
+        new[id] = replace(cell, seconds=seconds)
+    study.rewrite([new.get(cell.id, cell) for cell in study.cells])
     return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,9 @@ LEAST_RATES = 3  # of one width, for a parabola
 
 def sweep_cells(cells: Sequence[Cell], grid: GridFile) -> list[Cell]:
     """The cells of a sweep beside the planned `cells` of one resolution: those of its smallest budget, first seed."""
-    smallest = [cell for cell in cells if cell["budget"] == grid.budgets[0] and not cell.get("seed", 0)]
+    smallest = [cell for cell in cells if cell.budget == grid.budgets[0] and not cell.seed]
     return [
-        {**cell, "id": f"{cell['id']}-f{i}", "sweep": factor, "lr": rounded(cell["lr"] * factor)}
+        replace(cell, id=f"{cell.id}-f{i}", sweep=factor, lr=rounded(cell.lr * factor))
         for cell in smallest
         for i, factor in enumerate(grid.rates.sweep or ())
     ]
@@ -35,7 +36,7 @@ def sweep_cells(cells: Sequence[Cell], grid: GridFile) -> list[Cell]:
 
 def waits(study: Study, cell: Cell) -> bool:
     """Whether the rate of a cell is not known before the sweep of its resolution has ended."""
-    return "sweep" not in cell and waits_for_sweep(study, cell["resolution"])
+    return cell.sweep is None and waits_for_sweep(study, cell.resolution)
 
 
 def waits_for_sweep(study: Study, resolution: int) -> bool:
@@ -48,7 +49,7 @@ def rule_of(study: Study, resolution: int) -> dict[str, Any] | None:
 
 
 def sweep_of(study: Study, resolution: int) -> list[Cell]:
-    return [cell for cell in study.cells if cell["resolution"] == resolution and "sweep" in cell]
+    return [cell for cell in study.cells if cell.resolution == resolution and cell.sweep is not None]
 
 
 def settle(study: Study, resolution: int) -> dict[str, Any] | None:
@@ -71,18 +72,18 @@ def settle(study: Study, resolution: int) -> dict[str, Any] | None:
 
 def ruled(study: Study, cell: Cell) -> Cell:
     """A cell with the rate of its resolution's rule, where there is one and it has not begun."""
-    rule = rule_of(study, cell["resolution"])
-    if rule is None or "sweep" in cell or study.folder(cell).exists():
+    rule = rule_of(study, cell.resolution)
+    if rule is None or cell.sweep is not None or study.folder(cell).exists():
         return cell
-    rate = rule["lr"] * (cell["d_model"] / rule["width"]) ** -rule["exponent"]
-    return {**cell, "lr": rounded(rate)}
+    rate = rule["lr"] * (cell.d_model / rule["width"]) ** -rule["exponent"]
+    return replace(cell, lr=rounded(rate))
 
 
 def fit_rule(grid: GridFile, runs: Sequence[tuple[Cell, float | None]]) -> dict[str, Any]:
     """The rule of swept cells and their losses, None where a run diverged."""
     optima = []
-    for width in sorted({cell["d_model"] for cell, _ in runs}):
-        found = [(cell["lr"], loss) for cell, loss in runs if cell["d_model"] == width and loss is not None]
+    for width in sorted({cell.d_model for cell, _ in runs}):
+        found = [(cell.lr, loss) for cell, loss in runs if cell.d_model == width and loss is not None]
         if len(found) >= LEAST_RATES:
             rate, inside = _best(*np.array(found).T)
             optima.append({"d_model": width, "lr": rounded(rate), "inside": inside})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pixseq import progress
 from pixseq.artifacts.metrics import read_log
@@ -44,7 +44,7 @@ def run(
         raise UsageError(f"--jobs is {jobs}, it must be at least 1")
     check_parents(study)
     for each in study.cells if again else ():
-        if study.status(each) == DIVERGED and cell in (None, each["id"]):
+        if study.status(each) == DIVERGED and cell in (None, each.id):
             study.forget(each)
     if cell is not None:
         from pixseq.studies import cell as one
@@ -81,7 +81,7 @@ def _raise(failed: Mapping[str, str]) -> None:
 
 def _work(
     study: Study,
-    queue: Iterator[Cell],
+    queue: Iterator[Cell | Literal["wait"]],
     workers: list[Worker],
     devices: list[str],
     precision: str,
@@ -102,7 +102,7 @@ def _work(
             if answer is None:
                 continue
             if answer["error"] is not None:
-                failed[each.cell["id"]] = answer["error"]
+                failed[each.cell.id] = answer["error"]
             board.say(_line(study, each, failed))
             each.cell = None
             if not each.alive:
@@ -124,20 +124,20 @@ def _idle(study: Study, workers: list[Worker], devices: list[str], precision: st
     return workers[-1]
 
 
-WAIT: Cell = {}  # no cell is ready before one that runs has ended
+WAIT = "wait"  # no cell is ready before one that runs has ended
 
 
-def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell]:
+def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell | Literal["wait"]]:
     """Cells to start, one a call; WAIT where the next budget waits for the one below it.
 
     A reference comes before the cells that it judges, and after the sweep that its learning rate is from.
     """
     needed: list[int] = []  # resolutions
     for reference in judge.references(study):
-        here = [c for c in study.measured if c["resolution"] == reference["resolution"]]
-        here = [c for c in here if budget_limit is None or c["budget"] <= budget_limit]
+        here = [c for c in study.measured if c.resolution == reference.resolution]
+        here = [c for c in here if budget_limit is None or c.budget <= budget_limit]
         if any(study.status(c) not in (DONE, DIVERGED) for c in here) and not judge.is_ready(study, reference):
-            needed.append(reference["resolution"])
+            needed.append(reference.resolution)
     chains: dict[int, list[float]] = {}
     for resolution, budget in plan.groups(study.measured):
         if budget_limit is None or budget <= budget_limit:
@@ -147,15 +147,15 @@ def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str
         now = next((r for r in needed if not rates.waits_for_sweep(study, r)), None)
         if now is not None:
             needed.remove(now)
-            yield next(each for each in judge.references(study) if each["resolution"] == now)
+            yield next(each for each in judge.references(study) if each.resolution == now)
             continue
         found = None
         for resolution, budgets in chains.items():
             found = found or _next(study, resolution, budgets, started, failed)
         if found is not None:
-            started.add(found["id"])
+            started.add(found.id)
         if found is not None or any(chains.values()):
-            yield found or WAIT
+            yield WAIT if found is None else found
 
 
 def _next(
@@ -168,7 +168,7 @@ def _next(
     if budgets and rates.waits_for_sweep(study, resolution):
         sweep = _open(study, rates.sweep_of(study, resolution), failed)
         if sweep:
-            return next((cell for cell in sweep if cell["id"] not in started), None)
+            return next((cell for cell in sweep if cell.id not in started), None)
         rule = rates.settle(study, resolution)
         if rule is None:  # cells of its sweep failed
             budgets.clear()
@@ -178,9 +178,9 @@ def _next(
     while budgets:
         if study.grid.recentre and plan.move(study, resolution, budgets[0]):
             progress.say(f"r{resolution}: sizes at {budgets[0]:.3g} FLOPs centred anew")
-        here = [c for c in study.measured if (c["resolution"], c["budget"]) == (resolution, budgets[0])]
+        here = [c for c in study.measured if (c.resolution, c.budget) == (resolution, budgets[0])]
         open_ = _open(study, here, failed)
-        found = next((cell for cell in open_ if cell["id"] not in started), None)
+        found = next((cell for cell in open_ if cell.id not in started), None)
         if found is not None or (open_ and study.grid.recentre):  # or its last cells still run
             return found
         budgets.pop(0)
@@ -188,7 +188,7 @@ def _next(
 
 
 def _open(study: Study, cells: Sequence[Cell], failed: Mapping[str, str]) -> list[Cell]:
-    return [cell for cell in cells if study.status(cell) not in (DONE, DIVERGED) and cell["id"] not in failed]
+    return [cell for cell in cells if study.status(cell) not in (DONE, DIVERGED) and cell.id not in failed]
 
 
 # ---- what is shown
@@ -197,13 +197,13 @@ HEAD = ("cell", "parameters", "tokens", "state", *METRICS)
 
 
 def _rows(study: Study, workers: list[Worker], failed: Mapping[str, str]) -> list[tuple[str, ...]]:
-    states = {each.cell["id"]: _state(study, each.cell) for each in workers if each.cell}
+    states = {each.cell.id: _state(study, each.cell) for each in workers if each.cell}
     states |= {id: "stopped" if why == STOPPED else "failed" for id, why in failed.items()}
     results = study.results()
     rows = [
-        (id, f"{each.cell['params']:,}", f"{each.cell['tokens']:,}", states[id], *[""] * len(METRICS))
+        (id, f"{each.cell.params:,}", f"{each.cell.tokens:,}", states[id], *[""] * len(METRICS))
         for each in workers
-        if each.cell and (id := each.cell["id"]) not in {row["id"] for row in results}
+        if each.cell and (id := each.cell.id) not in {row["id"] for row in results}
     ]  # references and a sweep, which are no results
     for row in results:
         figures = ("" if row[key] is None else f"{row[key]:.4g}" for key in METRICS)
@@ -219,11 +219,11 @@ def _state(study: Study, cell: Cell) -> str:
         return "measured"
     log = folder / "model.partial" / "log.jsonl"
     rows = read_log(log) if log.is_file() else []
-    return f"{rows[-1]['step']}/{cell['steps']}" if rows else "starts"
+    return f"{rows[-1]['step']}/{cell.steps}" if rows else "starts"
 
 
 def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
-    id, seconds = done.cell["id"], progress.clock(time.monotonic() - done.began)
+    id, seconds = done.cell.id, progress.clock(time.monotonic() - done.began)
     if failed.get(id) == STOPPED:
         return f"{id}: stopped after {seconds}"
     if id in failed:

@@ -65,7 +65,7 @@ def read(source: str | Path, metrics: Sequence[str] | None = None, chosen: Seque
         table = checked(opened.results(), str(path), metrics)
         table.counting, table.params_counted = opened.counting, opened.params_counted
         table.tokens_per_image = {
-            str(cell["resolution"]): cell["tokens"] / (cell["steps"] * cell["batch_size"]) for cell in opened.cells
+            str(cell.resolution): cell.tokens / (cell.steps * cell.batch_size) for cell in opened.cells
         }
         table.inputs = {"runs": dict(opened.reference)}
         return table

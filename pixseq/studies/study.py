@@ -64,20 +64,20 @@ class Study:
     def cell(self, id: str) -> Cell:
         """Raises PixseqError for a cell that is none."""
         for cell in self.cells:
-            if cell["id"] == id:
+            if cell.id == id:
                 return cell
-        raise PixseqError(f"{self.path} has no cell {id!r}", f"cells: {self.cells[0]['id']} ... {self.cells[-1]['id']}")
+        raise PixseqError(f"{self.path} has no cell {id!r}", f"cells: {self.cells[0].id} ... {self.cells[-1].id}")
 
     @property
     def measured(self) -> list[Cell]:
         """The cells that a study is about: all but those of a sweep of learning rates."""
-        return [cell for cell in self.cells if "sweep" not in cell]
+        return [cell for cell in self.cells if cell.sweep is None]
 
     def folder(self, cell: Cell) -> Path:
-        return self.path / "cells" / cell["id"]
+        return self.path / "cells" / cell.id
 
     def data(self, cell: Cell) -> StudyData:
-        return self.grid.data[cell["data"]]
+        return self.grid.data[cell.data]
 
     def status(self, cell: Cell) -> str:
         folder = self.folder(cell)
@@ -100,7 +100,7 @@ class Study:
             if found["status"] in (DONE, DIVERGED):
                 numbers = self.result(cell)
                 found |= {key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}
-            rows.append({**{key: cell[key] for key in ROW}, "seed": cell.get("seed", 0), **found})
+            rows.append({**{key: getattr(cell, key) for key in ROW}, "seed": cell.seed, **found})
         return rows
 
     def rewrite(self, cells: list[Cell]) -> None:
@@ -144,9 +144,9 @@ def open_study(path: str | Path) -> Study:
     beside = {"rates": forms.each(RULE)}
     forms.require(record["summary"], forms.fields({}, beside), f"{path}: its summary", DAMAGED)
     forms.require(record["inputs"], forms.each(ROLE), f"{path}: its inputs", DAMAGED)
-    index = forms.fields({"data": forms.whole(0, len(grid.data) - 1)})
+    index = forms.whole(0, len(grid.data) - 1)
     for cell in cells:
-        forms.require(cell, index, f"{path} has a cell {cell['id']}", DAMAGED)
+        forms.require({"data": cell.data}, forms.fields({"data": index}), f"{path} has a cell {cell.id}", DAMAGED)
     return Study(Path(path), record, cells, grid)
 
 

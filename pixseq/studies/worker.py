@@ -62,7 +62,7 @@ class Worker:
     def give(self, cell: Cell) -> None:
         self.cell, self.began = cell, time.monotonic()
         try:
-            self.process.stdin.write(cell["id"] + "\n")
+            self.process.stdin.write(cell.id + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died, which its answer says
