@@ -13,11 +13,58 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pixseq.errors import UsageError
 from pixseq.presets import guess, read_preset, read_yaml
 from pixseq.presets import preset_names as preset_names
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number of a configuration may be; NaN and infinity never."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = dataclasses.asdict(self).items()
+        return " and ".join(f"{name.replace('_', ' ')} {bound:,}" for name, bound in bounds if bound is not None)
+
+
+Count = Annotated[int, Range(at_least=1)]
+Whole = Annotated[int, Range(at_least=0)]
+Seed = Annotated[int, Range(at_least=0, below=2**63)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, below=1)]
+# What no model exceeds, so that nothing is laid out for a slip of the pen or a stranger's file.
+Layers = Annotated[int, Range(at_least=1, at_most=1024)]
+Width = Annotated[int, Range(at_least=1, at_most=1 << 17)]
+Depth = Annotated[int, Range(at_least=0, at_most=1024)]
+Side = Annotated[int, Range(at_least=1, at_most=1 << 16)]
+PatchSide = Annotated[int, Range(at_least=1, at_most=1 << 12)]
+Codes = Annotated[int, Range(at_least=1, at_most=1 << 20)]
+Rank = Annotated[int, Range(at_least=0, at_most=1 << 14)]
+Steps = Annotated[int, Range(at_least=1, below=10**10)]
+BatchSize = Annotated[int, Range(at_least=1, at_most=1 << 17)]
+AreaShare = Annotated[float, Range(above=0, at_most=1)]
+# What no study exceeds.
+Sizes = Annotated[int, Range(at_least=2, at_most=99)]
+SizeRange = Annotated[float, Range(at_least=1.05, at_most=1e6)]
+Ratio = Annotated[float, Range(at_least=1e-9, at_most=1e9)]
+Seeds = Annotated[int, Range(at_least=1, at_most=1000)]
 
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
 Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"]
@@ -27,9 +74,9 @@ Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jit
 class ModelConfig:
     """Shape of an Image GPT. Vocabulary and context come from the tokens."""
 
-    n_layer: int = 8
-    n_head: int = 4
-    d_model: int = 128
+    n_layer: Layers = 8
+    n_head: Layers = 4
+    d_model: Width = 128
     objective: Literal["ar", "bert"] = "ar"
     family: ClassVar[str] = "igpt"  # the default: it stands in no file
     image_size: ClassVar[int | None] = None  # pictures have the size that they are stored in
@@ -40,15 +87,15 @@ class AimConfig:
     """Shape of an AIM, told by `family: aim`."""
 
     family: Literal["aim"] = "aim"
-    image_size: int | None = None  # side of its pictures, cut from those stored; null: as large as they are stored
-    n_layer: int = 12
-    n_head: int = 3
-    d_model: int = 192
-    patch_size: int = 4
-    head_depth: int = 4
-    head_width: int = 192
+    image_size: Side | None = None  # side of its pictures, cut from those stored; null: as large as they are stored
+    n_layer: Layers = 12
+    n_head: Layers = 3
+    d_model: Width = 192
+    patch_size: PatchSide = 4
+    head_depth: Depth = 4
+    head_width: Width = 192
     target: Literal["norm-pixels", "pixels", "codes"] = "norm-pixels"
-    n_codes: int = 512  # of the k-means of patches that target codes predicts
+    n_codes: Codes = 512  # of the k-means of patches that target codes predicts
     attention: Literal["causal", "prefix"] = "prefix"
 
 
@@ -68,40 +115,40 @@ class SequenceConfig:
 class TrainConfig:
     """The recipe of a pretraining run (paper §3.3-3.4 and appendix A.1 where it speaks)."""
 
-    steps: int = 10_000
-    batch_size: int = 128  # images a step over all micro-batches and ranks
-    lr: float = 3.0e-3
+    steps: Steps = 10_000
+    batch_size: BatchSize = 128  # images a step over all micro-batches and ranks
+    lr: Positive = 3.0e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to zero
-    warmup_epochs: float | None = 1.0  # the paper's one epoch (null: no such bound) ...
-    warmup_fraction: float = 0.1  # ... but at most this part of the run, so that short runs are not all warm-up
+    warmup_epochs: NotNegative | None = 1.0  # the paper's one epoch (null: no such bound) ...
+    warmup_fraction: Share = 0.1  # ... but at most this part of the run, so that short runs are not all warm-up
     optimizer: Literal["adam", "muon"] = "adam"  # muon: on the blocks' matrices, adam on the rest; not the paper's
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1.0e-8
-    weight_decay: float = 0.0  # decoupled
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Positive = 1.0e-8
+    weight_decay: NotNegative = 0.0  # decoupled
     decay: Literal["all", "matrices"] = "all"  # matrices: neither biases nor norms
-    clip_norm: float = 0.0  # 0: off
+    clip_norm: NotNegative = 0.0  # 0: off
     augment: Augment = "none"
-    crop_scale: float = 0.4  # resized-crop: the least part of the picture's area, as AIM has it
-    ema: float = 0.0  # decay of the averaged weights; 0: off
-    seed: int = 0
-    val_every: int = 0  # steps; 0: twenty times over the run
-    val_images: int = 2_000  # at most this many are scored each time
-    log_every: int = 10
+    crop_scale: AreaShare = 0.4  # resized-crop: the least part of the picture's area, as AIM has it
+    ema: Share = 0.0  # decay of the averaged weights; 0: off
+    seed: Seed = 0
+    val_every: Whole = 0  # steps; 0: twenty times over the run
+    val_images: Count = 2_000  # at most this many are scored each time
+    log_every: Count = 10
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(TrainConfig):
     """The joint loss of §2.3: L_clf + gen_weight * L_gen, constant rate after warm-up, early stop on validation."""
 
-    steps: int = 2_000
-    lr: float = 3.0e-4  # "often ten times smaller than in pretraining"
+    steps: Steps = 2_000
+    lr: Positive = 3.0e-4  # "often ten times smaller than in pretraining"
     schedule: Literal["cosine", "constant"] = "constant"
-    gen_weight: float = 1.0  # of models that can predict with the attention in use; others have no such loss
-    lora_rank: int = 0  # 0: all weights are trained; else low-rank updates of the blocks' matrices, and the class head
-    lora_alpha: float = 8.0  # updates count alpha / rank: 1 at AIM's rank of 8, and other ranks suit the same rates
+    gen_weight: NotNegative = 1.0  # of models that can predict with the attention in use; others have no such loss
+    lora_rank: Rank = 0  # 0: all weights are trained; else low-rank updates of the blocks' matrices, and the class head
+    lora_alpha: Positive = 8.0  # updates count alpha / rank: 1 at AIM's rank of 8, and other ranks suit the same rates
     lora_targets: str = "q,k,v,o"  # what has an update in a block: of q, k, v, o (attention), fc and proj (MLP)
-    patience: int = 5  # validations without a better accuracy before the stop; 0: run all steps
+    patience: Whole = 5  # validations without a better accuracy before the stop; 0: run all steps
     refit: bool = False  # begin again on train and validation together, for as many steps as validation chose (§3.1)
 
 
@@ -139,10 +186,10 @@ class StudyShapes:
     """
 
     family: Literal["igpt", "aim"] = "igpt"
-    aspect_ratio: float = 24.0  # d_model / n_layer; Image GPT's S, M and L have 21, 28 and 32
-    min_layers: int = 2
-    patch_size: int = 4
-    head_depth: int = 4
+    aspect_ratio: Ratio = 24.0  # d_model / n_layer; Image GPT's S, M and L have 21, 28 and 32
+    min_layers: Layers = 2
+    patch_size: PatchSide = 4
+    head_depth: Depth = 4
 
 
 @dataclass(frozen=True)
@@ -153,9 +200,9 @@ class StudyRates:
     fitted to what was best (see studies/rates.py). `rates: sweep` takes the usual multiples.
     """
 
-    width: int = 64
-    exponent: float = 0.5
-    sweep: tuple[float, ...] | None = None
+    width: Annotated[int, Range(at_least=1, at_most=10**6)] = 64
+    exponent: Annotated[float, Range(at_least=-10, at_most=10)] = 0.5
+    sweep: tuple[Positive, ...] | None = None
     words: ClassVar[Mapping[str, Any]] = {"sweep": {"sweep": [0.25, 0.5, 1.0, 2.0, 4.0]}}  # that a section may be
 
 
@@ -163,9 +210,9 @@ class StudyRates:
 class StudyBatch:
     """Images a step: the power of two that gives about `steps` steps, between `smallest` and `largest`."""
 
-    steps: int = 400
-    smallest: int = 8
-    largest: int = 256
+    steps: Annotated[int, Range(at_least=1, at_most=10**9)] = 400
+    smallest: Count = 8
+    largest: BatchSize = 256
 
 
 @dataclass(frozen=True)
@@ -177,13 +224,13 @@ class StudyCompletions:
     colours themselves, which cannot tell a picture from Gaussian noise of their covariance (studies/judge.py).
     """
 
-    count: int | None = None  # null: 500, or as many as there are
-    keep: float = 0.5
-    temperature: float = 1.0
-    seed: int = 0
+    count: Annotated[int, Range(at_least=0, at_most=10**9)] | None = None  # null: 500, or as many as there are
+    keep: Share = 0.5
+    temperature: Annotated[float, Range(at_least=0, at_most=1e9)] = 1.0
+    seed: Seed = 0
     extractor: str = "reference"
     layer: int | None = None  # of the extractor; null: the last of the reference, the middle of a checkpoint
-    reference_budget: float | None = None  # FLOPs that the reference model is trained with; null: the largest budget
+    reference_budget: Positive | None = None  # FLOPs that the reference model is trained with; null: the largest budget
     images: Literal["spread", "first"] = "spread"  # which: a random choice, each class with its share, or the first
 
 
@@ -200,15 +247,15 @@ class GridFile:
     """The grid of a scaling study: budgets and sizes, and how cells are trained and measured."""
 
     data: tuple[StudyData, ...]
-    budgets: tuple[float, ...]  # training FLOPs; two of them are the ends, with a spacing of 10^0.5 between
-    sizes_per_budget: int = 5
-    size_range: float = 4.0  # sizes lie between the estimated optimum over and times this
-    tokens_per_param: float = 40.0  # the first estimate of the optimum; finished budgets make better ones
+    budgets: tuple[Positive, ...]  # training FLOPs; two of them are the ends, with a spacing of 10^0.5 between
+    sizes_per_budget: Sizes = 5
+    size_range: SizeRange = 4.0  # sizes lie between the estimated optimum over and times this
+    tokens_per_param: Ratio = 40.0  # the first estimate of the optimum; finished budgets make better ones
     recentre: bool = True  # from the budgets below, once they are done
     flops: Literal["exact", "exact-causal", "6nd"] = "exact"
     params: Literal["total", "non-embedding"] = "total"  # what N counts; never a prediction head of AIM
-    seeds: int = 1  # runs of each cell, of train.seed, train.seed + 1 ...
-    most_epochs: float = 4.0  # beyond it a cell is marked: its data repeats
+    seeds: Seeds = 1  # runs of each cell, of train.seed, train.seed + 1 ...
+    most_epochs: Ratio = 4.0  # beyond it a cell is marked: its data repeats
     shapes: StudyShapes = field(default_factory=StudyShapes)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=6.0e-3, warmup_epochs=None))
     rates: StudyRates = field(default_factory=StudyRates)
@@ -256,69 +303,41 @@ def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def check(config: Any) -> None:
-    """Values that no run can use. Raises UsageError."""
-    for section in dataclasses.fields(config):
-        part = getattr(config, section.name)
-        if isinstance(part, ModelConfig | AimConfig):
-            for key, value in as_dict(part).items():
-                if isinstance(value, int) and value < (key != "head_depth"):
-                    raise UsageError(f"model.{key} is {value}, it must be at least 1")
-                if isinstance(value, int) and value > MOST_OF_MODEL[key]:
-                    raise UsageError(f"model.{key} is {value:,}, more than the {MOST_OF_MODEL[key]:,} of any model")
-            if part.d_model % part.n_head:
-                raise UsageError(
-                    f"model.d_model {part.d_model} cannot be split over model.n_head {part.n_head} heads",
-                    "choose a width that is a multiple of the number of heads",
-                )
-            for key in ("d_model", "head_width") if isinstance(part, AimConfig) else ():
-                if getattr(part, key) % 4:
-                    raise UsageError(
-                        f"model.{key} is {getattr(part, key)}, it must be a multiple of 4",
-                        "its positions are sines and cosines of rows and of columns",
-                    )
-        if isinstance(part, TrainConfig):
-            _check_recipe(part, section.name)
+def check(config: Any, where: str = "") -> None:
+    """Raises UsageError for a value outside the range that stands beside its field, and for values that do not go
+    together.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for key in (f.name for f in dataclasses.fields(config)):
+        value, allowed = getattr(config, key), _range(hints[key])
+        for each in value if isinstance(value, tuple) else [value]:
+            if dataclasses.is_dataclass(each):
+                check(each, f"{where}{key}.")
+            elif allowed and each is not None and not allowed.holds(each):
+                raise UsageError(f"{where}{key} is {each}, it must be {allowed}")
+    if isinstance(config, ModelConfig | AimConfig):
+        _check_shape(config)
 
 
-# What no model exceeds, so that nothing is laid out for a slip of the pen or a stranger's file.
-MOST_OF_MODEL = {
-    "n_layer": 1024, "n_head": 1024, "d_model": 1 << 17, "image_size": 1 << 16, "patch_size": 1 << 12,
-    "head_depth": 1024, "head_width": 1 << 17, "n_codes": 1 << 20,
-}  # fmt: skip
-MOST_STEPS, MOST_BATCH, MOST_RANK = 10**10, 1 << 17, 1 << 14
-# The range of every number of a recipe: low, whether low itself is allowed, and the bound it stays below.
-RANGES = {
-    "steps": (1, True, MOST_STEPS),
-    "batch_size": (1, True, MOST_BATCH + 1),
-    "lr": (0, False, math.inf),
-    "warmup_epochs": (0, True, math.inf),
-    "warmup_fraction": (0, True, 1),
-    "beta1": (0, True, 1),
-    "beta2": (0, True, 1),
-    "eps": (0, False, math.inf),
-    "weight_decay": (0, True, math.inf),
-    "clip_norm": (0, True, math.inf),
-    "crop_scale": (0, False, 1 + 1e-9),  # 1 itself is a crop of the whole
-    "ema": (0, True, 1),
-    "seed": (0, True, 2**63),
-    "val_every": (0, True, math.inf),
-    "val_images": (1, True, math.inf),
-    "log_every": (1, True, math.inf),
-    "gen_weight": (0, True, math.inf),
-    "lora_rank": (0, True, MOST_RANK + 1),
-    "lora_alpha": (0, False, math.inf),
-    "patience": (0, True, math.inf),
-}
+def _range(hint: Any) -> Range | None:
+    """The range of a field of that type, be it optional or one of several."""
+    if typing.get_origin(hint) is Annotated:
+        return next((each for each in hint.__metadata__ if isinstance(each, Range)), None)
+    return next((found for each in typing.get_args(hint) if (found := _range(each))), None)
 
 
-def _check_recipe(part: TrainConfig, where: str) -> None:
-    for key, (low, included, high) in RANGES.items():
-        value = getattr(part, key, None)  # not every recipe has every key
-        if value is not None and not (low <= value < high and (included or value > low)):  # false for NaN too
-            above = f"{'at least' if included else 'above'} {low}"
-            below = f" and below {high:,}" if high == 1 or 1e4 < high < math.inf else ""
-            raise UsageError(f"{where}.{key} is {value}, it must be {above}{below}")
+def _check_shape(model: ModelConfig | AimConfig) -> None:
+    if model.d_model % model.n_head:
+        raise UsageError(
+            f"model.d_model {model.d_model} cannot be split over model.n_head {model.n_head} heads",
+            "choose a width that is a multiple of the number of heads",
+        )
+    for key in ("d_model", "head_width") if isinstance(model, AimConfig) else ():
+        if getattr(model, key) % 4:
+            raise UsageError(
+                f"model.{key} is {getattr(model, key)}, it must be a multiple of 4",
+                "its positions are sines and cosines of rows and of columns",
+            )
 
 
 class _Shell(str):
