@@ -74,7 +74,7 @@ def test_along_the_path_it_ends_no_higher_than_scikit_learn(name):
         found = path.fit(c)
         model, least = theirs(X, y, c)
         assert found.objective == pytest.approx(objective(X, y, c, found.weights, found.intercept), rel=1e-6)
-        assert found.objective <= least * (1 + 1e-6)
+        assert found.objective <= least * (1 + 1e-6) + 1e-6
         assert found.converged and found.gradient <= 1e-4
         apart = (found.predict(held_X) == held_y).mean() - model.score(held_X, held_y)
         assert abs(apart) <= max(1e-3, 1.1 / len(held_y))
@@ -88,7 +88,7 @@ def test_large_sets_are_fitted_in_float32_and_blocks_as_well(monkeypatch):
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     for rows in (2048, 100):
         monkeypatch.setattr(logistic, "BLOCK_ROWS", rows)
-        assert [Path(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=2e-6)
+        assert [Path(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=1e-6, abs=1e-6)
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
@@ -103,10 +103,11 @@ def test_a_sketch_of_the_curvature_serves_where_both_sides_are_long(monkeypatch)
     X, y, *_ = drawn(400, 100, 3, 0.3)
     exact = [Path(X, y).fit(c) for c in CS]
     monkeypatch.setattr(logistic, "FULL_SIDE", 50)
+    monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     monkeypatch.setattr(logistic, "SKETCHED", 20)
     for c, expected in zip(CS, exact):
         found = Path(X, y).fit(c)
-        assert found.objective == pytest.approx(expected.objective, rel=2e-6) and found.converged
+        assert found.objective == pytest.approx(expected.objective, rel=1e-6, abs=1e-6) and found.converged
 
 
 @pytest.mark.parametrize("fault", ["offset", "duplicates", "one row a class", "equal rows", "imbalance"])
@@ -126,7 +127,7 @@ def test_degenerate_rows_are_fitted(fault):
     for c in (0.01, 1.0):
         found = Path(X, y).fit(c)
         assert np.isfinite(found.weights).all() and found.converged
-        assert found.objective <= theirs(X, y, c)[1] * (1 + 1e-6)
+        assert found.objective <= theirs(X, y, c)[1] * (1 + 1e-6) + 1e-6
 
 
 def test_an_unfinished_fit_says_so():

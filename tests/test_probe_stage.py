@@ -182,6 +182,23 @@ def test_the_table_names_what_chose(pair, monkeypatch, capsys):
         assert not ended.value.code and f"4 labels a class, {words}, mean of 2 (std" in capsys.readouterr().out
 
 
+def test_the_solver_is_recorded_with_what_it_reached(pair, tmp_path):
+    given = {"layers": [1], "concat": 2, "labels_per_class": 4, "trials": 2, **QUICK}
+    ours = probe.run(*pair, out=tmp_path / "p.json", device="cpu", **given)
+    theirs = probe.run(*pair, solver="sklearn", **given)
+    record = json.loads((tmp_path / "p.json").read_text())["pixseq"]
+    assert record["config"]["solver"] == "pixseq" and (ours["solver"], theirs["solver"]) == ("pixseq", "sklearn")
+    for numbers in (ours, theirs):
+        for row in (*numbers["layers"], numbers["concat"], *numbers["layers"][0]["tried"]):
+            assert row["converged"] and 0 < row["gradient"] < 2e-4
+    assert ours["layers"][0]["objective"] <= theirs["layers"][0]["objective"] * (1 + 1e-6)
+    assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.0021)
+    with pytest.raises(UsageError, match="--solver goes with --method logistic"):
+        probe.run(*pair, method="knn", solver="sklearn")
+    with pytest.raises(UsageError, match="--solver sklearn does not go with --device cuda"):
+        probe.run(*pair, solver="sklearn", device="cuda")
+
+
 def test_knn_fits_nothing_and_finds_the_middle_layer(pair):
     numbers = probe.run(*pair, method="knn")
     assert numbers["best_layer"] == 1 and numbers["test_accuracy"] > 0.8

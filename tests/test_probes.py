@@ -242,6 +242,8 @@ def test_knn_equals_a_slow_reference_whatever_the_block(digits, monkeypatch):
     assert (probes.knn_predict(train, queries) == slow).all()
     monkeypatch.setattr(probes, "CELLS_AT_ONCE", 1)
     assert (probes.knn_predict(train, queries) == slow).all()
+    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 70 * 8)  # three blocks of rows
+    assert (probes.knn_predict(train, queries) == slow).all()
     assert (slow == test.y[:40]).mean() > 0.8
 
 

@@ -107,7 +107,8 @@ def probe(
     ] = None,
     max_iter: Annotated[int, typer.Option("--max-iter", min=1, help="L-BFGS iterations at most.")] = 1000,
     solver: Annotated[
-        str | None, typer.Option("--solver", help="logistic: pixseq, or sklearn, which is slower [default: pixseq].")
+        Literal["pixseq", "sklearn"] | None,
+        typer.Option("--solver", help="logistic: whose solver; sklearn's is slower [default: pixseq]."),
     ] = None,
     window: Annotated[
         int | None,

@@ -13,6 +13,8 @@ An evaluation is one pass over the rows in blocks that stay in cache, or come to
 fit there. Blocks are added up in their order: results do not depend on the number of threads. Products are float32,
 sums over blocks and all vectors float64; small sets are float64 throughout.
 
+Wide rows, more features than rows, are turned into axes of their own first, which loses nothing.
+
 Shapes: n rows, D features, K classes, r directions of the eigendecomposition; theta [D + 1, K] is W above b, of
 features whose mean was taken off (by algebra: no copy is made).
 """
@@ -31,10 +33,11 @@ from torch import Tensor
 BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
 BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
 EXACT_CELLS = 1 << 22  # of X, up to which all is float64
-FULL_SIDE = 2048  # of G or of its twin between rows, up to which all its eigenvectors are found
+FULL_SIDE = 2048  # features of G, or wide rows, up to which all eigenvectors are found
 SKETCHED = 512  # directions of G beyond that
-PAIRS, PAIR_BYTES = 20, 1 << 29  # of L-BFGS: its memory, and what it may take
+PAIRS, PAIR_BYTES = 40, 1 << 29  # of L-BFGS: its memory, and what it may take
 LEFT, FEWEST = 5e-7, 5  # a fit ends where what is left to fall is less, relative: the next step times those taken
+NATS = 1.0  # below which an objective counts as so much: of sure classifiers the last digits tell nothing
 ROUNDING = {torch.float32: 1e-9, torch.float64: 1e-15}  # relative decreases that are no longer real
 ARMIJO, HALVINGS = 1e-4, 30
 FARTHEST = 80.0  # nats below the largest logit: less is 0 but would be computed slowly, in denormal numbers
@@ -119,40 +122,48 @@ def _slices(n: int, D: int, K: int, most: int = BLOCK_CELLS) -> list[slice]:
 
 
 class Spectrum(NamedTuple):
-    """G = Q diag(values) Q' on the directions Q [D, r], about `rest` on all others; None: no row leaves these."""
+    """G = Q diag(values) Q' on the directions Q [D, r], and about `rest` on all others."""
 
-    Q: Tensor
+    Q: Tensor | None  # None: the axes themselves
     values: Tensor
-    rest: float | None
+    rest: float | None  # None: there are no others
 
     def solve(self, right: Tensor, shares: Tensor, ridge: float) -> Tensor:
         """(shares_k G + ridge)^-1 applied to column k of `right` [D, K] float64."""
-        along = self.Q.T @ right.to(self.Q.dtype)
         scale = 1 / (self.values[:, None] * shares + ridge)
+        if self.Q is None:
+            return right * scale
+        along = self.Q.T @ right.to(self.Q.dtype)
         if self.rest is None:
             return (self.Q @ (along * scale).to(self.Q.dtype)).double()
         others = 1 / (self.rest * shares + ridge)
         return right * others + (self.Q @ (along * (scale - others)).to(self.Q.dtype)).double()
 
-    def serves(self, rows: Rows) -> bool:
-        """Other rows too, of the same kind."""
-        return self.rest is not None or self.Q.shape == (rows.D, rows.D)
-
 
 def spectrum(rows: Rows) -> Spectrum:
-    """Of the covariance of the rows: from the smaller side of X, or of wide and many rows from a sketch."""
+    """Of the covariance of the rows: all of it, or of wide ones a sketch."""
     mean = rows.mean.to(rows.dtype)
-    if min(rows.n, rows.D) > FULL_SIDE:
+    if rows.D > FULL_SIDE:
         return _sketch(rows, mean)
-    if rows.n >= rows.D:
-        gram = sum(rows.map(lambda X, _: ((X - mean).T @ (X - mean)).double())) / rows.n
-        values, Q = torch.linalg.eigh(gram.to(rows.dtype))
-        return Spectrum(Q, values.double().clamp_min(0), None)
-    X = torch.cat(list(rows.map(lambda X, _: X - mean)))
-    values, U = torch.linalg.eigh(X @ X.T / rows.n)
-    kept = values > 10 * torch.finfo(rows.dtype).eps * values[-1]  # none, of rows that are all equal
-    values = values[kept]
-    return Spectrum(X.T @ (U[:, kept] / (rows.n * values).sqrt()), values.double(), None)
+    gram = sum(rows.map(lambda X, _: ((X - mean).T @ (X - mean)).double())) / rows.n
+    values, Q = torch.linalg.eigh(gram.to(rows.dtype))
+    return Spectrum(Q, values.double().clamp_min(0), None)
+
+
+def narrowed(X: np.ndarray, device: str) -> tuple[np.ndarray, Tensor, Spectrum]:
+    """Rows [n, D] of more features than rows -> the same rows in axes of their own, float64 [n, r], these axes [D, r]
+    and the curvature.
+
+    Exact: the best weights lie where the rows do, so r < n coordinates tell them.
+    """
+    centred = torch.from_numpy(X).to(device).double()
+    centred -= centred.mean(0)
+    values, U = torch.linalg.eigh(centred @ centred.T)
+    kept = values > 1e-12 * values[-1]
+    kept[-1] = True  # also of rows that are all equal
+    sizes = values[kept].clamp_min(0).sqrt()
+    axes = centred.T @ (U[:, kept] / sizes.clamp_min(1e-100))
+    return (U[:, kept] * sizes).cpu().numpy(), axes, Spectrum(None, sizes**2 / len(X), None)
 
 
 def _sketch(rows: Rows, mean: Tensor) -> Spectrum:
@@ -231,19 +242,27 @@ class Path:
         if len(self.classes) < 2:
             raise ValueError("a regression needs two classes")
         self.max_iter, self.tol = max_iter, tol
-        self.rows = Rows(X, y, len(self.classes), device, threads)
+        self.axes = self.spectrum = None
+        if len(X) < X.shape[1] and len(X) <= FULL_SIDE:
+            inner, self.axes, self.spectrum = narrowed(X, device)
+            self.rows = Rows(inner, y, len(self.classes), device, threads)
+            self.mean = torch.from_numpy(X.mean(0, dtype=np.float64)).to(device)
+        else:
+            self.rows = Rows(X, y, len(self.classes), device, threads)
+            self.mean = self.rows.mean
         shares = torch.from_numpy(counts / len(y)).to(self.rows.device)
         self.shares = shares * (1 - shares)
-        theta = torch.cat([shares.new_zeros(X.shape[1], len(shares)), shares.log()[None]])
+        theta = torch.cat([shares.new_zeros(self.rows.D, len(shares)), shares.log()[None]])
         self.pairs: list[tuple[Tensor, Tensor]] = []
-        if after is None or not np.array_equal(after[1].classes, self.classes):
-            self.spectrum = spectrum(self.rows)
-        else:  # rows much like these: their curvature serves
+        if after is not None and np.array_equal(after[1].classes, self.classes):  # of rows much like these
             path, begun = after
-            self.spectrum = path.spectrum if path.spectrum.serves(self.rows) else spectrum(self.rows)
-            self.pairs = path.pairs
-            theta[:-1] = torch.from_numpy(begun.weights)
-            theta[-1] = torch.from_numpy(begun.intercept).to(theta) + self.rows.mean @ theta[:-1]
+            weights = torch.from_numpy(begun.weights).to(device)
+            theta[:-1] = weights if self.axes is None else self.axes.T @ weights
+            theta[-1] = torch.from_numpy(begun.intercept).to(device) + self.mean @ weights
+            if self.axes is None and path.axes is None:  # whose curvature serves
+                self.spectrum, self.pairs = path.spectrum, path.pairs
+        if self.spectrum is None:
+            self.spectrum = spectrum(self.rows)
         self.at = evaluate(self.rows, theta)
 
     def fit(self, c: float) -> Classifier:
@@ -254,9 +273,9 @@ class Path:
         while True:
             value, slope = _value(at, ridge), _slope(at, ridge)
             step = -self._inverse(slope, ridge)
-            expected, gradient = float(-(step * slope).sum() / 2), self._largest(slope)
+            expected = float(-(step * slope).sum() / 2)
             left = expected * max(n_iter, FEWEST)  # slow fits have as many more to go
-            done = left <= LEFT * value and gradient <= self.tol
+            done = left <= LEFT * max(value, NATS) and self._largest(slope) <= self.tol
             if done or n_iter == self.max_iter or expected <= ROUNDING[self.rows.dtype] * value:
                 break
             found = self._search(at, step, value, 2 * expected, ridge)
@@ -268,13 +287,19 @@ class Path:
             self._learn(at, found, ridge)
             at, n_iter = found, n_iter + 1
         self.at = at
-        weights, intercept = at.theta[:-1], at.theta[-1] - self.rows.mean @ at.theta[:-1]
+        gradient, weights = self._largest(slope), self._outside(at.theta[:-1])
+        intercept = at.theta[-1] - self.mean @ weights
         fitted = weights.cpu().numpy().copy(), intercept.cpu().numpy()
         return Classifier(self.classes, *fitted, float(value), gradient, gradient <= self.tol, n_iter)
 
     def _largest(self, slope: Tensor) -> float:
         """Component of the gradient in W and b themselves, before the mean was taken off."""
-        return float(max((slope[:-1] + self.rows.mean[:, None] * slope[-1]).abs().max(), slope[-1].abs().max()))
+        in_weights = self._outside(slope[:-1]) + self.mean[:, None] * slope[-1]
+        return float(max(in_weights.abs().max(), slope[-1].abs().max()))
+
+    def _outside(self, inner: Tensor) -> Tensor:
+        """In the features as they came."""
+        return inner if self.axes is None else self.axes @ inner
 
     def _inverse(self, slope: Tensor, ridge: float) -> Tensor:
         """The Hessian's inverse, as far as it is known, applied to `slope`: L-BFGS's two loops."""

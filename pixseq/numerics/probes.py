@@ -415,28 +415,39 @@ def knn_predict(
     k: int = KNN_NEIGHBOURS,
     temperature: float = KNN_TEMPERATURE,
     advance: Callable[[int], None] = lambda rows: None,
+    device: str = "cpu",
 ) -> np.ndarray:
     """The class of each query row: its k nearest rows by cosine vote with weight exp(cosine / temperature).
 
-    `advance` hears of rows that are done. Raises ValueError if train has fewer than k rows. Memory holds CELLS_AT_ONCE
-    cosines, whatever numbers the labels are.
+    `advance` hears of rows that are done. Raises ValueError if train has fewer than k rows. Blocks of queries meet
+    blocks of rows on `device`: CELLS_AT_ONCE cosines and eight times as many features, whatever the labels are.
     """
-    rows = len(train.X)
+    import torch
+
+    rows, width = train.X.shape
     if k > rows:
         raise ValueError(f"k is {k}, but there are only {rows} training rows")
-    known = _unit_rows(train.X)
     classes, labels = np.unique(train.row_labels, return_inverse=True)
-    block = max(1, CELLS_AT_ONCE // rows)
+    here = min(rows, max(k, 8 * CELLS_AT_ONCE // width))  # rows of a block
+    block = max(1, CELLS_AT_ONCE // max(here, width, len(classes)))
+
+    def unit(X: np.ndarray) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.from_numpy(X).to(device), eps=float(np.finfo(np.float32).tiny))
+
+    known = unit(train.X) if rows == here else None
     predictions = np.empty(len(queries), classes.dtype)
     for start in range(0, len(queries), block):
-        cosines = _unit_rows(queries[start : start + block]) @ known.T
-        nearest = np.argpartition(cosines, rows - k, axis=1)[:, rows - k :]
-        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1).astype(np.float64) / temperature)
-        votes = _tally(labels[nearest], weights, len(classes))
+        asked = unit(queries[start : start + block])
+        cosines = torch.empty(len(asked), 0, device=device)
+        nearest = torch.empty(len(asked), 0, dtype=torch.int64, device=device)
+        for first in range(0, rows, here):
+            part = unit(train.X[first : first + here]) if known is None else known
+            best, which = (asked @ part.T).topk(min(k, len(part)))
+            cosines, nearest = torch.cat([cosines, best], 1), torch.cat([nearest, which + first], 1)
+            cosines, which = cosines.topk(min(k, cosines.shape[1]))
+            nearest = nearest.gather(1, which)
+        weights = torch.exp(cosines.double() / temperature).cpu().numpy()
+        votes = _tally(labels[nearest.cpu().numpy()], weights, len(classes))
         predictions[start : start + block] = classes[votes.argmax(axis=1)]
-        advance(len(cosines))
+        advance(len(asked))
     return predictions
-
-
-def _unit_rows(X: np.ndarray) -> np.ndarray:
-    return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -198,8 +198,6 @@ def _solver(method: str, solver: str | None, device: str | None) -> str | None:
         if solver is not None:
             raise UsageError(f"--solver goes with --method logistic, not with {method}")
         return None
-    if solver not in (None, *probes.SOLVERS):
-        raise UsageError(f"--solver is {solver!r}", f"one of: {', '.join(probes.SOLVERS)}")
     if solver == "sklearn" and device not in (None, "auto", "cpu"):
         raise UsageError(f"--solver sklearn does not go with --device {device}", "it computes on the CPU")
     return solver or probes.SOLVERS[0]
@@ -342,7 +340,9 @@ def _prober(
         queries = len(held.X) + len(test.X)
 
         def accuracy(known: probes.Labelled, asked: probes.Labelled) -> float:
-            found = probes.knn_predict(known, asked.X, advance=lambda rows: advance(rows / queries))
+            found = probes.knn_predict(
+                known, asked.X, advance=lambda rows: advance(rows / queries), device=solver.device
+            )
             return probes.accuracy(found, asked, recipe.seed)
 
         return {
