@@ -67,12 +67,25 @@ def run(
     others = None if floor is None else _open(Path(floor), layer, None)
     if others is not None:
         _check_belong(others, sides[1])
-    drawn, (chosen, part) = sides[0].rows, _part(len(sides[1].rows), count, sides[1].labels)
-    real = sides[1].rows[chosen]
     labels = sides[1].labels
-    compared = replace(sides[1], rows=real, labels=None if labels is None else labels[chosen])
-    (n_a, dim), n_b = drawn.shape, len(real)
+    chosen, part = _part(len(sides[1].rows), count, labels)
+    compared = replace(sides[1], rows=sides[1].rows[chosen], labels=None if labels is None else labels[chosen])
+    numbers = _measured(sides, compared, others, seed)
+    for remark in numbers["remarks"]:
+        progress.warn(remark)
+    if out is not None:
+        config = {"layer": layer, "count": count, "seed": seed, "part_a": sides[0].part, "part_b": part}
+        inputs = {"a": sides[0].reference, "b": sides[1].reference}
+        if others is not None:
+            inputs["floor"] = others.reference
+        write_metrics(out, "frechet", config, inputs, numbers, overwrite)
+    return numbers
 
+
+def _measured(sides: tuple[Side, Side], compared: Side, others: Side | None, seed: int) -> dict[str, Any]:
+    """The numbers; `compared` holds the rows of the real side that the distance is of."""
+    drawn, real = sides[0].rows, compared.rows
+    (n_a, dim), n_b = drawn.shape, len(real)
     with progress.track("frechet", 3, "parts") as bar:
         distance = frechet_distance(drawn, real)
         bar.note(f"distance {distance:.6g}")
@@ -83,7 +96,7 @@ def run(
         companion = kid(*parts)
         bar.advance()
 
-    numbers = {
+    return {
         "frechet_distance": distance,
         "n_a": n_a,
         "n_b": n_b,
@@ -99,15 +112,6 @@ def run(
         "kid_n_b": len(parts[1]),
         "remarks": _remarks(sides, n_b, least),
     }
-    for remark in numbers["remarks"]:
-        progress.warn(remark)
-    if out is not None:
-        config = {"layer": layer, "count": count, "seed": seed, "part_a": sides[0].part, "part_b": part}
-        inputs = {"a": sides[0].reference, "b": sides[1].reference}
-        if others is not None:
-            inputs["floor"] = others.reference
-        write_metrics(out, "frechet", config, inputs, numbers, overwrite)
-    return numbers
 
 
 # ---- what is compared
