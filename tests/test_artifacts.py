@@ -162,6 +162,41 @@ def test_resumed_store_equals_an_uninterrupted_one(tmp_path):
         StoreWriter(tmp_path / "c", specs, {"r": 2}, 8, resume=True)
 
 
+@pytest.mark.parametrize("step", [1, 3, 5, 20])
+def test_a_store_goes_on_from_its_last_state_whatever_the_chunks(tmp_path, step):
+    """Appends of any size, cut off again and again: rows that are written already are passed over."""
+    x, specs, path = np.arange(41, dtype=np.int32), {"labels": Spec("int32", (None,))}, tmp_path / "t"
+
+    def write(path, most):
+        writer = StoreWriter(path, specs, {}, 8, resume=True)
+        start = writer.state.get("at", 0)
+        assert start == writer.covered <= writer.rows and writer.rows % 8 == 0
+        for i in list(range(start, 41, step))[:most]:
+            writer.append({"labels": x[i : i + step]}, {"at": min(i + step, 41)})
+        return writer
+
+    whole = write(tmp_path / "whole", None).finish("features", "s", {}, {}, {}, {})
+    met = set()
+    for _ in range(9):
+        met.add(write(path, max(2, 16 // step)).covered)
+    assert met != {0} and write(path, None).finish("features", "s", {}, {}, {}, {})["id"] == whole["id"]
+    np.testing.assert_array_equal(zarr.open_group(path, mode="r")["labels"][:], x)
+
+
+def test_a_partial_of_an_older_version_goes_on(tmp_path):
+    """It does not tell after how many rows its state is: the state itself does, or it is of all that are written."""
+    x, specs = np.arange(24, dtype=np.int32), {"labels": Spec("int32", (None,))}
+    for name, state, start in (("encode", {"rows": 6}, 6), ("features", {}, 8)):
+        writer = StoreWriter(tmp_path / name, specs, {}, 8)
+        writer.append({"labels": x[:8]}, {})
+        group = zarr.open_group(tmp_path / name, mode="r+")
+        group.attrs["pixseq_unfinished"] = {"recipe": {}, "rows": 8, "state": state}
+        writer = StoreWriter(tmp_path / name, specs, {}, 8, resume=True)
+        writer.append({"labels": x[start:]}, {})
+        writer.finish("features", "s", {}, {}, {}, {})
+        np.testing.assert_array_equal(zarr.open_group(tmp_path / name, mode="r")["labels"][:], x)
+
+
 def test_foreign_unfinished_and_newer_files_are_told_apart(tmp_path, tokens):
     (tmp_path / "x.json").write_text('{"a": 1}')
     (tmp_path / "cut.json").write_text('{"pixseq": ')

@@ -29,11 +29,12 @@ KINDS = {"tokens": ("uint16",), "pixels": ("uint8",), "features": ("float16", "f
 
 
 class StoreWriter:
-    """Appends rows in order to NAME.partial, in whole chunks; memory holds at most one chunk of rows.
+    """Appends rows in order to NAME.partial, in whole chunks; memory holds what fills no chunk yet.
 
-    Each flush also saves the caller's `state`, so that `resume` goes on from exactly there. `rows` is how many rows are
-    safely written. On resume, a partial of another recipe raises PixseqError, or with `restart` is begun anew; of one
-    that is whole and only lacks its name, `finished` is the manifest, and there is nothing to write.
+    `rows` is how many are safely written. With them is saved where the caller stood after the first `covered` of these:
+    its `state`. With `resume` it goes on from there, and rows that are written already are passed over when they come
+    again. On resume, a partial of another recipe raises PixseqError, or with `restart` is begun anew; of one that is
+    whole and only lacks its name, `finished` is the manifest, and there is nothing to write.
     """
 
     def __init__(
@@ -49,16 +50,18 @@ class StoreWriter:
         self.recipe = json.loads(manifest.canonical_json(recipe))
         self.buffer: dict[str, list[np.ndarray]] = {name: [] for name in specs}
         self.buffered, self.restart = 0, restart
+        self.ahead: list[tuple[int, dict[str, Any]]] = []  # rows and state after each append that is not all written
         self.finished: manifest.Manifest | None = None
         partial.mkdir(exist_ok=True)
         if not (resume and self._reopen()):
             layout.delete(partial, keep=True)
             self._create()
+        self.given = self.covered if self.finished is None else 0  # rows that the caller gave, written ones too
 
     def _create(self) -> None:
         from zarr.codecs import ZstdCodec
 
-        self.rows, self.state = 0, {}
+        self.rows, self.covered, self.state = 0, 0, {}
         self.group = zarr.create_group(self.path, zarr_format=3)
         for name, spec in self.specs.items():
             self.group.create_array(
@@ -70,7 +73,7 @@ class StoreWriter:
                 compressors=[ZstdCodec(level=1, checksum=True)],
                 config={"write_empty_chunks": True},
             )
-        self._commit({})
+        self._commit()
 
     def _reopen(self) -> bool:
         """False where there is nothing to go on from: killed before the first commit."""
@@ -96,6 +99,7 @@ class StoreWriter:
             self.finished = _whole(self.path, group)
             return self.finished is not None
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
+        self.covered = _covered(unfinished)
         for name, spec in self.specs.items():
             entries = int(starts(group[SHAPES][: self.rows])[-1]) if spec.whole else self.rows
             group[name].resize(spec.sized(entries))
@@ -105,7 +109,8 @@ class StoreWriter:
         """The recipe that a partial was begun with. Raises PixseqError where what it tells does not fit its arrays."""
         found = unfinished if isinstance(unfinished, dict) else {}
         recipe, rows, state = (found.get(key) for key in ("recipe", "rows", "state"))
-        told = isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int and rows >= 0
+        told = isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int
+        told = told and type(_covered(found)) is int and 0 <= _covered(found) <= rows
         if not told or (recipe == self.recipe and not self._holds(group, rows)):
             raise PixseqError(
                 f"{self.path} does not tell how far it came: it is damaged", "begin anew with --overwrite, no --resume"
@@ -127,13 +132,20 @@ class StoreWriter:
         )
 
     def append(self, rows: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
-        """Add the same number of rows to every array; `state` is where the caller stands after them."""
+        """Add the same number of rows to every array; `state` is where the caller stands after them.
+
+        Rows may be any number, whatever the chunks.
+        """
         counts = {array.shape[self.specs[name].row_axis] for name, array in rows.items() if not self.specs[name].whole}
         assert rows.keys() == self.specs.keys() and len(counts) == 1, (rows.keys(), counts)
+        count = counts.pop()
+        again = min(max(self.rows - self.given, 0), count)  # of these are written already
         for name, array in rows.items():
-            self.buffer[name].append(array)
-        self.buffered += counts.pop()
-        self.latest_state = dict(state)
+            entries = int(starts(rows[SHAPES][:again])[-1]) if self.specs[name].whole else again
+            self.buffer[name].append(np.split(array, [entries], axis=self.specs[name].row_axis)[1])
+        self.given += count
+        self.buffered += count - again
+        self.ahead.append((self.given, dict(state)))
         if self.buffered >= self.chunk_rows:
             self._flush(self.buffered - self.buffered % self.chunk_rows)
 
@@ -150,12 +162,13 @@ class StoreWriter:
             self.buffer[name] = [later]
         self.rows += count
         self.buffered -= count
-        if self.buffered == 0:  # only here do the caller's state and the rows on disk agree
-            self._commit(self.latest_state)
+        while self.ahead and self.ahead[0][0] <= self.rows:
+            self.covered, self.state = self.ahead.pop(0)
+        self._commit()
 
-    def _commit(self, state: Mapping[str, Any]) -> None:
-        self.state = dict(state)
-        self.group.attrs[UNFINISHED] = {"recipe": self.recipe, "rows": self.rows, "state": self.state}
+    def _commit(self) -> None:
+        found = {"recipe": self.recipe, "rows": self.rows, "covered": self.covered, "state": self.state}
+        self.group.attrs[UNFINISHED] = found
 
     def finish(
         self,
@@ -180,6 +193,11 @@ class StoreWriter:
             atomic.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))
         self.group.attrs.put({manifest.KEY: record, **meta})
         return record
+
+
+def _covered(unfinished: Mapping[str, Any]) -> Any:
+    """After how many rows its state is; where it is not told, by an older version, the state does or it is all."""
+    return unfinished.get("covered", unfinished["state"].get("rows", unfinished["rows"]))
 
 
 class Store:

@@ -316,7 +316,7 @@ def _encode(
     writer: StoreWriter,
     workers: int,
 ) -> Tally:
-    """One pass over those of the `chosen` images (None: all) that `writer` does not hold yet.
+    """One pass over those of the `chosen` images (None: all) that `writer` is not past yet.
 
     Raises PixseqError if there are none at all.
     """
@@ -325,24 +325,20 @@ def _encode(
     from pixseq.artifacts.arrays import SHAPES
 
     tally = Tally(**writer.state)
-    again = writer.rows - tally.rows  # the chunks end inside a batch: its first rows are written already
     met = Counter(tally.met)
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), 1024), 1)
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
     total = source.count if chosen is None else len(chosen)
     originals = source.shows() if source.shows else None
-    held: dict[str, np.ndarray] = {}  # rows that fill no chunk yet
     narrow = said = False
     with progress.track("encode", total, "images", tally.image) as bar:
         for batch in reader:
             new = encoded(batch)
-            before, tally = tally, tally.plus(batch, new, dict(met + Counter(reader.counts)), codec.class_names)
+            tally = tally.plus(batch, new, dict(met + Counter(reader.counts)), codec.class_names)
             images = batch.numbers if prep.views > 1 else None
             images = images if originals is None else originals[batch.numbers].astype(np.int32)
             arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
-            rows = _part({name: array for name, array in arrays.items() if array is not None}, again, new.count)
-            held = {name: np.concatenate([*_kept(held, name), array]) for name, array in rows.items()}
-            held, again = _write_chunks(writer, held, before, tally), 0
+            writer.append({name: array for name, array in arrays.items() if array is not None}, asdict(tally))
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
             said = said or _say_source(source, chosen)  # not before a source that cannot be read
@@ -350,8 +346,6 @@ def _encode(
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")
     tally = replace(tally, met=dict(met + Counter(reader.counts)))
-    if held and len(held[kind]):
-        writer.append(held, asdict(tally))
     if 0 in tally.classes and codec.class_names:
         progress.warn(f"{tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded")
     return tally
@@ -392,39 +386,6 @@ def _reading(
         return counted(tokens, 0.0 if scheme == "rgb" else squared_error(batch.images, tokens, colors))
 
     return reader, encoded
-
-
-def _kept(held: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
-    return [held[name]] if name in held else []
-
-
-def _part(rows: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    """Rows [start, stop) of every array; of the pixels of whole pictures those that belong to them."""
-    from pixseq.artifacts.arrays import SHAPES
-    from pixseq.numerics.whole import starts
-
-    parts = {name: array[start:stop] for name, array in rows.items()}
-    if SHAPES in rows:
-        begins = starts(rows[SHAPES])
-        parts["pixels"] = rows["pixels"][begins[start] : begins[stop]]
-    return parts
-
-
-def _write_chunks(
-    writer: StoreWriter, held: dict[str, np.ndarray], before: Tally, after: Tally
-) -> dict[str, np.ndarray]:
-    """Write the whole chunks among `held` and return the rest.
-
-    With them goes the last tally that they cover: `after` if nothing is left, else the one before this batch.
-    """
-    from pixseq.artifacts.arrays import SHAPES
-
-    count = len(held.get(SHAPES, next(iter(held.values()))))
-    full = count - count % writer.chunk_rows
-    if full:
-        state = after if full == count else before
-        writer.append(_part(held, 0, full), asdict(state))
-    return _part(held, full, count)
 
 
 def _check_space(out: str | Path, images: int | None, prep: Preparation, row_bytes: int, n_vocab: int | None) -> None:

@@ -191,7 +191,7 @@ def _write(
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         if writer.finished:
             return writer.finished
-        start = writer.rows // masks
+        start = writer.covered // masks
         with progress.track("features", total, "images", start) as bar:
             for first, images in image_batches(store, batch, start, codec):
                 rows = {"features": compute(images, first).astype(config["dtype"])}
