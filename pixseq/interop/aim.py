@@ -9,17 +9,14 @@ Shapes: D width, L blocks, p side of a patch, C classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, expect_shape, refuse_bias, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
+from pixseq.interop.rules import NEW_AXIS, Layout, Rule, Words, check_tensors, refuse_bias, take
 
 PATCHES = "preprocessor.patchifier.proj.weight"
 BLOCK = re.compile(r"trunk\.blocks\.(0|[1-9]\d{0,3})\.")
@@ -32,13 +29,12 @@ BEST = {(24, 1536): 14, (24, 2048): 12, (24, 3072): 12, (32, 4096): 14}
 NAME_ONE = "name a backbone of AIM's first version, as aim_600m_2bimgs_attnprobe_backbone.pth"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One tensor of ours: theirs, the shape it has there, and how it is laid out here."""
-
-    theirs: str
-    shape: tuple[int, ...]
-    lay: Callable[[Tensor], Tensor] = lambda x: x
+PATCH_ROWS = Layout(lambda x: x.permute(0, 2, 3, 1).flatten(1))  # [D, 3, p, p] -> [D, p p 3]
+FIRST = Layout(lambda x: x[0])
+WORDS = Words(
+    missing=("{file} lacks {names}", "it is not whole, or of another model: get it again"),
+    unknown=("{file} has tensors that AIM has not: {names}", NOT_OURS),
+)
 
 
 def read_aim(
@@ -122,30 +118,30 @@ def rules(shape: dict[str, Any]) -> dict[str, Rule]:
     patches = "preprocessor.patchifier"
 
     def norm(ours: str, theirs: str) -> dict[str, Rule]:
-        return {f"{ours}.{part}": Rule(f"{theirs}.{part}", (d,)) for part in ("weight", "bias")}
+        return {f"{ours}.{part}": Rule((f"{theirs}.{part}",), (d,)) for part in ("weight", "bias")}
 
-    found = {"patch_embed.weight": Rule(PATCHES, (d, 3, p, p), lambda x: x.permute(0, 2, 3, 1).flatten(1))}
-    found["patch_embed.bias"] = Rule(f"{patches}.proj.bias", (d,))
+    found = {"patch_embed.weight": Rule((PATCHES,), (d, 3, p, p), PATCH_ROWS)}
+    found["patch_embed.bias"] = Rule((f"{patches}.proj.bias",), (d,))
     found |= norm("patch_norm", f"{patches}.norm")
     for i in range(shape["n_layer"]):
         ours, theirs = f"blocks.{i}", f"trunk.blocks.{i}"
         found |= norm(f"{ours}.ln_1", f"{theirs}.norm_1") | norm(f"{ours}.ln_2", f"{theirs}.norm_2")
-        found[f"{ours}.attn.qkv.weight"] = Rule(f"{theirs}.attn.qkv.weight", (3 * d, d))
-        found[f"{ours}.attn.proj.weight"] = Rule(f"{theirs}.attn.proj.weight", (d, d))
-        found[f"{ours}.mlp.fc.weight"] = Rule(f"{theirs}.mlp.fc1.weight", (4 * d, d))
-        found[f"{ours}.mlp.proj.weight"] = Rule(f"{theirs}.mlp.fc2.weight", (d, 4 * d))
+        found[f"{ours}.attn.qkv.weight"] = Rule((f"{theirs}.attn.qkv.weight",), (3 * d, d))
+        found[f"{ours}.attn.proj.weight"] = Rule((f"{theirs}.attn.proj.weight",), (d, d))
+        found[f"{ours}.mlp.fc.weight"] = Rule((f"{theirs}.mlp.fc1.weight",), (4 * d, d))
+        found[f"{ours}.mlp.proj.weight"] = Rule((f"{theirs}.mlp.fc2.weight",), (d, 4 * d))
     return found | norm("ln_f", "trunk.post_trunk_norm")
 
 
 def probe_rules(d: int, n_classes: int) -> dict[str, Rule]:
     """Every tensor of our class head, by name; ours have room for several probes side by side, of which this is one."""
     return {
-        "classifier.query": Rule("cls_token", (1, 1, d), lambda x: x[0]),
-        "classifier.k": Rule("k.weight", (d, d), lambda x: x[None]),
-        "classifier.v": Rule("v.weight", (d, d), lambda x: x[None]),
-        "classifier.linear": Rule("linear.weight", (n_classes, d), lambda x: x[None]),
-        "classifier.mean": Rule("bn.running_mean", (d,)),
-        "classifier.var": Rule("bn.running_var", (d,)),
+        "classifier.query": Rule(("cls_token",), (1, 1, d), FIRST),
+        "classifier.k": Rule(("k.weight",), (d, d), NEW_AXIS),
+        "classifier.v": Rule(("v.weight",), (d, d), NEW_AXIS),
+        "classifier.linear": Rule(("linear.weight",), (n_classes, d), NEW_AXIS),
+        "classifier.mean": Rule(("bn.running_mean",), (d,)),
+        "classifier.var": Rule(("bn.running_var",), (d,)),
     }
 
 
@@ -221,7 +217,7 @@ def _probe(path: Path, found: Tensors, shape: dict[str, Any]) -> Tensors:
     if linear is not None and not n_classes:
         raise PixseqError(f"{prefix}linear.weight in {path} has shape {list(linear.shape)}: no classes", NOT_OURS)
     wanted = probe_rules(d, n_classes)
-    wanted = {ours: Rule(prefix + rule.theirs, rule.shape, rule.lay) for ours, rule in wanted.items()}
+    wanted = {ours: replace(rule, theirs=tuple(prefix + name for name in rule.theirs)) for ours, rule in wanted.items()}
     weights = _take(path, found, wanted)
     if (weights["classifier.var"] < 0).any():
         raise PixseqError(f"{prefix}bn.running_var in {path} holds negative values", "download it again")
@@ -229,20 +225,11 @@ def _probe(path: Path, found: Tensors, shape: dict[str, Any]) -> Tensors:
 
 
 def _take(path: Path, found: Tensors, wanted: dict[str, Rule]) -> Tensors:
-    """`found` by our names, none sharing memory with another. What is wrong is told before gigabytes are copied."""
-    theirs = {rule.theirs: rule for rule in wanted.values()}
-    missing = [name for name in theirs if name not in found]
-    if missing:
-        raise PixseqError(f"{path} lacks {some(missing)}", "it is not whole, or of another model: get it again")
+    """`found` by our names; biases that AIM has not are left out where they are zero."""
+    theirs = {name for rule in wanted.values() for name in rule.theirs}
     biases = {name for name in found if name not in theirs and name.removesuffix("bias") + "weight" in theirs}
-    unknown = [name for name in found if name not in theirs and name not in biases]
-    if unknown:
-        raise PixseqError(f"{path} has tensors that AIM has not: {some(sorted(unknown))}", NOT_OURS)
+    shapes = {name: x.shape for name, x in found.items()}
+    check_tensors(path, shapes, wanted, {name: shapes[name] for name in biases}, WORDS)
     for name in sorted(biases):
         refuse_bias(path, name, found[name], "AIM")
-    for name, rule in theirs.items():
-        expect_shape(path, name, found[name].shape, rule.shape)
-    return {
-        ours: rule.lay(as_weight(path, rule.theirs, found[rule.theirs])).clone(memory_format=torch.contiguous_format)
-        for ours, rule in wanted.items()
-    }
+    return take(lambda name: as_weight(path, name, found[name]), wanted)

@@ -29,34 +29,17 @@ class Foreign:
     positions: dict[str, Tensor] = field(default_factory=dict)  # fixed ones that were stored: to equal those computed
 
 
-def expect_shape(where: Path, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
-    """Raises PixseqError that names the tensor, the file and both shapes, where they differ."""
-    if tuple(found) != tuple(wanted):
-        raise PixseqError(
-            f"{name} in {where} has shape {list(found)}, and {list(wanted)} fits the other tensors",
-            "the files are not of one model: get all of them again",
-        )
-
-
-def as_weight(where: Path, name: str, values: Tensor) -> Tensor:
+def as_weight(file: Path, name: str, values: Tensor) -> Tensor:
     """`values` as float32. Raises PixseqError for integers and for values that are, or become, non-finite."""
     if not values.is_floating_point():
         raise PixseqError(
-            f"{name} in {where} holds {type_name(values.dtype)}, not weights",
+            f"{name} in {file} holds {type_name(values.dtype)}, not weights",
             "quantized weights are not read: take them in a floating-point type",
         )
     values = values.to(torch.float32)
     if not torch.isfinite(values).all():
-        raise PixseqError(f"{name} in {where} holds non-finite values", "take another checkpoint of that run")
+        raise PixseqError(f"{name} in {file} holds non-finite values", "take another checkpoint of that run")
     return values
-
-
-def refuse_bias(where: Path, name: str, bias: Tensor, family: str) -> None:
-    """A bias of zeros may be left out. Raises PixseqError for another."""
-    if as_weight(where, name, bias).any():
-        raise PixseqError(
-            f"{name} in {where} is not zero (up to {bias.abs().max():.3g}), and {family} has no bias there", NOT_OURS
-        )
 
 
 def type_name(dtype: torch.dtype) -> str:

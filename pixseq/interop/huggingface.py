@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 from pixseq.bounded.structure import read_object
 from pixseq.errors import PixseqError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, refuse_bias, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
+from pixseq.interop.rules import (
+    ALL_BUT_LAST_ROW,
+    LAST_ROW,
+    TRANSPOSED,
+    Rule,
+    Words,
+    check_tensors,
+    give,
+    refuse_bias,
+    take,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +38,14 @@ Weights = Mapping[str, "Tensor"]
 CAUSAL, CLASSIFIER, BARE = "ImageGPTForCausalImageModeling", "ImageGPTForImageClassification", "ImageGPTModel"
 MASK = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")  # causal masks that old versions stored; c_attn.bias is none
 NOTE = "pixseq"  # our key in config.json: what theirs cannot say
+WORDS = Words(
+    missing=("{file} lacks the tensor {names}", "the weights are not those of its config.json"),
+    unknown=("{file} has tensors that Image GPT has not: {names}", NOT_OURS),
+    shape=(
+        "{file}: {name} is {found}, its config.json promises {wanted}",
+        "the weights and config.json are of different models",
+    ),
+)
 MAX_JSON_BYTES = 1 << 24  # an index of ten thousand tensors takes one
 
 # What their configuration may say without changing what is computed here, and what absent keys mean.
@@ -232,62 +251,47 @@ def _weight_map(index: Path) -> dict[str, str]:
 # --- names and layouts
 
 
-def _table(shape: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...], bool]]:
-    """Our name -> their name within the trunk, their shape, whether theirs is the transpose of ours (Conv1D).
+def rules(shape: Mapping[str, Any], prefix: str) -> dict[str, Rule]:
+    """Every tensor of ours, by name. `prefix` is before their names of the trunk."""
+    d, v = shape["d_model"], shape["n_vocab"]
+    wte = (f"{prefix}wte.weight",)
+    found = {"wte": Rule(wte, (v + 1, d), ALL_BUT_LAST_ROW), "sos": Rule(wte, (v + 1, d), LAST_ROW)}
+    found["wpe"] = Rule((f"{prefix}wpe.weight",), (shape["n_ctx"], d))
+    found["ln_f.weight"] = Rule((f"{prefix}ln_f.weight",), (d,))
+    for layer in range(shape["n_layer"]):
+        ours, theirs = f"blocks.{layer}", f"{prefix}h.{layer}"
+        found[f"{ours}.ln_1.weight"] = Rule((f"{theirs}.ln_1.weight",), (d,))
+        found[f"{ours}.attn.qkv.weight"] = Rule((f"{theirs}.attn.c_attn.weight",), (d, 3 * d), TRANSPOSED)
+        found[f"{ours}.attn.proj.weight"] = Rule((f"{theirs}.attn.c_proj.weight",), (d, d), TRANSPOSED)
+        found[f"{ours}.ln_2.weight"] = Rule((f"{theirs}.ln_2.weight",), (d,))
+        found[f"{ours}.mlp.fc.weight"] = Rule((f"{theirs}.mlp.c_fc.weight",), (d, 4 * d), TRANSPOSED)
+        found[f"{ours}.mlp.proj.weight"] = Rule((f"{theirs}.mlp.c_proj.weight",), (4 * d, d), TRANSPOSED)
+    if shape["head"]:
+        found["head.weight"] = Rule(("lm_head.weight",), (v, d))
+    if shape["n_classes"]:
+        found["classifier.weight"] = Rule(("score.weight",), (shape["n_classes"], d))
+    return found
 
-    wte and the heads are apart: see _to_ours and to_theirs.
-    """
-    d = shape["d_model"]
-    table = {"wpe": ("wpe.weight", (shape["n_ctx"], d), False), "ln_f.weight": ("ln_f.weight", (d,), False)}
-    for i in range(shape["n_layer"]):
-        for ours, theirs, size in (
-            ("ln_1.weight", "ln_1.weight", (d,)),
-            ("attn.qkv.weight", "attn.c_attn.weight", (d, 3 * d)),
-            ("attn.proj.weight", "attn.c_proj.weight", (d, d)),
-            ("ln_2.weight", "ln_2.weight", (d,)),
-            ("mlp.fc.weight", "mlp.c_fc.weight", (d, 4 * d)),
-            ("mlp.proj.weight", "mlp.c_proj.weight", (4 * d, d)),
-        ):
-            table[f"blocks.{i}.{ours}"] = (f"h.{i}.{theirs}", size, len(size) == 2)
-    return table
+
+def biases(rules: Mapping[str, Rule]) -> dict[str, tuple[int, ...]]:
+    """The shape of each bias of their Conv1D, all of which are to be zero, by name."""
+    products = [rule for rule in rules.values() if rule.layout is TRANSPOSED]
+    return {rule.theirs[0].removesuffix("weight") + "bias": rule.shape[1:] for rule in products}
 
 
 def _to_ours(folder: Path, found: Tensors, shape: Mapping[str, Any], prefix: str) -> Tensors:
-    """Their tensors by our names, none sharing memory with another.
+    """Their tensors by our names.
 
     Raises PixseqError for one that is missing, unknown, of another shape or unfit as a weight, and for biases.
     """
-    import torch
-
-    left = dict(found)
-
-    def take(name: str, size: tuple[int, ...]) -> Tensor:
-        if name not in left:
-            raise PixseqError(f"{folder} lacks the tensor {name}", "the weights are not those of its config.json")
-        tensor = left.pop(name)
-        if tuple(tensor.shape) != size:
-            raise PixseqError(
-                f"{folder}: {name} is {list(tensor.shape)}, its config.json promises {list(size)}",
-                "the weights and config.json are of different models",
-            )
-        return as_weight(folder, name, tensor)
-
-    d, v = shape["d_model"], shape["n_vocab"]
-    wte = take(f"{prefix}wte.weight", (v + 1, d))
-    weights = {"wte": wte[:v], "sos": wte[v]}
-    for ours, (theirs, size, transposed) in _table(shape).items():
-        tensor = take(prefix + theirs, size)
-        weights[ours] = tensor.T if transposed else tensor
-        if transposed:
-            name = (prefix + theirs).removesuffix("weight") + "bias"
-            refuse_bias(folder, name, take(name, size[1:]), "Image GPT")
-    if shape["head"]:
-        weights["head.weight"] = take("lm_head.weight", (v, d))
-    if shape["n_classes"]:
-        weights["classifier.weight"] = take("score.weight", (shape["n_classes"], d))
-    if left:
-        raise PixseqError(f"{folder} has tensors that Image GPT has not: {some(sorted(left))}", NOT_OURS)
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    layers = min(shape["n_layer"], len(found) + 1)  # one more than can be there is enough to tell what is missing
+    wanted = rules({**shape, "n_layer": layers}, prefix)
+    zeros = biases(wanted)
+    check_tensors(folder, {name: x.shape for name, x in found.items()}, wanted, zeros, WORDS)
+    weights = take(lambda name: as_weight(folder, name, found[name]), wanted)
+    for name in zeros:
+        refuse_bias(folder, name, found[name], "Image GPT")
+    return weights
 
 
 def architecture(shape: Mapping[str, Any]) -> str:
@@ -297,19 +301,8 @@ def architecture(shape: Mapping[str, Any]) -> str:
 
 def to_theirs(weights: Weights, shape: Mapping[str, Any]) -> Tensors:
     """Our tensors by their names, biases zero: what import turns back into `weights` bit for bit."""
-    import torch
-
-    prefix = "" if architecture(shape) == BARE else "transformer."
-    theirs = {f"{prefix}wte.weight": torch.cat([weights["wte"], weights["sos"][None]])}
-    for ours, (name, size, transposed) in _table(shape).items():
-        theirs[prefix + name] = weights[ours].T.contiguous() if transposed else weights[ours]
-        if transposed:
-            theirs[(prefix + name).removesuffix("weight") + "bias"] = torch.zeros(size[1])
-    if shape["head"]:
-        theirs["lm_head.weight"] = weights["head.weight"]
-    if shape["n_classes"]:
-        theirs["score.weight"] = weights["classifier.weight"]
-    return theirs
+    wanted = rules(shape, "" if architecture(shape) == BARE else "transformer.")
+    return give(weights, wanted, biases(wanted))
 
 
 def write_hf(
@@ -327,24 +320,38 @@ def write_hf(
     pictures of `side` and has the colours of `palette`; without one there is none. Raises PixseqError where the disk is
     full.
     """
+    folder.mkdir()
+    _save(folder / "model.safetensors", to_theirs(weights, shape))
+    files = {"config.json": _config(shape, class_names)}
+    if palette is not None:
+        files["preprocessor_config.json"] = _processor(side, palette)
+    if shape["head"]:
+        files["generation_config.json"] = _generation(shape)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save(path: Path, tensors: Tensors) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir()
-    path = folder / "model.safetensors"
     try:
         path.touch()
         mode = path.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
-        save_file(to_theirs(weights, shape), path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt"})
         path.chmod(mode)
     except SafetensorError as error:
         hint = "make room on its disk, or choose another --out"
         raise PixseqError(f"cannot write {path}: {error}", hint) from None
-    v, names = shape["n_vocab"], class_names
+
+
+def _config(shape: Mapping[str, Any], class_names: list[str] | None) -> dict[str, Any]:
+    """Their config.json."""
     config = {
         "architectures": [architecture(shape)],
         "model_type": "imagegpt",
-        "vocab_size": v + 1,
+        "vocab_size": shape["n_vocab"] + 1,
         "n_positions": shape["n_ctx"],
         "n_embd": shape["d_model"],
         "n_layer": shape["n_layer"],
@@ -355,30 +362,28 @@ def write_hf(
         "attn_pdrop": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": v,
+        "bos_token_id": shape["n_vocab"],
         "dtype": "float32",
         **ONLY,
-        NOTE: {"shifted": shape["shifted"], "class_names": names},
+        NOTE: {"shifted": shape["shifted"], "class_names": class_names},
     }
     if shape["n_classes"]:
-        fitting = names and len(names) == shape["n_classes"]
-        labels = names if fitting else [f"LABEL_{i}" for i in range(shape["n_classes"])]
+        fitting = class_names and len(class_names) == shape["n_classes"]
+        labels = class_names if fitting else [f"LABEL_{i}" for i in range(shape["n_classes"])]
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
-    files = {"config.json": config}
-    if palette is not None:
-        files["preprocessor_config.json"] = _processor(side, palette)
-    if shape["head"]:  # top_k 0: generate() would otherwise draw from the 50 likeliest colours alone
-        files["generation_config.json"] = {
-            "bos_token_id": v,
-            "do_sample": True,
-            "temperature": 1.0,
-            "top_k": 0,
-            "max_length": shape["n_ctx"] + 1,
-        }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    return config
+
+
+def _generation(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """How generate() draws; top_k 0, or it would draw from the 50 likeliest colours alone."""
+    return {
+        "bos_token_id": shape["n_vocab"],
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "max_length": shape["n_ctx"] + 1,
+    }
 
 
 def _processor(side: int, palette: list[list[float]]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from pixseq.errors import PixseqError
 from pixseq.interop.bundle import Bundle, open_bundle
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, expect_shape, some
-from pixseq.progress import track
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight
+from pixseq.interop.rules import ONE_MODEL, TRANSPOSED, Layout, Rule, Words, check_tensors, take
 
 OPTIMIZER = re.compile(r"adam_[mv]|Adam(WeightDecayOptimizer)?(_\d+)?|beta[12]_power(_\d+)?|global_step|_step")
 LAYER = re.compile(r"model/h(0|[1-9]\d{0,5})/")
@@ -29,32 +28,13 @@ PALETTE = "kmeans_centers.npy"
 NAME_ONE = "name an Image GPT checkpoint, as igpt-s' model.ckpt-1000000"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One tensor of ours: the variables whose laid-out rows make it, the shape each has there, and how to lay it."""
-
-    theirs: tuple[str, ...]
-    shape: tuple[int, ...]
-    lay: Callable[[Tensor], Tensor]
-
-
-def as_is(x: Tensor) -> Tensor:
-    return x
-
-
-def transposed(x: Tensor) -> Tensor:
-    """[in, out] -> [out, in]."""
-    return x.T
-
-
-def rows_by_head(x: Tensor) -> Tensor:
-    """[H, K, in] -> [H K, in]: already outputs by inputs."""
-    return x.flatten(0, 1)
-
-
-def columns_by_head(x: Tensor) -> Tensor:
-    """[H, K, out] -> [out, H K]."""
-    return x.flatten(0, 1).T
+ROWS_BY_HEAD = Layout(lambda x: x.flatten(0, 1))  # [H, K, in] -> [H K, in]: already outputs by inputs
+COLUMNS_BY_HEAD = Layout(lambda x: x.flatten(0, 1).T)  # [H, K, out] -> [out, H K]
+WORDS = Words(
+    missing=("{file} is no whole Image GPT: it lacks {names}", NAME_ONE),
+    unknown=("{file} holds what is no part of an Image GPT: {names}", NOT_OURS),
+    shape=("{name} in {file}.index has shape {found}, and {wanted} fits the other tensors", ONE_MODEL),
+)
 
 
 def read_openai(path: str | Path) -> Foreign:
@@ -68,13 +48,8 @@ def read_openai(path: str | Path) -> Foreign:
     refuse_others(bundle, names)
     shape = measure(bundle, names)
     wanted = rules(shape)
-    check_variables(bundle, names, wanted)
-    weights = {}
-    with track("import", sum(len(rule.theirs) for rule in wanted.values()), "tensors") as bar:
-        for ours, rule in wanted.items():
-            laid = [rule.lay(read(bundle, name)) for name in rule.theirs]
-            weights[ours] = torch.cat(laid).contiguous()
-            bar.advance(len(laid))
+    check_tensors(bundle.prefix, {name: bundle.entries[name].shape for name in names}, wanted, {}, WORDS)
+    weights = take(partial(read, bundle), wanted)
     notes = []
     skipped = len(bundle.entries) - len(names)
     if skipped:
@@ -149,40 +124,24 @@ def rules(shape: dict[str, Any]) -> dict[str, Rule]:
     """Every tensor of ours in its order, by name."""
     d, h = shape["d_model"], shape["n_head"]
     by_head = (h, d // h, d)
-    found = {"wte": Rule(("model/wte",), (shape["n_vocab"], d), as_is)}
-    found["wpe"] = Rule(("model/wpe",), (shape["n_ctx"], d), as_is)
+    found = {"wte": Rule(("model/wte",), (shape["n_vocab"], d))}
+    found["wpe"] = Rule(("model/wpe",), (shape["n_ctx"], d))
     if shape["objective"] == "ar":
-        found["sos"] = Rule(("model/sos",), (d,), as_is)
+        found["sos"] = Rule(("model/sos",), (d,))
     for layer in range(shape["n_layer"]):
         ours, theirs = f"blocks.{layer}", f"model/h{layer}"
         qkv = tuple(f"{theirs}/attn/{part}_proj" for part in "qkv")
-        found[f"{ours}.ln_1.weight"] = Rule((f"{theirs}/ln_1/g",), (d,), as_is)
-        found[f"{ours}.attn.qkv.weight"] = Rule(qkv, by_head, rows_by_head)
-        found[f"{ours}.attn.proj.weight"] = Rule((f"{theirs}/attn/c_proj",), by_head, columns_by_head)
-        found[f"{ours}.ln_2.weight"] = Rule((f"{theirs}/ln_2/g",), (d,), as_is)
-        found[f"{ours}.mlp.fc.weight"] = Rule((f"{theirs}/mlp/c_fc/w",), (d, 4 * d), transposed)
-        found[f"{ours}.mlp.proj.weight"] = Rule((f"{theirs}/mlp/c_proj/w",), (4 * d, d), transposed)
-    found["ln_f.weight"] = Rule(("model/ln_f/g",), (d,), as_is)
-    found["head.weight"] = Rule(("model/wtet",), (shape["n_vocab"], d), as_is)
+        found[f"{ours}.ln_1.weight"] = Rule((f"{theirs}/ln_1/g",), (d,))
+        found[f"{ours}.attn.qkv.weight"] = Rule(qkv, by_head, ROWS_BY_HEAD)
+        found[f"{ours}.attn.proj.weight"] = Rule((f"{theirs}/attn/c_proj",), by_head, COLUMNS_BY_HEAD)
+        found[f"{ours}.ln_2.weight"] = Rule((f"{theirs}/ln_2/g",), (d,))
+        found[f"{ours}.mlp.fc.weight"] = Rule((f"{theirs}/mlp/c_fc/w",), (d, 4 * d), TRANSPOSED)
+        found[f"{ours}.mlp.proj.weight"] = Rule((f"{theirs}/mlp/c_proj/w",), (4 * d, d), TRANSPOSED)
+    found["ln_f.weight"] = Rule(("model/ln_f/g",), (d,))
+    found["head.weight"] = Rule(("model/wtet",), (shape["n_vocab"], d))
     if shape["n_classes"]:
-        found["classifier.weight"] = Rule((CLASSIFIER,), (shape["n_classes"], d), as_is)
+        found["classifier.weight"] = Rule((CLASSIFIER,), (shape["n_classes"], d))
     return found
-
-
-def check_variables(bundle: Bundle, names: list[str], wanted: dict[str, Rule]) -> None:
-    """From the index alone, before gigabytes are read: all that is wanted is there in its shape, and nothing else."""
-    theirs = {name: rule.shape for rule in wanted.values() for name in rule.theirs}
-    missing = [name for name in theirs if name not in bundle.entries]
-    if missing:
-        raise PixseqError(f"{bundle.prefix} is no whole Image GPT: it lacks {some(missing)}", NAME_ONE)
-    unknown = [name for name in names if name not in theirs]
-    if unknown:
-        raise PixseqError(
-            f"{bundle.prefix} holds what is no part of an Image GPT: {some(unknown)}",
-            NOT_OURS,
-        )
-    for name, shape in theirs.items():
-        expect_shape(bundle.index, name, bundle.entries[name].shape, shape)
 
 
 def read(bundle: Bundle, name: str) -> Tensor:
