@@ -321,7 +321,7 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(tmp_path, color
             def interrupted(self, rows, state, done=done, append=append):
                 append(self, rows, state)
                 done.append(1)
-                if len(done) == 2:
+                if len(done) == 3:  # two may fill no chunk, and nothing new is written
                     raise KeyboardInterrupt
 
             with monkeypatch.context() as patched:
