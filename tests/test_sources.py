@@ -15,7 +15,7 @@ from PIL import Image
 
 from pixseq.data import webdataset
 from pixseq.data.images import Preparation, Reader
-from pixseq.data.records import Encoded
+from pixseq.data.records import ImageFile
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
 
@@ -658,4 +658,4 @@ def test_items_of_file_sources_are_not_decoded_before_they_are_needed(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n bad")
     items = list(open_source(str(tmp_path)).read(0, None))
-    assert [type(item) for item in items] == [Encoded] * 3
+    assert [type(item) for item in items] == [ImageFile] * 3

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.data import layout
-from pixseq.data.records import Encoded, Source, parts, pick_split, shown
+from pixseq.data.records import ImageFile, Source, parts, pick_split, shown
 from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
 
@@ -31,18 +31,18 @@ def open_folder(path: Path, wanted: str) -> Source:
             f"{shown(path)} holds no pictures{_instead(chosen.others)}", f"a picture is {FORMATS}, told by its content"
         )
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         for which, low, high in parts([len(names) for _, names, _ in chosen.pictures], start, stop):
             folder, names, label = chosen.pictures[which]
             for name in names[low:high]:
                 file = os.path.join(folder, os.fsdecode(name))
-                yield Encoded(file, file, label)
+                yield ImageFile(file, file, label)
 
     return as_source("folder", path, chosen, read)
 
 
 def as_source(
-    form: str, path: Path, chosen: layout.Chosen, read: Callable[[int, int | None], Iterator[Encoded]]
+    form: str, path: Path, chosen: layout.Chosen, read: Callable[[int, int | None], Iterator[ImageFile]]
 ) -> Source:
     """What `layout.choose` found, as a source that `read` streams."""
     notes = list(chosen.notes)
@@ -69,8 +69,8 @@ def _instead(others: list[str]) -> str:
 def open_paths(spec: str, files: list[str], wanted: str) -> Source:
     """Pictures by their paths, in the order given, without labels."""
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
-        return (Encoded(file, file) for file in files[start:stop])
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
+        return (ImageFile(file, file) for file in files[start:stop])
 
     return Source(
         "paths", spec, pick_split(spec, (), wanted), len(files), None, False, read, labels_from="paths have none"

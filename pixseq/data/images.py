@@ -19,7 +19,7 @@ from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import centre, joined, resized
-from pixseq.data.records import MAX_PIXELS, Encoded, Pixels, Source, shown
+from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, shown
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
 
@@ -266,7 +266,7 @@ class Reader:
         if waiting:
             yield partial(self._files, waiting, index)
 
-    def _items(self) -> Iterator[Pixels | Encoded]:
+    def _items(self) -> Iterator[Pixels | ImageFile]:
         if self.rows is None:
             return self.source.read(self.start, self.stop)
         return picked(self.source, self.rows[self.start : self.stop])
@@ -324,7 +324,7 @@ class Reader:
         pixels, shapes = joined(rows)
         return _Result(pixels, labels, numbers, count, tally, problems, shapes)
 
-    def _files(self, files: list[Encoded], index: int) -> _Result:
+    def _files(self, files: list[ImageFile], index: int) -> _Result:
         rows, labels, problems = [], [], []
         tally, numbers = Counter(), []
         for file, number in zip(files, self._numbers(index, len(files))):
@@ -352,7 +352,7 @@ class Reader:
             rows = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
         return self._result(rows, labels, numbers, len(files), tally, *problems)
 
-    def _decoded(self, file: Encoded, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
+    def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""
         image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
         return self._rows(image, number), done

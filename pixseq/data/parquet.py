@@ -17,7 +17,7 @@ import numpy as np
 from pixseq.bounded.pages import rows_at_once
 from pixseq.data.labels import Value, is_missing, names_of, number
 from pixseq.data.parquet_columns import Columns, find_columns
-from pixseq.data.records import Encoded, Source, Wanted, parts, reading, shown
+from pixseq.data.records import ImageFile, Source, Wanted, parts, reading, shown
 from pixseq.data.shards import shards_of_split
 from pixseq.errors import PixseqError
 
@@ -74,7 +74,7 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     if columns.label and labels is None:
         why = f"all {sum(counts)} rows of {columns.why} are empty or -1"
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         label = columns.label if labels else None
         for which, low, high in parts(counts, start, stop):
             file, group, first = groups[which]
@@ -84,7 +84,7 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
                     name = f"{file}, row {first + row}"
                     data = _data(name, picture, file.parent, wanted.skip)
                     beside = f" ({os.path.relpath(data, file.parent)})" if isinstance(data, str) else ""
-                    yield Encoded(name + beside, data, target)
+                    yield ImageFile(name + beside, data, target)
 
     names, has_labels = labels.names if labels else None, labels is not None
     notes += labels.notes if labels else []

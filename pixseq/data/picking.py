@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pixseq.data.records import Encoded, Pixels, Source
+from pixseq.data.records import ImageFile, Pixels, Source
 
 FAR = 256  # images between two that are wanted, from which on seeking pays
 
@@ -33,7 +33,7 @@ def knows(source: Source) -> bool:
     return source.count is not None and (source.labels is not None or not source.has_labels)
 
 
-def picked(source: Source, rows: np.ndarray) -> Iterator[Pixels | Encoded]:
+def picked(source: Source, rows: np.ndarray) -> Iterator[Pixels | ImageFile]:
     """The images numbered `rows` (ascending), in one pass; long stretches between them are skipped where possible."""
     if not len(rows):
         return
@@ -47,11 +47,11 @@ def stretches(rows: np.ndarray) -> list[np.ndarray]:
     return np.split(rows, np.flatnonzero(np.diff(rows) > FAR) + 1)
 
 
-def _kept(items: Iterator[Pixels | Encoded], wanted: np.ndarray) -> Iterator[Pixels | Encoded]:
+def _kept(items: Iterator[Pixels | ImageFile], wanted: np.ndarray) -> Iterator[Pixels | ImageFile]:
     """Of a stream of images, those at the places `wanted` (ascending)."""
     place = done = 0
     for item in items:
-        if isinstance(item, Encoded):
+        if isinstance(item, ImageFile):
             if done < len(wanted) and wanted[done] == place:
                 yield item
                 done += 1

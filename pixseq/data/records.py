@@ -82,7 +82,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class ImageFile:
     """One picture still in its file format: its bytes, or the path of its file. `name` is for messages."""
 
     name: str
@@ -110,7 +110,7 @@ class Source:
     count: int | None
     class_names: list[str] | None
     has_labels: bool
-    read: Callable[[int, int | None], Iterator[Pixels | Encoded]] = field(repr=False)
+    read: Callable[[int, int | None], Iterator[Pixels | ImageFile]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
     labels: Callable[[], np.ndarray] | None = field(default=None, repr=False)
     seeks: bool = False

@@ -23,7 +23,7 @@ from pixseq.data import (
     webdataset,
     zips,
 )
-from pixseq.data.records import MAX_PIXELS, Encoded, Pixels, Source, Wanted, shown
+from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, Wanted, shown
 from pixseq.data.sniff import kind_of
 from pixseq.data.split_names import split_of
 from pixseq.data.token_files import TokenSource
@@ -31,7 +31,7 @@ from pixseq.data.tree import Listing, list_folder
 from pixseq.errors import PixseqError, UsageError
 from pixseq.progress import few
 
-__all__ = ["Encoded", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
+__all__ = ["ImageFile", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 
 ACCEPTED = (
     "a source is digits, digits-placed, a folder of class folders or pictures, CIFAR-10/100 (folder or .tar.gz), "

@@ -20,7 +20,7 @@ from pixseq.bounded.structure import parse_json
 from pixseq.bounded.tars import open_tar
 from pixseq.data import labels, layout
 from pixseq.data.folders import as_source
-from pixseq.data.records import Encoded, NoSuchSplit, Source, Wanted, reading, shown
+from pixseq.data.records import ImageFile, NoSuchSplit, Source, Wanted, reading, shown
 from pixseq.data.shards import shards_of_split
 from pixseq.data.sniff import PICTURE_SUFFIXES
 from pixseq.data.tree import ArchiveTree, debris_in
@@ -60,11 +60,11 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         notes += found.notes
     has_labels = found is not None and found.codes is not None
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         samples = (sample for file in files for sample in _samples(file, wanted))
         for name, data, value in islice(samples, start, stop):
             labelled = has_labels and value is not None
-            yield Encoded(name, data, _number(name, value, found.classes) if labelled else None)
+            yield ImageFile(name, data, _number(name, value, found.classes) if labelled else None)
 
     why = "the .cls or .json members" if has_labels else "no member .cls, or key of a .json, holds any"
     names, count, known = None, None, None
@@ -157,15 +157,15 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
     chosen = layout.choose(tree, root, path, wanted)
     label_of = {folder: label for folder, _, label in chosen.pictures}
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         return islice(_in_order(), start, stop)
 
-    def _in_order() -> Iterator[Encoded]:
+    def _in_order() -> Iterator[ImageFile]:
         for file in files:
             for name, data in _members(file):
                 folder = tree.folder_of(name)
                 if _is_picture(name) and folder in label_of:
-                    yield Encoded(f"{file}: {name}", data, label_of[folder])
+                    yield ImageFile(f"{file}: {name}", data, label_of[folder])
 
     return replace(as_source("tar", path, chosen, read), files=files, shares=True)
 

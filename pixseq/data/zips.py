@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pixseq.data import layout
 from pixseq.data.folders import as_source
-from pixseq.data.records import Encoded, Source, parts, reading, shown
+from pixseq.data.records import ImageFile, Source, parts, reading, shown
 from pixseq.data.tree import ArchiveTree
 from pixseq.data.webdataset import MAX_MEMBER_BYTES
 from pixseq.errors import PixseqError
@@ -48,7 +48,7 @@ def open_zip(path: Path, wanted: str) -> Source:
         if info.flag_bits & 1:
             raise PixseqError(f"{shown(path)} needs a password", "unpack it and name the folder")
 
-    def read(start: int, stop: int | None) -> Iterator[Encoded]:
+    def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         with reading(path), zipfile.ZipFile(path) as archive:
             for which, low, high in parts([len(names) for _, names, _ in chosen.pictures], start, stop):
                 folder, names, label = chosen.pictures[which]
@@ -56,6 +56,6 @@ def open_zip(path: Path, wanted: str) -> Source:
                     member = tree.members[folder, bytes(name)]
                     with reading(f"{path}: {member}"):
                         data = archive.read(members[member])
-                    yield Encoded(os.path.join(f"{path}: {folder}", os.fsdecode(name)), data, label)
+                    yield ImageFile(os.path.join(f"{path}: {folder}", os.fsdecode(name)), data, label)
 
     return replace(as_source("zip", path, chosen, read), seeks=True, files=[path], shares=True)
