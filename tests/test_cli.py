@@ -170,6 +170,9 @@ def bad(work):
 ENCODE = "encode {} --palette p.json -o o.zarr"
 PRETRAIN = "pretrain t.zarr --steps 1 -o o "
 CASES = {
+    "a part that is none": (2, ENCODE.format("digits") + " --val-fraction 0.1 --part test"),
+    "a pooling that is none": (2, "features m t.zarr --pool max -o f.zarr"),
+    "a probe that is none": (2, "probe f.zarr --test f.zarr --method svm"),
     "missing source": (1, ENCODE.format("nowhere")),
     "empty folder": (1, ENCODE.format("empty")),
     "text named .png": (1, ENCODE.format("text")),

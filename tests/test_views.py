@@ -262,8 +262,6 @@ def test_misuse_of_parts_is_named(folder, tmp_path):
     for options in ({"part": "val"}, {"val_fraction": 0.1}, {"val_fraction": 1.0, "part": "val"}):
         with pytest.raises(UsageError):
             encode.run(source, tmp_path / "t.zarr", scheme="gray", **options)
-    with pytest.raises(UsageError, match="test"):
-        encode.run(source, tmp_path / "t.zarr", scheme="gray", val_fraction=0.1, part="test")
     np.save(tmp_path / "one.npy", np.zeros((1, 8, 8), np.uint8))
     with pytest.raises(PixseqError, match="1 image:"):
         encode.run(str(tmp_path / "one.npy"), tmp_path / "t.zarr", scheme="gray", val_fraction=0.1, part="val")
