@@ -1,8 +1,19 @@
-"""The signals that ask a command to end: Ctrl-C, a scheduler's TERM and its early USR1, a terminal that goes away."""
+"""The signals that ask a command to end: Ctrl-C, a scheduler's TERM and its early USR1, a terminal that goes away.
+
+A stopped process ends with its own code, whatever its threads do and whatever signals follow.
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -10,3 +21,34 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def to_heed() -> tuple[signal.Signals, ...]:
     """Those that this process should answer: under nohup, a hangup is meant to be passed over."""
     return tuple(n for n in STOPPING if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN))
+
+
+def heed(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Answer them by `handler`, until the interpreter ends: then all is done, and a late one must not kill."""
+    for number in to_heed():
+        signal.signal(number, handler)
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
+
+
+def _ignore() -> None:
+    for number in to_heed():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def pass_over() -> None:
+    """From now on they change nothing: the process is about to end. Processes that it starts heed them as ever."""
+    for number in to_heed():
+        signal.signal(number, lambda number, frame: None)
+
+
+def leave(code: int) -> NoReturn:
+    """End a stopped process. Threads that still compute are not waited for, and not outlived by the interpreter either:
+    ending them, it aborts where they are in C++.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from pixseq import progress, signals
 from pixseq.artifacts.checkpoint import has_state
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import PretrainFile, effective
+from pixseq.cores import threads
 from pixseq.engine import training
 from pixseq.engine.stopping import Stopping
 from pixseq.engine.training import Limits
@@ -216,3 +219,57 @@ def test_the_first_line_of_progress_does_not_wait_for_a_whole_step(monkeypatch, 
     finally:
         progress.enable(False)
     assert capsys.readouterr().err == "pretrain: 0.05/100 steps, 0.01/s, 2h46m left\n"
+
+
+COMPUTING = """
+import os, signal, sys, threading, time
+import torch
+from pixseq import cli, progress
+torch.set_num_threads(1)
+x = torch.randn(300, 300)
+def compute():
+    while True:
+        x @ x
+def insist():  # as a scheduler may
+    for _ in range(200):
+        os.kill(os.getpid(), signal.SIGTERM)
+def stage(path, **given):
+    for _ in range(4):
+        threading.Thread(target=compute, daemon=True).start()
+    time.sleep(0.1)
+    threading.Thread(target=insist, daemon=True).start()
+    time.sleep(60)
+from pixseq.stages import show
+show.run = stage
+sys.argv = ["pixseq", "show", "x"]
+cli.main()
+"""
+
+
+def test_a_stopped_process_ends_with_its_own_code_whatever_its_threads_do(tmp_path):
+    """The interpreter aborts where it must end threads that are in C++."""
+    ended = subprocess.run([sys.executable, "-c", COMPUTING], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.count("error: stopped by SIGTERM") == 1 and "Traceback" not in ended.stderr
+
+
+def test_a_signal_after_the_work_does_not_change_how_it_ended():
+    code = "import os, signal, atexit; from pixseq import cli, signals\n"
+    code += "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"  # run after those registered later
+    code += "signals.heed(cli._interrupted)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_failure_in_a_thread_waits_for_what_the_others_do():
+    begun, ended = threading.Barrier(2), []
+
+    def work(number):
+        begun.wait()
+        if number == 0:
+            raise ValueError("damaged")
+        time.sleep(0.2)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="damaged"), threads(2) as pool:
+        list(pool.imap(work, range(2)))
+    assert ended == [1]

@@ -110,8 +110,23 @@ def _root(
 def main() -> None:
     """Run a command; turn faults into one error line, a hint and an exit code."""
     stdio.secure()
-    for number in signals.to_heed():
-        signal.signal(number, _interrupted)
+    try:
+        signals.heed(_interrupted)
+        _run()
+    except Stop as stop:
+        try:
+            _stopped(stop)
+        except Stop as again:  # before the first one was answered
+            _stopped(again)
+
+
+def _stopped(stop: Stop) -> None:
+    signals.pass_over()
+    hint = "nothing was lost: run the command again; encode, features, pretrain and finetune go on with --resume"
+    _fail(f"stopped by {stop}", hint, INTERRUPTED)
+
+
+def _run() -> None:
     try:
         code = app(standalone_mode=False)
         progress.last_words()
@@ -125,9 +140,6 @@ def main() -> None:
         _misused(fault)
     except PixseqError as fault:
         _fail(fault.message, fault.hint, fault.code)
-    except Stop as stop:
-        hint = "nothing was lost: run the command again; encode, features, pretrain and finetune go on with --resume"
-        _fail(f"stopped by {stop}", hint, INTERRUPTED)
     except OSError as fault:
         where = f"{fault.filename}: " if fault.filename else ""
         _fail(f"{where}{fault.strerror or fault}", "check the path, its permissions and the space on its disk", INPUT)
@@ -162,4 +174,6 @@ def _out_of_memory(fault: Exception) -> bool:
 
 def _fail(message: str, hint: str | None, code: int) -> None:
     progress.tell(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
+    if code == INTERRUPTED:
+        signals.leave(code)
     sys.exit(code)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
+from pixseq.cores import threads
 from pixseq.engine.feature_pair import Pair, chunk_rows, chunk_slices, layer_rows, masks
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
@@ -229,7 +229,7 @@ class Averaged:
     def _read(self, chunks: Sequence[slice], wanted: Sequence[np.ndarray]) -> np.ndarray:
         """The wanted rows of each chunk, one after the other."""
         out, done = np.empty((sum(map(len, wanted)), *self.shape[1:]), self.dtype), 0
-        with ThreadPool(len(self.layers)) as pool:  # decoding takes longer than all else
+        with threads(len(self.layers)) as pool:  # decoding takes longer than all else
             for chunk, rows in zip(chunks, wanted):
                 parts = pool.map(lambda layer, chunk=chunk: layer_rows(self.store, layer, chunk), self.layers)
                 out[done : done + len(rows)] = _mean(parts)[rows - chunk.start]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
 
 from pixseq import progress
+from pixseq.cores import threads
 from pixseq.engine.feature_pair import Pair, masks, pooled_views
 from pixseq.errors import UsageError
 from pixseq.numerics import probes
@@ -143,7 +143,7 @@ def _inside(pair: Pair, layers: Sequence[int], few: Few, how: Fits) -> tuple[pro
 def _side_by_side(tried: Callable[[int], list[Chosen]], layers: Sequence[int], workers: int) -> list[list[Chosen]]:
     """Of every layer, in order."""
     found = []
-    with progress.track("probe few labels", len(layers), "layers") as bar, ThreadPool(workers) as pool:
+    with progress.track("probe few labels", len(layers), "layers") as bar, threads(workers) as pool:
         for each in pool.imap(tried, layers):
             found.append(each)
             bar.advance(1)

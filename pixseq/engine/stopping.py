@@ -47,15 +47,15 @@ class Stopping:
         before = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakeup)
+        finally:  # what answers signals outside may raise, so it takes over when all is tidy
             self._hold()
             self._over = True
             self._let_go()
             os.write(writer, b"\0")
             thread.join()
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             os.close(reader)
             os.close(writer)
 
@@ -96,14 +96,17 @@ class Stopping:
 
     def _watch(self, reader: int, heeded: tuple[signal.Signals, ...]) -> None:
         """In the thread: a byte is the number of a signal, zero the end of the run."""
-        again = False
+        again, aside = False, None
         while number := os.read(reader, 1)[0]:
             if number not in heeded:
                 continue
             self._answer(signal.Signals(number).name, again)
             if not again and self.machine.leads:
-                threading.Thread(target=self._save_aside, daemon=True).start()  # further signals are answered meanwhile
+                aside = threading.Thread(target=self._save_aside, daemon=True)  # further signals are answered meanwhile
+                aside.start()
             again = True
+        if aside is not None:
+            aside.join()
 
     def _save_aside(self) -> None:
         with self._lock:

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pixseq.cores import threads
 
 BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
 BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
@@ -109,7 +110,7 @@ class Rows:
         if min(self.threads, len(self.slices)) < 2:
             yield from map(part, self.slices)
             return
-        with ThreadPool(self.threads) as pool:
+        with threads(self.threads) as pool:
             yield from pool.imap(part, self.slices)
 
 

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.picture import check_png
-from pixseq.cores import usable_cores
+from pixseq.cores import threads, usable_cores
 from pixseq.engine.feature_pair import Pair, masks, open_pair
 from pixseq.engine.low_data import Few, Fits, probe_few
 from pixseq.errors import PixseqError, UsageError
@@ -311,7 +310,7 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
     workers = max(1, min(usable_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
     rows = []
     # Threads, since the fits hold no lock for long. This pool's are daemons: an interrupt need not wait for them.
-    with progress.track(name, len(layers), "layers") as bar, ThreadPool(workers) as pool:
+    with progress.track(name, len(layers), "layers") as bar, threads(workers) as pool:
         probe = _prober(pair, split, recipe, recipe.fitter(workers), bar.advance)
         for layer, found in zip(layers, pool.imap(lambda layer: probe([layer]), layers)):
             rows.append({"layer": layer, **found})

@@ -133,9 +133,9 @@ def _stopped(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    for number in signals.to_heed():
-        signal.signal(number, _stopped)
+    signals.heed(_stopped)
     try:
         main(*sys.argv[1:])
     except Stop:
-        sys.exit(INTERRUPTED)
+        signals.pass_over()
+        signals.leave(INTERRUPTED)
