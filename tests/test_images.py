@@ -322,7 +322,8 @@ def test_memory_does_not_grow_with_the_source(workers):
         tracemalloc.stop()
         return peak
 
-    assert peak(40) < 1.5 * peak(10)
+    peak(10)  # what is loaded on the way stays
+    assert peak(160) < 3 * peak(10)  # threads come and go, so that it varies by less than a half
 
 
 def test_pictures_that_unfold_far_beyond_their_files_wait_for_each_other(tmp_path, monkeypatch):
@@ -347,3 +348,16 @@ def test_pictures_that_unfold_far_beyond_their_files_wait_for_each_other(tmp_pat
     monkeypatch.setattr(images, "DECODED_BYTES", 1)  # each alone has more than all of it
     list(images.Reader(source, prep, workers=8))
     assert max(most) == 1
+
+
+def test_whole_pictures_are_no_strips_and_are_held_a_few_at_a_time(tmp_path, monkeypatch):
+    for i in range(12):
+        Image.new("RGB", (300, 20), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    monkeypatch.setattr(images, "HELD_BYTES", 40_000)  # of two such pictures and a part
+    source, prep = open_source(str(tmp_path)), images.Preparation(size=20, resize="whole")
+    for workers in (0, 4):
+        found = list(images.Reader(source, prep, workers=workers))
+        assert [len(batch.shapes) for batch in found] == [4] * 3 and [batch.stop for batch in found] == [4, 8, 12]
+    Image.new("RGB", (321, 20)).save(tmp_path / "99.png")
+    with pytest.raises(PixseqError, match=r"99\.png: 321 x 20 pixels: whole pictures are at most 16 times"):
+        list(images.Reader(open_source(str(tmp_path)), prep))

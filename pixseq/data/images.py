@@ -27,6 +27,8 @@ DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
 IN_FLIGHT_BYTES = 256 << 20  # of encoded pictures that wait for their turn, of whatever size each is
 DECODED_BYTES = 640 << 20  # of pictures that unfold to far more than their files have: the others wait
+HELD_BYTES = 32 << 20  # of whole pictures that are held at once, or one
+MOST_RATIO = 16  # of the sides of a picture that stays whole: of longer ones a chunk would take gigabytes
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
 MOST_PIXELS = 2**31 - 1  # Pillow counts no further
@@ -196,7 +198,8 @@ class Reader:
             tally += result.tally
             self.counts = dict(tally)
             self.problems += result.problems[: KEPT_PROBLEMS - len(self.problems)]
-            if (index - self.start) % self.batch_size == 0:
+            full = self.prep.resize == "whole" and sum(each.images.nbytes for each in held) >= HELD_BYTES
+            if full or (index - self.start) % self.batch_size == 0:
                 yield from self._batch(held, index)
                 held = []
         yield from self._batch(held, index)
@@ -235,7 +238,7 @@ class Reader:
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 for job in self._jobs():
-                    window.append((pool.submit(job), _held_by(job)))
+                    window.append((pool.submit(job), self._held_by(job)))
                     while len(window) > 2 * self.workers or sum(size for _, size in window) > IN_FLIGHT_BYTES:
                         yield window.popleft()[0].result()
                 while window:
@@ -260,11 +263,29 @@ class Reader:
                 continue
             waiting.append(item)
             waiting_bytes += len(item.data)
-            if len(waiting) == min(DECODE_CHUNK, self._room(index)) or waiting_bytes > DECODE_CHUNK_BYTES:
+            if len(waiting) == min(self._chunk, self._room(index)) or waiting_bytes > DECODE_CHUNK_BYTES:
                 yield partial(self._files, waiting, index)
                 index, waiting, waiting_bytes = index + len(waiting), [], 0
         if waiting:
             yield partial(self._files, waiting, index)
+
+    @property
+    def _chunk(self) -> int:
+        """How many files a thread takes at once."""
+        return min(DECODE_CHUNK, max(HELD_BYTES // self._most_kept, 1))
+
+    @property
+    def _most_kept(self) -> int:
+        """Bytes that are left of a picture, at most; 1 where they are few."""
+        return MOST_RATIO * self.prep.size**2 * 3 if self.prep.resize == "whole" else 1
+
+    def _held_by(self, job: partial) -> int:
+        """The bytes of encoded pictures in a chunk, and of what whole ones become."""
+        files = job.args[0]
+        if not isinstance(files, list):
+            return 0
+        kept = len(files) * self._most_kept
+        return kept + sum(len(file.data) for file in files if isinstance(file.data, bytes))
 
     def _items(self) -> Iterator[Pixels | ImageFile]:
         if self.rows is None:
@@ -355,6 +376,10 @@ class Reader:
     def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""
         image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
+        if self.prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):
+            raise BadPicture(
+                f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide"
+            )
         return self._rows(image, number), done
 
     def _rows(self, image: Image.Image, number: int) -> np.ndarray:
@@ -373,12 +398,6 @@ class Reader:
             pixels = np.asarray(image.resize((size, size), method, box))
             row[:] = pixels[..., None] if pixels.ndim == 2 else pixels
         return rows
-
-
-def _held_by(job: partial) -> int:
-    """The bytes of encoded pictures in a chunk."""
-    files = job.args[0]
-    return sum(len(file.data) for file in files if isinstance(file.data, bytes)) if isinstance(files, list) else 0
 
 
 def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
