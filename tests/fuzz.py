@@ -39,7 +39,7 @@ KINDS = {
 }
 COMMANDS = 0.05  # of the mutations of a kind that has command lines are met by one
 MOST = 1 << 30  # bytes beside what the program itself takes
-LONGEST = 30  # seconds
+LONGEST, WAITED = 30, 600  # seconds of computing, and of waiting on a busy machine
 ODD = (
     None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e300, 10**30, 2**31, 2**63, "", "x", "\0", "../x", "9" * 30, "\u202e",
     [], {}, [[]], [None], {"": 0}, [1, 2], ["a"], {"a": {}}, [0] * 40,
@@ -159,8 +159,9 @@ def _fault(call, *args):
     def late(number, frame):
         raise Hangs
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(LONGEST)
+    before = {number: signal.signal(number, late) for number in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    signal.alarm(WAITED)
     try:
         call(*args)
     except PixseqError as error:
@@ -172,7 +173,9 @@ def _fault(call, *args):
         return traceback.format_exc()
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return None
 
 
