@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from pixseq.config import PretrainFile, effective
-from pixseq.engine.training import Images, Run, accumulate, share_of_batch
+from pixseq.engine.images import Images
+from pixseq.engine.state import Run
+from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.models.aim import AIM, AimShape
 from pixseq.models.sight import Sight
 from pixseq.runtime import machine
@@ -37,7 +39,7 @@ def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
     rng = np.random.default_rng(0)
     images = Images(rng.integers(0, 256, (4 * count, side, side, 3), dtype=np.uint8), None, (side, side, 3))
     with machine() as where:
-        shape = AimShape.of({**vars(config.model), "patch_size": patch}, {"height": side, "width": side}, "raster")
+        shape = AimShape.of({**vars(config.model), "patch_size": patch}, (side, side, 3), None, "raster")
         net = AIM(shape).init_weights(torch.Generator().manual_seed(0)).to(where.device)
         pixels = torch.from_numpy(images.rows[:count]).to(where.device)
         ready = net.patches(pixels)

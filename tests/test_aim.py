@@ -427,8 +427,8 @@ def test_what_was_trained_causally_is_used_causally_by_default(aim, pixels, tmp_
             assert open_model(tmp_path / f"{asked}", where)[0].attention == (asked or "causal")
         assert tuned["config"]["attention"] == asked
     old = replace(SMALL, adapted="bidirectional")  # as checkpoints have said that nothing was adapted to
-    assert old.uses[0] == AIM(old).attention == "causal"
-    assert replace(old, n_classes=3).uses[0] == "bidirectional"  # a classifier that was trained so
+    assert old.attention_patterns[0] == AIM(old).attention == "causal"
+    assert replace(old, n_classes=3).attention_patterns[0] == "bidirectional"  # a classifier that was trained so
 
 
 def test_image_gpt_features_may_stay_whole_too(checkpoints, tokens, tmp_path):

@@ -68,7 +68,7 @@ def test_fine_tuning_stops_by_the_vote_over_as_many_masks_as_evaluation_has(smal
     finetune.run(path, tokens, tmp_path / "f", config, device="cpu", precision="fp32")
     net, held = loaded(tmp_path / "f"), read_images(tokens, "tokens", None, None, 0)[1]
     rows = [
-        finetune.accuracy_and_loss(WHERE, net, held, batch, finetune.joint_loss(1.0), seed=3) for batch in (1, 13, 400)
+        finetune.accuracy_and_loss(WHERE, net, held, batch, finetune.JointLoss(1.0), seed=3) for batch in (1, 13, 400)
     ]
     masks = net.draw_masks(40 * 5, generator(3, Stream.VALIDATION_MASK))
     x, labels = held.batch(np.arange(40).repeat(5))

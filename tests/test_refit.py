@@ -59,9 +59,9 @@ def test_the_refit_takes_a_validation_set_of_its_own_too(checkpoints, tokens, tm
     other, seen = write_tokens(tmp_path / "v.zarr", count=24, seed=5), []
     train = finetune.train
 
-    def watched(where, net, config, images, *rest, **options):
-        seen.append(images.batch(np.arange(len(images))))
-        return train(where, net, config, images, *rest, **options)
+    def watched(training):
+        seen.append(training.images.batch(np.arange(len(training.images))))
+        return train(training)
 
     monkeypatch.setattr(finetune, "train", watched)
     finetune.run(checkpoints["ar"], tokens, tmp_path / "m", recipe(), val=other, device="cpu")
@@ -74,10 +74,10 @@ def test_the_refit_takes_a_validation_set_of_its_own_too(checkpoints, tokens, tm
 def test_both_runs_share_one_time_limit_and_the_summary_counts_both(checkpoints, tokens, tmp_path, monkeypatch):
     train, clock, given = finetune.train, [0.0], {}
 
-    def timed(*args, **options):
-        given[options["name"]] = args[8].time_limit_minutes
+    def timed(training):
+        given[training.name] = training.limits.time_limit_minutes
         clock[0] += 120
-        return {**train(*args, **options), "seconds": {"finetune": 120.0, "refit": 30.0}[options["name"]]}
+        return {**train(training), "seconds": {"finetune": 120.0, "refit": 30.0}[training.name]}
 
     monkeypatch.setattr(finetune, "train", timed)
     monkeypatch.setattr(finetune, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -94,9 +94,9 @@ def test_a_run_killed_in_either_phase_goes_on_to_the_same_weights(checkpoints, t
     stops, phases = 0, set()
     train = finetune.train
 
-    def watched(*args, **options):
-        phases.add(options["name"])
-        return train(*args, **options)
+    def watched(training):
+        phases.add(training.name)
+        return train(training)
 
     monkeypatch.setattr(finetune, "train", watched)
     while True:
@@ -171,10 +171,10 @@ def test_an_interrupted_refit_can_be_given_up(checkpoints, tokens, tmp_path, mon
     """--overwrite without --resume clears what either phase left."""
     train = finetune.train
 
-    def cut(*args, **options):
-        if options["name"] == "refit":
-            args = (*args[:8], Limits(time_limit_minutes=0))
-        return train(*args, **options)
+    def cut(training):
+        if training.name == "refit":
+            training.limits = Limits(time_limit_minutes=0)
+        return train(training)
 
     monkeypatch.setattr(finetune, "train", cut)
     with pytest.raises(Interrupted):

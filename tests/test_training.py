@@ -17,14 +17,16 @@ import torch
 from conftest import TINY, write_tokens
 
 from pixseq import runtime
-from pixseq.artifacts import manifest
+from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.engine import training
+from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.images import Images
 from pixseq.engine.opening import read_all
+from pixseq.engine.step import share_of_batch
 from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
 from pixseq.models.igpt import ImageGPT, Shape
@@ -107,7 +109,7 @@ def test_ranks_prepare_their_own_share_of_the_same_batch(tokens, pixels, monkeyp
     seen = (4, 4, 3) if augment == "resized-crop" else store.codec.grid  # a part of what is stored
     images = Images(read_all(store), store.labels(), seen)
     model = pretrain.fresh_model(pretrain.model_shape(config, store), config, store.codec.grid, images)
-    whole = training.share_of_batch(Machine(torch.device("cpu"), "fp32"), images, config.train, 5, model)
+    whole = share_of_batch(Machine(torch.device("cpu"), "fp32"), images, config.train, 5, model)
     read, real = [], Images._stored
 
     def stored(self, rows):
@@ -115,7 +117,7 @@ def test_ranks_prepare_their_own_share_of_the_same_batch(tokens, pixels, monkeyp
         return real(self, rows)
 
     monkeypatch.setattr(Images, "_stored", stored)
-    parts = [training.share_of_batch(rank, images, config.train, 5, model) for rank in RANKS]
+    parts = [share_of_batch(rank, images, config.train, 5, model) for rank in RANKS]
     assert read == [2, 3, 3]
     for name in ("images", "labels", "masked"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
@@ -135,7 +137,7 @@ def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
         on = Machine(torch.device("cuda" if device == "cuda" else device), "bf16", 3, 8, ranks)
         found[device, local] = ranks
         if device == "cuda":
-            assert training.micro_batch_images(model, on) == training.micro_batch_images(model, alone) > 1
+            assert micro_batch_images(model, on) == micro_batch_images(model, alone) > 1
         assert on.memory_bytes() == (80 << 30) // ranks
     assert list(found.values()) == [1, 8, 8, 2]
 
@@ -164,7 +166,7 @@ def test_a_kill_between_the_last_write_and_the_new_name_loses_nothing(tokens, tm
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.atomic, "publish", killed)
+    monkeypatch.setattr(atomic, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", val_fraction=0.1)
     monkeypatch.undo()

@@ -90,13 +90,13 @@ def _checked_row(row: Any, where: str) -> dict[str, Any]:
 class Log:
     """Appends one JSON object a line, each written at once so that a kill loses nothing before it."""
 
-    def __init__(self, path: Path, resume_step: int | None = None, settled: bool = True):
+    def __init__(self, path: Path, resume_step: int | None = None, validated: bool = True):
         """On resume, rows after `resume_step` are dropped: they will be made again; so is its own validation, unless
-        the step was `settled`.
+        the step was `validated`.
         """
         rows = read_log(path) if resume_step is not None and path.is_file() else []
         kept = [row for row in rows if row["step"] < resume_step]
-        if settled:
+        if validated:
             kept += [row for row in rows if row["step"] == resume_step and "val_loss" in row]
         if path.is_file() or not path.exists():  # not the null device that other ranks write to
             atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -149,9 +149,9 @@ def use_attention(model: Model, path: Path, attention: str | None) -> None:
     """Set the pattern in use; None leaves the model's usual one. Raises UsageError for one it cannot have."""
     if attention is None:
         return
-    if attention not in model.shape.uses:
+    if attention not in model.shape.attention_patterns:
         raise UsageError(
-            f"--attention is {attention!r}, and {path} can be used with {', '.join(model.shape.uses)}",
+            f"--attention is {attention!r}, and {path} can be used with {', '.join(model.shape.attention_patterns)}",
             "leave it out for the model's usual attention",
         )
     model.attention = attention
@@ -178,6 +178,17 @@ def load_weights(shape: Shape, checkpoint: Checkpoint, weights: str = "model") -
         )
     model.load_state_dict(tensors, assign=True)
     return model
+
+
+def with_new_head(net: Model, shape: Shape, generator: torch.Generator) -> Model:
+    """The same weights in a model of `shape`, with a class head, where it has one, as its family begins one.
+
+    What an attentive head normalises by is of the layers it reads, not of the classes it told apart: that stays.
+    """
+    new = build(shape).init_weights(generator)
+    old = {name for name, _ in net.named_parameters() if name.startswith("classifier.")}
+    new.load_state_dict({name: x for name, x in net.state_dict().items() if name not in old}, strict=False)
+    return new
 
 
 def read_images(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pixseq.artifacts.arrays import Store
+from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.parts import count_images
-from pixseq.engine.training import micro_batch_images
 from pixseq.errors import PixseqError
 from pixseq.models.family import Model, Shape
 from pixseq.models.output import Output
@@ -43,8 +43,8 @@ def shares_sweep(shape: Shape) -> bool:
     """Whether the forward pass that its features are usually made of gives its loss too: of the same attention, with
     nothing hidden.
     """
-    learnt = shape.learns
-    used = shape.uses[0] == learnt and not shape.draws_masks(learnt) and not shape.n_classes
+    learnt = shape.pretraining_attention
+    used = shape.attention_patterns[0] == learnt and not shape.draws_masks(learnt) and not shape.n_classes
     return used and shape.predicts(learnt)
 
 

@@ -18,15 +18,15 @@ from pixseq.models.optimizer import AdamW, Optimizer
 
 
 class Run:
-    """A run between two of its steps. `settled`: whether what follows an update is done too, the validation of that
-    step and what is kept of it; a run that is stopped before goes on with that.
+    """A run between two of its steps. `validated`: whether what follows an update is done too, the validation of
+    that step and what is kept of it; a run that is stopped before goes on with that.
     """
 
     def __init__(self, model: Model, config: TrainConfig, state: dict[str, Any] | None):
         self.model, self.config = model, config
         self.optimizers = make_optimizers(model, config)
         self.averaged = _averaged(model, config.ema)
-        self.step, self.settled, self.best, self.since_best = 0, True, None, 0
+        self.step, self.validated, self.best, self.since_best = 0, True, None, 0
         self.seconds_before, self.began = 0.0, time.monotonic()
         if state is not None:
             self._restore(state)
@@ -43,7 +43,7 @@ class Run:
         if self.averaged is not None:
             self.averaged.load_state_dict(state.pop("ema"))
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
-        self.settled = state.get("settled", True)  # before it was saved, only settled states were
+        self.validated = state.get("settled", True)  # before it was saved, only such states were
         self.seconds_before = state["seconds"]
 
     def _check(self, state: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "step": self.step,
-            "settled": self.settled,
+            "settled": self.validated,
             "best": self.best,
             "since_best": self.since_best,
             "seconds": self.seconds(),
@@ -99,7 +99,7 @@ class Run:
             optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        self.step, self.settled = self.step + 1, False
+        self.step, self.validated = self.step + 1, False
 
     def measure(self, validate: Callable[[Model], dict[str, float]]) -> dict[str, float]:
         """A validation row, of the averaged weights too."""
@@ -176,6 +176,11 @@ def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
     if matrices:
         made.append(Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay))
     return made
+
+
+def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The plain names of an AveragedModel's state."""
+    return {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
 
 
 def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:

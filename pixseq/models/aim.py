@@ -58,16 +58,16 @@ class AimShape:
     probe_heads: int = 0
     probe_layers: tuple[int, ...] = ()
     reads: ClassVar[str] = "pixels"  # the kind of artifact it is trained on
-    tap: ClassVar[str] = "residual stream after so many blocks; 0: after the embedding"  # what its features are
+    hidden_states: ClassVar[str] = "residual stream after so many blocks; 0: after the embedding"  # its features
     family: str = "aim"
 
     @property
-    def learns(self) -> str:
+    def pretraining_attention(self) -> str:
         """The attention pattern of pretraining."""
         return self.attention
 
     @property
-    def uses(self) -> tuple[str, ...]:
+    def attention_patterns(self) -> tuple[str, ...]:
         """The attention patterns it can be used with, its default first.
 
         What was trained causally declines without its mask (table 3d) and keeps it until fine-tuning takes another.
@@ -75,7 +75,7 @@ class AimShape:
         usual = self.attention if self.attention == "causal" and not self.n_classes else self.adapted
         return (usual, *(name for name in ATTENTIONS if name != usual))
 
-    draws: ClassVar[bool] = False  # whether it can be sampled
+    can_sample: ClassVar[bool] = False  # whether it can be sampled
     masks: ClassVar[int] = 1  # views of an image that features are usually made of
 
     def draws_masks(self, attention: str) -> bool:
@@ -107,7 +107,7 @@ class AimShape:
         n_codes = config["n_codes"] if config["target"] == "codes" else 0
         config = {key: value for key, value in config.items() if key != "image_size"}  # the grid has it
         shape = cls(**{**config, "n_codes": n_codes}, height=height, width=width, order=order)
-        return shape.adapted_to(shape.uses[0])
+        return shape.adapted_to(shape.attention_patterns[0])
 
     def config(self) -> dict[str, Any]:
         """The configuration that `of` makes this shape from."""
@@ -245,7 +245,7 @@ class AIM(Ordered):
 
     def __init__(self, shape: AimShape):
         super().__init__(shape.order, shape.n_ctx)
-        self.shape, self.attention, self.flex = shape, shape.uses[0], flex
+        self.shape, self.attention, self.flex = shape, shape.attention_patterns[0], flex
         d = shape.d_model
         self.patch_embed = nn.Linear(shape.patch_values, d)
         self.patch_norm = nn.LayerNorm(d, NORM_EPS)
@@ -356,7 +356,7 @@ class AIM(Ordered):
     # --- what every family offers, see models/family.py
 
     @torch.no_grad()
-    def learn_codes(self, read: Callable[[np.ndarray], Tensor], count: int, seed: int) -> None:
+    def fit_codes(self, read: Callable[[np.ndarray], Tensor], count: int, seed: int) -> None:
         """Target "codes": k-means of patches of a random part of the `count` images, which `read` gives by number."""
         if self.shape.target != "codes":
             return

@@ -27,7 +27,7 @@ def certify(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> It
         yield _truth_table(net, x[:1], generator)
         yield _supervised(net, x, generator)
     if net.shape.head:
-        with using(net, net.shape.learns):
+        with using(net, net.shape.pretraining_attention):
             yield _loss(net, x, generator, close)
 
 

@@ -34,7 +34,7 @@ class Shape(Protocol):
 
     family: str  # its name in the tables above
     reads: str  # the kind of artifact it is trained on: tokens or pixels
-    tap: str  # what its features are, in words
+    hidden_states: str  # which of a layer its features are, in words
     objective: str  # what it is trained to predict, in a word
     order: str  # of the sequence: a name, or "file"
     n_layer: int
@@ -43,10 +43,10 @@ class Shape(Protocol):
     n_ctx: int  # positions
     n_classes: int  # of a class head; 0: none
     head: bool  # whether it has a prediction head
-    draws: bool  # whether it can be sampled
+    can_sample: bool  # whether it can be sampled, pixel by pixel
     masks: int  # views of an image that features and votes are usually made of
-    learns: str  # the attention of pretraining
-    uses: tuple[str, ...]  # the attentions it can be used with, its default first
+    pretraining_attention: str  # the attention pattern of pretraining: causal, prefix or bidirectional
+    attention_patterns: tuple[str, ...]  # those it can be used with, its default first
 
     @classmethod
     def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
@@ -107,7 +107,7 @@ class Model(Protocol):
     def set_order(self, order: Tensor) -> None:
         """Run along another sequence."""
 
-    def learn_codes(self, read: Callable, count: int, seed: int) -> None:
+    def fit_codes(self, read: Callable, count: int, seed: int) -> None:
         """What it takes from its `count` training images, which `read` gives by number, before it learns."""
 
     def random_images(self, count: int, generator: torch.Generator) -> Tensor:

@@ -44,21 +44,21 @@ class Shape:
     shifted: bool = True
     order: str = "raster"
     reads: ClassVar[str] = "tokens"  # the kind of artifact it is trained on
-    tap: ClassVar[str] = "ln_1 output entering the block; the last layer: ln_f output"  # what its features are
+    hidden_states: ClassVar[str] = "ln_1 output entering the block; the last layer: ln_f output"  # its features
     family: str = "igpt"
 
     @property
-    def learns(self) -> str:
+    def pretraining_attention(self) -> str:
         """The attention pattern of pretraining."""
         return "causal" if self.objective == "ar" else "bidirectional"
 
     @property
-    def uses(self) -> tuple[str, ...]:
+    def attention_patterns(self) -> tuple[str, ...]:
         """The attention patterns it can be used with, its default first."""
-        return (self.learns,)
+        return (self.pretraining_attention,)
 
     @property
-    def draws(self) -> bool:
+    def can_sample(self) -> bool:
         """Whether it can be sampled."""
         return self.objective == "ar"
 
@@ -203,7 +203,7 @@ class ImageGPT(Ordered):
 
     def __init__(self, shape: Shape):
         super().__init__(shape.order, shape.n_ctx)
-        self.shape, self.attention = shape, shape.learns
+        self.shape, self.attention = shape, shape.pretraining_attention
         d = shape.d_model
         self.wte = nn.Parameter(torch.empty(shape.n_vocab, d))
         self.wpe = nn.Parameter(torch.empty(shape.n_ctx, d))
@@ -266,12 +266,13 @@ class ImageGPT(Ordered):
     ) -> Output:
         """tokens int [B, T] -> what was asked for: logits, and every n^l, its mean over positions or whole.
 
-        Layer l of the features is the ln_1 output that enters block l; layer L is the ln_f output (§2.2, §2.4).
+        The hidden states that features are made of come from here, no hook is needed: layer l is the ln_1 output that
+        enters block l; layer L is the ln_f output (§2.2, §2.4).
         """
         h = self.embed(self.to_sequence(tokens), None if masked is None else self.to_sequence(masked))
         features = []
 
-        def tap(n: Tensor) -> None:
+        def keep(n: Tensor) -> None:
             if pooled:
                 features.append(n.mean(1, dtype=torch.float32))
             elif unpooled:
@@ -279,9 +280,9 @@ class ImageGPT(Ordered):
 
         for block in self.blocks:
             h, n = block(h)
-            tap(n)
+            keep(n)
         n = self.ln_f(h)
-        tap(n)
+        keep(n)
         return Output(
             logits=self.to_grid(self.head(n)) if logits and self.shape.head else None,
             features=features or None,
@@ -290,7 +291,7 @@ class ImageGPT(Ordered):
 
     # --- what every family offers, see models/family.py
 
-    def learn_codes(self, read: Callable, count: int, seed: int) -> None:
+    def fit_codes(self, read: Callable, count: int, seed: int) -> None:
         """Nothing: the tokens are given."""
 
     def random_images(self, count: int, generator: torch.Generator) -> Tensor:

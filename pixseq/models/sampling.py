@@ -103,7 +103,7 @@ def sample(
     Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
     `advance` is told the number of tokens after every step. Raises ValueError for a model that is not autoregressive.
     """
-    if not model.shape.draws:
+    if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
     b, p = prompt.shape
     spare = -b % LANES

@@ -176,7 +176,7 @@ class Tally:
 
 def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> list[Pass]:
     """The loss as in pretraining first, then the classifier as it is used; in one sweep where that is the same."""
-    learnt, used = attention or net.shape.learns, attention or net.shape.uses[0]
+    learnt, used = attention or net.shape.pretraining_attention, attention or net.shape.attention_patterns[0]
     loss, classify = net.shape.predicts(learnt), labels is not None
     if loss and classify and learnt == used:
         return [Pass(used, True, True)]

@@ -74,7 +74,7 @@ def _carried(checkpoint: Checkpoint, shape: Shape, drop: str | None) -> Shape:
             f"{path} runs in {shape.order} order: transformers knows raster order alone",
             "train with --set sequence.order=raster to export",
         )
-    if not shape.draws:
+    if not shape.can_sample:
         raise PixseqError(
             f"{path} is a bert model: transformers' ImageGPT always masks causally and has no masked positions",
             "only autoregressive models can be exported",

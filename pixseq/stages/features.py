@@ -24,6 +24,7 @@ from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.engine import exported
+from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import (
@@ -34,8 +35,8 @@ from pixseq.engine.opening import (
     use_attention,
 )
 from pixseq.engine.parts import origin
+from pixseq.engine.run_folder import recipe_of
 from pixseq.engine.scores import Beside, config_of, shares_sweep
-from pixseq.engine.training import micro_batch_images, recipe_of
 from pixseq.errors import UsageError
 from pixseq.interop.exported import is_exported
 from pixseq.models.family import Model, Shape, shape_from
@@ -123,7 +124,7 @@ def run(
                 raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
             pooling = Pooling(pool, first_below(below, shape, store))
             compute = _activations(where, net, chosen, masks, seed, pooling)
-            tap, used, random = shape.tap, net.attention, shape.draws_masks(net.attention)
+            tap, used, random = shape.hidden_states, net.attention, shape.draws_masks(net.attention)
             n_head = shape.n_head
         sample = compute(some_images(store, slice(0, 1), codec), 0)
         config = {
@@ -286,5 +287,7 @@ def chosen_layers(text: str, shape: Shape) -> list[int]:
     except ValueError:
         raise UsageError(f"--layers {text!r} is no list of numbers", "all, or for example 0,4,8") from None
     if layers[0] < 0 or layers[-1] > shape.n_layer:
-        raise UsageError(f"--layers {text} asks for a layer outside 0..{shape.n_layer}", f"a layer is the {shape.tap}")
+        raise UsageError(
+            f"--layers {text} asks for a layer outside 0..{shape.n_layer}", f"a layer is the {shape.hidden_states}"
+        )
     return layers

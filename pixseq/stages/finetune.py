@@ -5,33 +5,36 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, load_state, open_checkpoint, read_weights
+from pixseq.artifacts.checkpoint import (
+    Checkpoint,
+    best_weights,
+    finish_checkpoint,
+    load_state,
+    open_checkpoint,
+    read_weights,
+)
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
-from pixseq.engine.opening import held_out, load_weights, read_images, some_of, use_attention
-from pixseq.engine.training import (
-    Counts,
-    Images,
-    Limits,
-    Losses,
-    averaged_weights,
-    checkpointed,
-    micro_batch_images,
-    recipe_of,
-    run_summary,
-    train,
-)
-from pixseq.engine.validation import validation_sums
+from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.images import Images
+from pixseq.engine.opening import held_out, load_weights, read_images, some_of, use_attention, with_new_head
+from pixseq.engine.run_folder import RunFolder, recipe_of, run_folder, run_summary
+from pixseq.engine.state import Run, averaged_weights
+from pixseq.engine.step import Batch, Score
+from pixseq.engine.training import Limits, Training, train
+from pixseq.engine.validation import score_sums
 from pixseq.errors import PixseqError, UsageError
-from pixseq.models.family import Model, Shape, build, shape_from
+from pixseq.models.family import Model, Shape, shape_from
 from pixseq.models.lora import PLACES, add_low_rank, low_rank_count, merged, targets_of, trainable_share
 from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
@@ -69,49 +72,89 @@ def run(
         val_fraction = 0.1  # the paper's split; early stopping needs one
     with machine(device, precision, ranks=True) as where:
         parent = open_checkpoint(model)
-        before = shape_from(parent.shape)
-        side = parent.codec.side
-        scratch = Path(out).absolute().parent
-        store, images, held, inputs = read_images(
-            tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
-        )
-        parent.codec.must_pair(parent.path, store.codec, store.path)
-        n_classes = count_classes(store, images, held, tokens if val is None else val)
-        inputs["model"] = reference(model, parent.manifest)
-        shape = replace(before.adapted_to(before.uses[0]), n_classes=n_classes)
-        everything = _everything(images, held, tokens, val) if recipe.refit else None
-        codec = replace(parent.codec, class_names=store.codec.class_names)
+        data = read_data(parent, tokens, val, val_fraction, recipe, scratch=Path(out).absolute().parent)
+        start = Start(where, parent, data.shape, weights, attention, recipe, targets)
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
-        flags |= held_out(images, held, val_fraction)
+        flags |= held_out(data.images, data.held, val_fraction)
+        same = recipe_of(as_dict(config), data.inputs, flags)
+        with run_folder(where, out, "finetune", same, resume, overwrite) as folder:
+            if folder.made is None:
+                net, began = start.model(), time.monotonic()
+                about = said_of(net, data.shape, recipe)
+                score = joint_loss(net, recipe)
+                end, again = choose(where, net, recipe, data, score, folder, limits), None
+                if recipe.refit:
+                    net, left = start.model(), limits.after(time.monotonic() - began)
+                    again = refit(where, net, recipe, data, score, folder.path, end, left)
+                    about |= said_of_refit(data.everything, end, again)
+                if where.leads:
+                    sets = weights_of(folder.path, end, again, recipe.lora_alpha)
+                    summary = {**run_summary(where, data.shape, data.images, end), **about}
+                    used = asdict(data.shape.adapted_to(net.attention))
+                    folder.made = finish_checkpoint(
+                        folder.path, sets, used, data.codec, "finetune", as_dict(config), flags, data.inputs, summary
+                    )
+        return folder.made if where.leads else None
 
-        def pretrained() -> Model:
-            """The model as training begins."""
-            net = with_new_head(load_weights(before, parent, weights), shape, recipe.seed)
-            use_attention(net, parent.path, attention)
-            if recipe.lora_rank:
-                rng = generator(recipe.seed, Stream.LOW_RANK)
-                add_low_rank(net, targets, recipe.lora_rank, recipe.lora_alpha, rng)
-            return placed(net, where)
 
-        def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
-            net, began = pretrained(), time.monotonic()
-            about = said_of(net, shape, recipe)
-            losses = joint_loss(recipe.gen_weight if shape.predicts(net.attention) else 0.0)
-            end = choose(where, net, recipe, images, held, losses, partial, state, limits)
-            used = asdict(shape.adapted_to(net.attention))
-            again = None
-            if everything is not None:
-                net, left = pretrained(), limits.after(time.monotonic() - began)
-                again = refit(where, net, recipe, images, everything, losses, partial, end, left)
-                about |= said_of_refit(everything, end, again)
-            if not where.leads:
-                return None
-            kept = weights_of(partial, end, again, recipe.lora_alpha)
-            summary = {**run_summary(where, shape, images, end), **about}
-            return finish_checkpoint(partial, kept, used, codec, "finetune", as_dict(config), flags, inputs, summary)
+@dataclass(frozen=True)
+class Data:
+    """Labelled images to train on and to validate on (`held`), for a classifier of `shape` and `codec`.
 
-        same = recipe_of(as_dict(config), inputs, flags)
-        return checkpointed(where, out, "finetune", same, resume, overwrite, work)
+    `everything` is both, for a refit; None where there is none.
+    """
+
+    images: Images
+    held: Images
+    everything: Images | None
+    shape: Shape
+    codec: Codec
+    inputs: dict[str, Any]
+
+
+def read_data(
+    parent: Checkpoint,
+    tokens: str | Path,
+    val: str | Path | None,
+    val_fraction: float | None,
+    recipe: FinetuneConfig,
+    scratch: Path,
+) -> Data:
+    """`scratch`: a folder for what is too large for memory. Raises PixseqError where labels or sizes do not suit."""
+    before, side = shape_from(parent.shape), parent.codec.side
+    store, images, held, inputs = read_images(
+        tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
+    )
+    parent.codec.must_pair(parent.path, store.codec, store.path)
+    n_classes = count_classes(store, images, held, tokens if val is None else val)
+    inputs["model"] = reference(parent.path, parent.manifest)
+    everything = _everything(images, held, tokens, val) if recipe.refit else None
+    codec = replace(parent.codec, class_names=store.codec.class_names)
+    shape = replace(before.adapted_to(before.attention_patterns[0]), n_classes=n_classes)
+    return Data(images, held, everything, shape, codec, inputs)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with, and a refit again: the weights of `parent` with a class head as `shape` has it."""
+
+    where: Machine
+    parent: Checkpoint
+    shape: Shape
+    weights: str
+    attention: str | None
+    recipe: FinetuneConfig
+    targets: list[str]
+
+    def model(self) -> Model:
+        recipe = self.recipe
+        net = load_weights(shape_from(self.parent.shape), self.parent, self.weights)
+        net = with_new_head(net, self.shape, generator(recipe.seed, Stream.CLASS_HEAD))
+        use_attention(net, self.parent.path, self.attention)
+        if recipe.lora_rank:
+            rng = generator(recipe.seed, Stream.LOW_RANK)
+            add_low_rank(net, self.targets, recipe.lora_rank, recipe.lora_alpha, rng)
+        return placed(net, self.where)
 
 
 def _targets(recipe: FinetuneConfig) -> list[str]:
@@ -158,29 +201,26 @@ def choose(
     where: Machine,
     net: Model,
     recipe: FinetuneConfig,
-    images: Images,
-    held: Images,
-    losses: Losses,
-    partial: Path,
-    state: dict[str, Any] | None,
+    data: Data,
+    score: Score,
+    folder: RunFolder,
     limits: Limits,
 ) -> dict[str, Any]:
-    """Train on `images` until validation on `held` no longer gains; returns the state at the end, see `train`."""
-    some = some_of(held, recipe.val_images)
-    micro = 2 * (limits.micro_batch or micro_batch_images(net, where))
+    """Train until validation no longer gains; returns the state at the end, see `train`."""
+    micro = limits.micro_batch or micro_batch_images(net, where)
+    held = HeldOut(where, some_of(data.held, recipe.val_images), 2 * micro, score, recipe.seed)
     return train(
-        where,
-        net,
-        recipe,
-        images,
-        losses,
-        lambda m: accuracy_and_loss(where, m, some, micro, losses, recipe.seed),
-        partial,
-        state,
-        limits,
-        score=lambda row: row["val_accuracy"],
-        patience=recipe.patience,
-        name="finetune",
+        Training(
+            where,
+            Run(net, recipe, folder.state),
+            data.images,
+            score,
+            folder.path,
+            limits,
+            validation=held,
+            patience=recipe.patience,
+            name="finetune",
+        )
     )
 
 
@@ -188,40 +228,28 @@ def refit(
     where: Machine,
     net: Model,
     recipe: FinetuneConfig,
-    images: Images,
-    everything: Images,
-    losses: Losses,
+    data: Data,
+    score: Score,
     partial: Path,
     end: Mapping[str, Any],
     limits: Limits,
 ) -> dict[str, Any]:
-    """Train the fresh `net` on `everything` for the steps that the run on `images`, at its `end`, found best (§3.1).
+    """Train the fresh `net` on everything for the steps that the run before, at its `end`, found best (§3.1).
 
     Warm-up takes as many steps as it took there. Its log is refit.jsonl; what it resumes from stands within that of the
     run before, which is at its end by then.
     """
     steps = end["best"]["step"]
-    epoch = len(images) / recipe.batch_size
+    epoch = len(data.images) / recipe.batch_size
     warmup = warmup_steps(recipe.steps, epoch, recipe.warmup_epochs, recipe.warmup_fraction)
     again = replace(recipe, steps=steps, warmup_epochs=None, warmup_fraction=(warmup + 0.5) / steps)
     folder = partial / "resume" / "refit"
     if where.leads:
         folder.mkdir(parents=True, exist_ok=True)
     where.wait()
-    progress.say(f"refit: {steps} steps on all {len(everything)} rows, those of validation too")
-    done = train(
-        where,
-        net,
-        again,
-        everything,
-        losses,
-        None,
-        folder,
-        load_state(folder),
-        limits,
-        score=lambda row: 0.0,  # nothing validates it
-        name="refit",
-    )
+    progress.say(f"refit: {steps} steps on all {len(data.everything)} rows, those of validation too")
+    run = Run(net, again, load_state(folder))
+    done = train(Training(where, run, data.everything, score, folder, limits, name="refit"))
     if where.leads:
         shutil.copyfile(folder / "log.jsonl", partial / "refit.jsonl")
     return done
@@ -266,47 +294,62 @@ def count_classes(store: Store, images: Images, held: Images, val: str | Path) -
     return n_classes
 
 
-def with_new_head(net: Model, shape: Shape, seed: int) -> Model:
-    """The same weights with a class head as its family begins one.
+@dataclass(frozen=True)
+class JointLoss:
+    """The score of §2.3: the joint loss, and its two parts for the log."""
 
-    What an attentive head normalises by is of the layers it reads, not of the classes it told apart: that stays.
-    """
-    new = build(shape).init_weights(generator(seed, Stream.CLASS_HEAD))
-    old = {name for name, _ in net.named_parameters() if name.startswith("classifier.")}
-    new.load_state_dict({name: x for name, x in net.state_dict().items() if name not in old}, strict=False)
-    return new
+    gen_weight: float
 
-
-def joint_loss(gen_weight: float) -> Losses:
-    """Losses of §2.3: the joint loss, and its two parts for the log."""
-
-    def losses(
-        model: Model, output: Output, x: Tensor, labels: Tensor, masked: Tensor | None, counts: Counts
-    ) -> dict[str, Tensor]:
-        clf = class_nats(output.class_logits, labels) / counts.images
-        if not gen_weight:
+    def __call__(self, model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
+        clf = class_nats(output.class_logits, batch.labels) / batch.counts.images
+        if not self.gen_weight:
             return {"loss": clf, "clf_loss": clf}
-        gen = model.losses(output, x, masked) / counts.scored
-        return {"loss": clf + gen_weight * gen, "clf_loss": clf, "gen_loss": gen}
-
-    return losses
+        gen = model.losses(output, batch.images, batch.masked) / batch.counts.scored
+        return {"loss": clf + self.gen_weight * gen, "clf_loss": clf, "gen_loss": gen}
 
 
-def accuracy_and_loss(
-    where: Machine, net: Model, held: Images, batch: int, losses: Losses, seed: int
-) -> dict[str, Any]:
+def joint_loss(net: Model, recipe: FinetuneConfig) -> JointLoss:
+    """Without a generative part where the model has nothing to predict."""
+    return JointLoss(recipe.gen_weight if net.shape.predicts(net.attention) else 0.0)
+
+
+@dataclass(frozen=True)
+class LossAndHits:
+    """The score of validation: the joint loss of each mask, and whether the vote of an image's masks is right."""
+
+    loss: Score
+    masks: int
+    seed: int
+
+    def __call__(self, model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
+        predicted = output.class_logits.argmax(1).cpu().numpy()
+        voted = elected(predicted, self.masks, self.seed, batch.first)
+        hits = torch.from_numpy(voted == batch.labels[:: self.masks].cpu().numpy())
+        return {"loss": self.loss(model, output, batch)["loss"], "hits": hits}
+
+
+def accuracy_and_loss(where: Machine, net: Model, held: Images, batch: int, loss: Score, seed: int) -> dict[str, float]:
     """val_accuracy and the joint val_loss over the held-out images, of as many masks an image as `evaluate` has.
 
     The loss is a mean over masks, the accuracy that of their vote.
     """
-    masks, first = net.shape.masks, where.share(len(held)).start
+    score, names = LossAndHits(loss, net.shape.masks, seed), ("loss", "hits")
+    (mean, hits), _ = score_sums(where, net, held, batch, seed, score, names, net.shape.masks)
+    return {"val_loss": mean, "val_accuracy": hits / len(held)}
 
-    def measure(net: Model, output: Output, x: Tensor, labels: Tensor, masked: Tensor | None, counts: Counts) -> list:
-        nonlocal first
-        loss = losses(net, output, x, labels, masked, counts)["loss"]
-        voted = elected(output.class_logits.argmax(1).cpu().numpy(), masks, seed, first)
-        first += len(voted)
-        return [loss.double().sum(), float((voted == labels[::masks].cpu().numpy()).sum())]
 
-    (loss, hits), _ = validation_sums(where, net, held, batch, seed, measure, masks)
-    return {"val_loss": loss, "val_accuracy": hits / len(held)}
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation by the accuracy on `images`, `batch` at once."""
+
+    where: Machine
+    images: Images
+    batch: int
+    loss: Score
+    seed: int
+
+    def measure(self, model: Model) -> dict[str, float]:
+        return accuracy_and_loss(self.where, model, self.images, self.batch, self.loss, self.seed)
+
+    def quality(self, row: dict[str, float]) -> float:
+        return row["val_accuracy"]

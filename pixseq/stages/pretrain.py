@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from pixseq import progress
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
+from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
-from pixseq.config import PretrainFile, as_dict, preset_names
+from pixseq.config import PretrainFile, TrainConfig, as_dict, preset_names
+from pixseq.engine.cost import expected_seconds, micro_batch_images
+from pixseq.engine.images import Images
 from pixseq.engine.opening import (
     check_fraction,
     check_memory,
@@ -29,20 +32,11 @@ from pixseq.engine.opening import (
     some_of,
     split_rows,
 )
-from pixseq.engine.training import (
-    Counts,
-    Images,
-    Limits,
-    Run,
-    averaged_weights,
-    checkpointed,
-    expected_seconds,
-    micro_batch_images,
-    recipe_of,
-    run_summary,
-    train,
-)
-from pixseq.engine.validation import validation_sums
+from pixseq.engine.run_folder import recipe_of, run_folder, run_summary
+from pixseq.engine.state import Run, averaged_weights
+from pixseq.engine.step import Batch
+from pixseq.engine.training import Limits, Training, train
+from pixseq.engine.validation import score_sums
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import SHAPES, Model, Shape, build
 from pixseq.models.flops import COUNTING
@@ -75,98 +69,164 @@ def run(
     `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000. Ranks
     other than the first return None. Raises Diverged, Interrupted, PixseqError.
     """
-    limits, train_config = limits or Limits(), config.train
-    kept = kept_steps(keep, train_config.steps)
+    limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
     with machine(device, precision, ranks=True) as where:
-        kind = SHAPES[config.model.family].reads
-        side = config.model.image_size
-        store, images, held, inputs = read_images(
-            tokens, kind, val, val_fraction, train_config.seed, side=side, scratch=Path(out).absolute().parent
+        data = read_data(tokens, config, val, val_fraction, scratch=Path(out).absolute().parent)
+        remark(data, config)
+        flags = {"val_fraction": val_fraction, "precision": where.precision, **data.split(val_fraction)}
+        recipe = recipe_of(as_dict(config), data.inputs, flags)
+        writer = Writer(where, config, data, flags)
+        keeper = Keeper(writer, Path(out), recipe, overwrite, kept, resume)
+        with run_folder(where, out, "pretrain", recipe, resume, overwrite) as folder:
+            if folder.made is None:
+                check_memory(data.shape, where, TRAINED_BYTES)
+                model = placed(fresh_model(data.shape, config, data.codec.grid, data.images), where)
+                end = train(
+                    Training(
+                        where,
+                        Run(model, config.train, folder.state),
+                        data.images,
+                        losses,
+                        folder.path,
+                        limits,
+                        validation=HeldOut.of(where, data.held, model, config.train, limits),
+                        after_step=keeper.after_step,
+                    )
+                )
+                if where.leads:
+                    folder.made = writer.write(folder.path, end, with_best=True)
+        return folder.made if where.leads else None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained and validated on (`held`, None: nothing), as a model of `shape` and `codec` sees it."""
+
+    store: Store
+    images: Images
+    held: Images | None
+    shape: Shape
+    codec: Codec
+    inputs: dict[str, Any]
+
+    def split(self, val_fraction: float | None) -> dict[str, Any]:
+        """How it was split, for the recipe."""
+        return held_out(self.images, self.held, val_fraction)
+
+
+def read_data(
+    tokens: str | Path, config: PretrainFile, val: str | Path | None, val_fraction: float | None, scratch: Path
+) -> Data:
+    """`scratch`: a folder for what is too large for memory, see opening.read_all."""
+    kind, side = SHAPES[config.model.family].reads, config.model.image_size
+    store, images, held, inputs = read_images(
+        tokens, kind, val, val_fraction, config.train.seed, side=side, scratch=scratch
+    )
+    return Data(store, images, held, model_shape(config, store), seen_codec(store, side), inputs)
+
+
+def remark(data: Data, config: PretrainFile) -> None:
+    """Say what may not be as it was meant."""
+    side, codec, path = config.model.image_size, data.codec, data.store.path
+    if side and not data.store.whole and min(codec.height, codec.width) < side:
+        size = codec.size
+        progress.warn(f"{path} holds pictures of {size}, not of model.image_size {side}: the model's are {size}")
+    elif side and config.train.augment.startswith("resized-crop") and not data.images.are_larger:
+        progress.warn(
+            f"{path} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
+            "those of whole pictures, encode --resize whole, are resized down"
         )
-        shape, codec = model_shape(config, store), seen_codec(store, side)
-        if side and not store.whole and min(codec.height, codec.width) < side:
-            size = codec.size
-            progress.warn(f"{tokens} holds pictures of {size}, not of model.image_size {side}: the model's are {size}")
-        elif side and train_config.augment.startswith("resized-crop") and not images.are_larger:
-            progress.warn(
-                f"{tokens} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
-                "those of whole pictures, encode --resize whole, are resized down"
-            )
-        if config.model == type(config.model)():
-            progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
-        flags = {"val_fraction": val_fraction, "precision": where.precision, **held_out(images, held, val_fraction)}
-        recipe = recipe_of(as_dict(config), inputs, flags)
-        kept = {step for step in kept if not (resume and is_of(step_folder(out, step), recipe))}
-        for step in kept if where.leads else ():
-            atomic.check_target(step_folder(out, step), overwrite)
-
-        def finish(folder: Path, weights: dict[str, Any], end: Mapping[str, Any]) -> Manifest:
-            summary = {**run_summary(where, shape, images, end), "tokens_seen": tokens_seen(config, shape, end)}
-            return finish_checkpoint(
-                folder, weights, asdict(shape), codec, "pretrain", as_dict(config), flags, inputs, summary
-            )
-
-        def work(partial: Path, state: dict[str, Any] | None) -> Manifest | None:
-            check_memory(shape, where, TRAINED_BYTES)
-            model = placed(fresh_model(shape, config, codec.grid, images), where)
-            some = some_of(held, train_config.val_images)
-            micro = 2 * (limits.micro_batch or micro_batch_images(model, where))
-
-            def keep_step(run: Run) -> None:
-                if run.step not in kept or not where.leads:
-                    return
-                with atomic.writing(step_folder(out, run.step), overwrite, "pretrain --keep") as folder:
-                    folder.mkdir()
-                    shutil.copyfile(partial / "log.jsonl", folder / "log.jsonl")
-                    now = {**run.snapshot(), "stopped_early": False}
-                    finish(folder, weights_of(now), now)
-
-            end = train(
-                where,
-                model,
-                train_config,
-                images,
-                losses,
-                None if some is None else lambda m: {"val_loss": generative_loss(where, m, some, micro)},
-                partial,
-                state,
-                limits,
-                score=lambda row: -row["val_loss"],
-                after_step=keep_step,
-            )
-            if not where.leads:
-                return None
-            weights = weights_of(end)
-            if end["best"] is not None:
-                weights["best"] = read_weights(best_weights(partial, end["best"]))
-            return finish(partial, weights, end)
-
-        return checkpointed(where, out, "pretrain", recipe, resume, overwrite, work)
+    if config.model == type(config.model)():
+        progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
 
 
-def losses(
-    model: Model, output: Output, x: Tensor, labels: Tensor | None, masked: Tensor | None, counts: Counts
-) -> dict[str, Tensor]:
+def losses(model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
     """The pretraining loss of the family alone."""
-    return {"loss": model.losses(output, x, masked) / counts.scored}
+    return {"loss": model.losses(output, batch.images, batch.masked) / batch.counts.scored}
+
+
+def undivided_losses(model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
+    """The same, for a mean that is divided once all are added up."""
+    return {"loss": model.losses(output, batch.images, batch.masked)}
 
 
 def generative_loss(where: Machine, model: Model, held: Images, batch: int) -> float:
     """The mean loss over held-out images. Their masks are of seed 0 in every run, so that runs compare."""
-
-    def measure(model: Model, output: Output, x: Tensor, labels: Any, masked: Tensor | None, counts: Counts) -> list:
-        return [model.losses(output, x, masked).double().sum()]
-
-    sums, counts = validation_sums(where, model, held, batch, 0, measure)
-    return sums[0] / counts.scored
+    (loss,), counts = score_sums(where, model, held, batch, 0, undivided_losses, ("loss",))
+    return loss / counts.scored
 
 
-def weights_of(end: Mapping[str, Any]) -> dict[str, Any]:
-    """The sets of weights in a run's state: the last, and their average where there is one."""
-    weights = {"model": end["model"]}
-    if end["ema"] is not None:
-        weights["ema"] = averaged_weights(end["ema"])
-    return weights
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation by the mean loss over `images`, `batch` at once."""
+
+    where: Machine
+    images: Images
+    batch: int
+
+    @classmethod
+    def of(
+        cls, where: Machine, held: Images | None, model: Model, config: TrainConfig, limits: Limits
+    ) -> HeldOut | None:
+        """On some of the images that are held out, if any; without gradients, twice as many fit into memory."""
+        some = some_of(held, config.val_images)
+        micro = limits.micro_batch or micro_batch_images(model, where)
+        return None if some is None else cls(where, some, 2 * micro)
+
+    def measure(self, model: Model) -> dict[str, float]:
+        return {"val_loss": generative_loss(self.where, model, self.images, self.batch)}
+
+    def quality(self, row: dict[str, float]) -> float:
+        return -row["val_loss"]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes a state of the run as a checkpoint."""
+
+    where: Machine
+    config: PretrainFile
+    data: Data
+    flags: Mapping[str, Any]
+
+    def write(self, folder: Path, end: Mapping[str, Any], with_best: bool) -> Manifest:
+        """The last weights as `model`, their average as `ema`, and those of the best validation, which stand in the
+        run's folder, as `best`.
+        """
+        shape, data = self.data.shape, self.data
+        weights = {"model": end["model"]}
+        if end["ema"] is not None:
+            weights["ema"] = averaged_weights(end["ema"])
+        if with_best and end["best"] is not None:
+            weights["best"] = read_weights(best_weights(folder, end["best"]))
+        seen = tokens_seen(self.config, shape, end)
+        summary = {**run_summary(self.where, shape, data.images, end), "tokens_seen": seen}
+        config = as_dict(self.config)
+        return finish_checkpoint(
+            folder, weights, asdict(shape), data.codec, "pretrain", config, self.flags, data.inputs, summary
+        )
+
+
+class Keeper:
+    """--keep: checkpoints of the run on its way, OUT-step1000 beside `out`. Raises PixseqError where one is there
+    already, unless this very run has kept it before it was interrupted.
+    """
+
+    def __init__(
+        self, writer: Writer, out: Path, recipe: Mapping[str, Any], overwrite: bool, steps: set[int], resume: bool
+    ):
+        self.writer, self.out, self.overwrite = writer, out, overwrite
+        self.steps = {step for step in steps if not (resume and is_of(step_folder(out, step), recipe))}
+        for step in self.steps if writer.where.leads else ():
+            atomic.check_target(step_folder(out, step), overwrite)
+
+    def after_step(self, run: Run) -> None:
+        if run.step not in self.steps or not self.writer.where.leads:
+            return
+        with atomic.writing(step_folder(self.out, run.step), self.overwrite, "pretrain --keep") as folder:
+            folder.mkdir()
+            shutil.copyfile(atomic.partial_path(self.out) / "log.jsonl", folder / "log.jsonl")
+            self.writer.write(folder, {**run.snapshot(), "stopped_early": False}, with_best=False)
 
 
 def kept_steps(keep: str | None, steps: int) -> set[int]:
@@ -219,11 +279,11 @@ def fresh_model(shape: Shape, config: PretrainFile, grid: tuple[int, int, int], 
     """
     seed = config.train.seed
     model = build(shape).init_weights(generator(seed, Stream.MODEL_INIT))
-    model.attention = shape.learns
+    model.attention = shape.pretraining_attention
     if shape.order != RASTER:
         order = _order(config.sequence.order, *shape.cells(grid), seed)
         model.set_order(torch.from_numpy(order))
-    model.learn_codes(lambda rows: images.batch(rows)[0], len(images), seed)
+    model.fit_codes(lambda rows: images.batch(rows)[0], len(images), seed)
     return model
 
 

@@ -73,7 +73,7 @@ def run(
     check_png(out)
     with machine(device, precision) as where:
         net, checkpoint = opening.open_model(model, where, weights)
-        if not net.shape.draws:
+        if not net.shape.can_sample:
             raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
         if not net.shape.head:
             raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")

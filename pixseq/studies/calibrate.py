@@ -12,8 +12,11 @@ import numpy as np
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
+from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.images import Images
 from pixseq.engine.opening import some_images
-from pixseq.engine.training import Images, Run, accumulate, micro_batch_images, share_of_batch
+from pixseq.engine.state import Run
+from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.runtime import Machine, placed
 from pixseq.stages.pretrain import fresh_model, losses, model_shape
 from pixseq.studies import ladder

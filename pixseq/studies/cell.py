@@ -163,7 +163,7 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) 
 def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
     """Fréchet distance of completed pictures from other real ones, and its floor; None where none are drawn."""
     how = study.grid.completions
-    if how.count == 0 or not shape_from(open_checkpoint(folder / "model").shape).draws:
+    if how.count == 0 or not shape_from(open_checkpoint(folder / "model").shape).can_sample:
         return {"frechet_distance": None}
     judge = judging.ready(study, cell, where)
 

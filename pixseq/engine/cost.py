@@ -1,0 +1,57 @@
+"""What training costs, told before it begins: the time it takes, and how many images fit into memory at once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pixseq import progress
+from pixseq.config import TrainConfig
+from pixseq.engine.state import Run
+from pixseq.models.family import Model, Shape
+from pixseq.runtime import Machine, matrix_rate
+
+LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
+
+
+def announce(name: str, machine: Machine, run: Run, images: int, micro: int, folder: Path) -> None:
+    """Say what is trained, at what cost and where to, before a first step that may take minutes."""
+    if not progress.enabled():
+        return  # the estimate takes a moment
+    config, shape = run.config, run.model.shape
+    epochs = config.steps * config.batch_size / images
+    seconds = expected_seconds(machine, shape, config, config.steps - run.step, micro)
+    whole = folder.name.endswith(".partial")  # not so a part of a larger run
+    target = f"; it will be {folder.with_suffix('')}" if whole else ""
+    progress.say(
+        f"{name}: {shape.family} of {shape.n_layer} layers of width {shape.d_model}, {shape.parameter_count():,} "
+        f"parameters, on {images:,} images of {shape.n_ctx:,} positions"
+    )
+    progress.say(
+        f"{name}: {config.steps:,} steps of {config.batch_size} images ({epochs:.3g} epochs) on {machine.device} in "
+        f"{machine.precision}, about {progress.clock(seconds)}, as far as can be told before{target}"
+    )
+    progress.say(f"{name}: step {run.step} has begun; until the end, {folder} holds what --resume goes on from")
+
+
+def expected_seconds(machine: Machine, shape: Shape, config: TrainConfig, steps: int, micro: int) -> float:
+    """Roughly: floating point operations over 40 % of the matrix rate, measured for a moment, and what small models
+    spend most of their time on, the overhead of a layer whatever its size.
+    """
+    images = config.batch_size / machine.world
+    computing = images * shape.n_ctx * shape.flops_per_token() / (0.4 * matrix_rate(machine))
+    return steps * (computing + math.ceil(images / micro) * LAYER_SECONDS * (shape.n_layer + 1))
+
+
+def micro_batch_images(model: Model, machine: Machine) -> int:
+    """Images whose activations fit in about a third of the memory beside weights and optimizer.
+
+    A CPU gains nothing from more than some thousands of tokens at once, and loses its caches.
+    """
+    s = model.shape
+    width = 2 if machine.precision == "bf16" else 4
+    room = machine.memory_bytes() - 16 * s.parameter_count()
+    images = max(room, 0) / 3 / s.activation_bytes(width)
+    if machine.device.type == "cpu":
+        images = min(images, 8192 / s.n_ctx)
+    return max(int(images), 1)
