@@ -18,7 +18,7 @@ from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.models.aim import AIM, AimShape
 from pixseq.models.sight import Sight
 from pixseq.runtime import machine
-from pixseq.stages.features import _activations
+from pixseq.stages.features import Pooling, _activations
 from pixseq.stages.pretrain import losses
 
 
@@ -68,7 +68,7 @@ def main(count: int = 64, side: int = 32, patch: int = 4) -> None:
             run.step += 1
             net.zero_grad()
 
-        compute = _activations(where, net, list(range(shape.n_layer + 1)), 1, 0, "mean")
+        compute = _activations(where, net, list(range(shape.n_layer + 1)), 1, 0, Pooling("mean", None))
 
         def features() -> None:
             net.attention = "bidirectional"
