@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.errors import UsageError
+from pixseq.errors import PixseqError, UsageError
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Machine:
     def sum(self, values: Iterable[Tensor]) -> None:
         """Add each tensor over the ranks, in place."""
         if self.world > 1:
-            for value in values:
-                torch.distributed.all_reduce(value)
+            with _together():
+                for value in values:
+                    torch.distributed.all_reduce(value)
 
     @property
     def leads(self) -> bool:
@@ -63,13 +64,29 @@ class Machine:
 
     def wait(self) -> None:
         if self.world > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
 
     def memory_bytes(self) -> int:
         """This process's part of all memory of the device (not of what is free now, so that choices repeat)."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_properties(self.device).total_memory // self.sharers
         return host_memory_bytes() // self.sharers
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What all ranks do at once. Raises PixseqError where one of them has ended, or cannot be reached."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PixseqError(
+            f"another process of this run has ended, or cannot be reached: {line}",
+            "what it said tells why; training goes on by the same command with --resume",
+        ) from None
 
 
 def devices_for(device: str, jobs: int) -> list[str]:
@@ -108,7 +125,8 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     if precision == "auto":
         precision = "bf16" if _has_bf16_units(where) else "fp32"
     if world > 1:
-        torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        with _together():
+            torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
         progress.enable(progress.enabled() and rank == 0)
     try:
         yield Machine(where, precision, rank, world, share_memory)

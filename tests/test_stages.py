@@ -401,28 +401,43 @@ def test_damaged_tokens_stop_every_stage(checkpoints, tokens, tmp_path):
     assert group["tokens"].fill_value == 65535
 
 
-def test_two_processes_train_what_one_trains(tokens, tmp_path):
-    """torchrun with two ranks: the same images in the same order, gradients summed over ranks."""
-    sets = ["model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=4", "train.batch_size=8"]
+HALF = """
+import os, signal
+from pixseq.cli import main
+from pixseq.engine import training
+accumulate, calls = training.accumulate, []
+def killed(*args, **kwargs):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return accumulate(*args, **kwargs)
+training.accumulate = killed
+main()
+"""
+
+
+def test_two_processes_train_what_one_trains_also_where_one_is_killed_between(tokens, tmp_path):
+    """torchrun with two ranks: the same images in the same order, gradients summed over ranks. The rank that is left
+    tells what befell it and leaves what both go on from; one of them publishes.
+    """
+    sets = ["model.n_layer=1", "model.n_head=2", "model.d_model=16", "train.steps=6", "train.batch_size=8"]
     sets += ["train.log_every=1"]
     tail = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--precision", "fp32", "--quiet"]
     tail += [word for s in sets for word in ("--set", s)]
     one = [sys.executable, "-m", "pixseq", *tail, "-o", tmp_path / "one"]
     subprocess.run(one, check=True, capture_output=True)
-    two = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "29617",
-        "-m",
-        "pixseq",
-    ]
-    run = subprocess.run([*two, *tail, "-o", tmp_path / "two"], capture_output=True, text=True)
+    (tmp_path / "half.py").write_text(HALF)
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    tail += ["-o", tmp_path / "two"]
+    half = subprocess.run(
+        [*two, tmp_path / "half.py", *tail, "--save-minutes", "0.0001"], capture_output=True, text=True
+    )
+    assert half.returncode == 1 and "another process of this run has ended" in half.stderr, half.stderr
+    assert "this is a bug" not in half.stderr
+    assert not (tmp_path / "two").exists() and (tmp_path / "two.partial" / "resume" / "state.pt").exists()
+    run = subprocess.run([*two, "-m", "pixseq", *tail, "--resume"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == str(tmp_path / "two")
+    assert run.stdout.strip() == str(tmp_path / "two") and not (tmp_path / "two.partial").exists()
     logs = [
         [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")
     ]
