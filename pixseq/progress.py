@@ -10,8 +10,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+from pixseq.text import printable
 
 SOON_SECONDS, FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 1.0, 2.0, 10.0
 
@@ -85,26 +87,6 @@ def tell(text: str) -> None:
                 head, colon, rest = text.partition(":")
                 text = f"\x1b[1;{33 if head == 'warning' else 31}m{head}{colon}\x1b[0m{rest}"
             print(text, file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """`text` without the control and escape characters that foreign names may carry into it; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
-def shown(name: object) -> str:
-    """A foreign name made safe for messages and JSON: no undecodable bytes, no control or escape characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-
-
-LISTED = 5  # names that a message lists
-
-
-def few(names: Collection[object]) -> str:
-    """The first of some foreign names, safe for messages, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(shown(name) for name in names[:LISTED]) + more
 
 
 class Bar:

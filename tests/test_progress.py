@@ -5,6 +5,7 @@ import time
 import pytest
 
 from pixseq import progress
+from pixseq.text import printable
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_names_are_no_markup(terminal, name):
         bar.note(f"at {name}")
         bar.advance(37)
     drawn = terminal()
-    safe = progress.printable(name)
+    safe = printable(name)
     assert f"probe {safe}" in drawn and f"at {safe}" in drawn and "37/50 images" in drawn
     with progress.board(["cell", name]) as board:
         board.show(lambda: [["r8", name]])

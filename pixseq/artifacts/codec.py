@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pixseq import progress
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import quantize
+from pixseq.text import few
 
 SCHEMES = (*quantize.SCHEMES, "pixels")
 MOST_SIDE = 1 << 16  # pixels
@@ -171,7 +171,7 @@ class Codec:
         ours, theirs = self.class_names, other.class_names
         if classes and ours != theirs and ours and theirs:
             raise PixseqError(
-                f"{path} has the classes {progress.few(ours)}, {other_path} has {progress.few(theirs)}",
+                f"{path} has the classes {few(ours)}, {other_path} has {few(theirs)}",
                 "encode a source with the same classes",
             )
 

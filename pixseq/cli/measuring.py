@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pixseq.cli import options as o
-from pixseq.cli.output import emit, made, plain, table, talk, to_json
+from pixseq.cli.output import cell_text, emit, made, table, talk, to_json
 from pixseq.errors import PixseqError, UsageError
+from pixseq.text import one_line
 
 if TYPE_CHECKING:
     from pixseq.artifacts.lineage import Ancestor
@@ -198,7 +199,7 @@ def _probe_table(numbers: dict[str, Any]) -> str:
     if concat := numbers.get("concat"):
         rows.append((f"layers {', '.join(map(str, concat['layers']))} concatenated", concat["test_accuracy"]))
     if few := numbers.get("low_data"):
-        spread, choice = plain(few["test_accuracy_std"]), f"layer {few['layer']} and scaling chosen with all"
+        spread, choice = cell_text(few["test_accuracy_std"]), f"layer {few['layer']} and scaling chosen with all"
         if few["layer"] is None:
             choice = f"layer ({', '.join(map(str, sorted({*few['layers']})))}) and scaling chosen with them alone"
         name = f"{few['labels_per_class']} labels a class, {choice}, mean of {few['trials']} (std {spread})"
@@ -356,7 +357,7 @@ def show(
     rows += [
         (f"{part}.{key}", value) for part in ("config", "inputs", "summary") for key, value in record[part].items()
     ]
-    rows += [("made", record["made"].get("at")), ("command", " ".join(map(plain, record["argv"])))]
+    rows += [("made", record["made"].get("at")), ("command", " ".join(map(one_line, record["argv"])))]
     if verify:
         rows.append(("verified", "content equals its id"))
     if record["kind"] in ("tokens", "pixels", "features") and (found := show.classes(artifact)) is not None:
@@ -372,10 +373,10 @@ def _tree(ancestor: Ancestor, lead: str = "", under: str = "") -> Iterator[str]:
     kind = "" if ancestor.kind in (None, ancestor.role) else f"{ancestor.kind} "
     role = "" if ancestor.role == "artifact" else f"{ancestor.role}: "
     lacking = f" ({ancestor.lacking})" if ancestor.lacking else " (see above)" if ancestor.again else ""
-    yield plain(f"{lead}{role}{kind}{ancestor.path}  {ancestor.id}{lacking}")
+    yield one_line(f"{lead}{role}{kind}{ancestor.path}  {ancestor.id}{lacking}")
     inner = under + ("│   " if ancestor.parents else "    ")
     if ancestor.command:
-        yield plain(f"{inner}{ancestor.command}")
+        yield one_line(f"{inner}{ancestor.command}")
     for i, parent in enumerate(ancestor.parents, 1):
         last = i == len(ancestor.parents)
         yield from _tree(parent, under + ("└── " if last else "├── "), under + ("    " if last else "│   "))

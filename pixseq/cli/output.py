@@ -12,6 +12,7 @@ from typing import Any
 from pixseq import progress
 from pixseq.cli import stdio
 from pixseq.errors import CLOSED_PIPE, PixseqError
+from pixseq.text import json_line, one_line, printable
 
 
 def talk(quiet: bool, doing: str | None = None) -> None:
@@ -28,13 +29,12 @@ def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:
 
 
 def to_json(value: Any) -> str:
-    """One line, in which what steers a terminal (controls, the direction of text) is spelt as \\u....
+    """One line, in which nothing steers a terminal.
 
     Raises PixseqError for a number that is not finite, for which JSON has no word.
     """
     try:
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
+        return json_line(json.dumps(value, ensure_ascii=False, allow_nan=False))
     except ValueError:
         raise PixseqError(
             "the result holds a number that is not finite, which JSON cannot say",
@@ -48,7 +48,7 @@ def emit(text: str) -> None:
     Raises PixseqError where stdout takes no more, as on a full disk: what was made stands all the same.
     """
     try:
-        print(progress.printable(text) if sys.stdout.isatty() else text, flush=True)
+        print(printable(text) if sys.stdout.isatty() else text, flush=True)
     except OSError as error:
         gone = stdio.is_gone(error, sys.stdout)
         stdio.silence(sys.stdout)  # or Python complains at exit
@@ -62,7 +62,7 @@ def emit(text: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Aligned columns, numbers to the right; None is a dash."""
-    cells = [[plain(cell) for cell in row] for row in [head, *rows]]
+    cells = [[cell_text(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     numeric = [all(row[i] is None or isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
     lines = []
@@ -72,12 +72,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def plain(value: Any) -> str:
-    """A cell's text; control characters of foreign names do not reach the terminal."""
+def cell_text(value: Any) -> str:
+    """A cell's text."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return one_line(str(value))

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pixseq.cli import options as o
-from pixseq.cli.output import emit, plain, table, talk, to_json
+from pixseq.cli.output import cell_text, emit, table, talk, to_json
 from pixseq.errors import UsageError
+from pixseq.text import one_line
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False)]
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
@@ -149,12 +150,12 @@ def _fit_tables(numbers: dict[str, Any]) -> str:
     ]
     remarks += [each["text"] for each in numbers["disagreements"]]
     remarks += [f"{row['id']} is left out: {row['reason']}" for row in numbers["excluded"]]
-    return "\n".join([*lines, "", *dict.fromkeys(map(plain, remarks))]).rstrip()
+    return "\n".join([*lines, "", *dict.fromkeys(map(one_line, remarks))]).rstrip()
 
 
 def _interval(fit: dict[str, Any], key: str) -> str | None:
     ends = fit[f"{key}_exponent_ci"]
-    return None if ends is None else "..".join(plain(end) for end in ends)
+    return None if ends is None else "..".join(cell_text(end) for end in ends)
 
 
 def _name(fit: dict[str, Any]) -> str:
@@ -195,18 +196,18 @@ def compare(
     for paper in dict.fromkeys(each["statement"] for each in numbers["statements"]):
         lines.append(f"The paper: {paper}")
         lines += [_judged(each) for each in numbers["statements"] if each["statement"] == paper]
-    emit("\n".join([*lines, "", *map(plain, numbers["remarks"])]).rstrip())
+    emit("\n".join([*lines, "", *map(one_line, numbers["remarks"])]).rstrip())
 
 
 def _judged(each: dict[str, Any]) -> str:
     at = "" if each["resolution"] is None else f" at {each['resolution']}"
     where = f"{each['metric']}{at}: " if each["metric"] else ""
     here = f"{each['here']}: " if each["here"] != "-" else ""
-    return f"  {each['verdict']}: {plain(where)}{here}{plain(each['why'])}"
+    return f"  {each['verdict']}: {one_line(where)}{here}{one_line(each['why'])}"
 
 
 def _span(ends: list[float | None] | None) -> str | None:
-    return None if ends is None else "..".join(plain(end) for end in ends)
+    return None if ends is None else "..".join(cell_text(end) for end in ends)
 
 
 def forecast(
@@ -257,7 +258,7 @@ def forecast(
     head += ("status",)
     spans = [{"95 %": _span(row["flops_ci"]), "years 95 %": _span(row["years_ci"])} for row in numbers["rows"]]
     rows = [[(row | span)[key] for key in head] for row, span in zip(numbers["rows"], spans)]
-    emit("\n".join([table(head, rows), "", *map(plain, numbers["assumptions"])]))
+    emit("\n".join([table(head, rows), "", *map(one_line, numbers["assumptions"])]))
 
 
 def _target(text: str) -> tuple[str, float]:

@@ -23,11 +23,11 @@ from pixseq.bounded.numpy_files import read_header
 from pixseq.data import labels
 from pixseq.data.binary import check_packed, check_pixels, labelled, stream_rows
 from pixseq.data.decode import NARROW, to_bytes
-from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading, shown
+from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading
 from pixseq.data.shards import incomplete, shards_of_split
 from pixseq.data.split_names import canonical, split_of
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 IMAGE_KEYS = {"images", "image", "imgs", "x", "data", "arr_0"}
 LABEL_KEYS = {*labels.NAMES, "arr_1"} - {"classes", "categories"}  # here these are names of classes

@@ -17,9 +17,10 @@ from typing import BinaryIO
 import numpy as np
 
 from pixseq.bounded.files import open_regular, read_bytes
-from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading, shown
+from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading
 from pixseq.data.split_names import split_of
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 BLOCK_BYTES = 8 << 20
 MAX_IMAGE_BYTES = 1 << 28  # a header may claim anything

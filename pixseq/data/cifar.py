@@ -17,11 +17,11 @@ import numpy as np
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.tars import open_tar
 from pixseq.data import unpickle
-from pixseq.data.records import Pixels, Source, Wanted, parts, pick_split, reading, shown
+from pixseq.data.records import Pixels, Source, Wanted, parts, pick_split, reading
 from pixseq.data.shards import incomplete
 from pixseq.data.tree import debris_in
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 BATCH = re.compile(r"(?P<kind>data_batch_(?P<number>\d+)|test_batch|train|test)(?P<binary>\.bin)?")
 NAMES = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")

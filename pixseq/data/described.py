@@ -14,6 +14,7 @@ from pixseq.data.decode import narrow_bits
 from pixseq.data.records import Source, reading
 from pixseq.data.token_files import TokenSource
 from pixseq.numerics.parts import choose_rows
+from pixseq.text import few
 
 COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are counted
 SAMPLED = 64  # files whose content tells sources apart
@@ -33,7 +34,7 @@ def labels_line(source: Source | TokenSource, classes: int, more: bool = False) 
     """What is said of the labels of a source, whatever they are."""
     if not source.has_labels:
         return f"no labels: {source.labels_from}"
-    names = f" ({progress.few(source.class_names)})" if source.class_names else ""
+    names = f" ({few(source.class_names)})" if source.class_names else ""
     return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}{names}, from {source.labels_from}"
 
 

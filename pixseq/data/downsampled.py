@@ -15,10 +15,10 @@ import numpy as np
 
 from pixseq.bounded.files import read_bytes
 from pixseq.data import unpickle
-from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading, shown
+from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading
 from pixseq.data.shards import incomplete
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 BATCH = re.compile(r"train_data_batch_(\d+)|val_data|test_data")
 BATCHES = 10  # of the training set

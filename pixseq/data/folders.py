@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.data import layout
-from pixseq.data.records import ImageFile, Source, parts, pick_split, shown
+from pixseq.data.records import ImageFile, Source, parts, pick_split
 from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
+from pixseq.text import shown
 
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, HEIC or AVIF"
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pixseq.bounded.files import open_regular
-from pixseq.data.records import reading, shown
+from pixseq.data.records import reading
 from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 # Endings of files that are a source if they hold what they say.
 POINTERS = {"Git LFS pointer", "git-annex pointer"}

@@ -19,9 +19,10 @@ from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import centre, joined, resized
-from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, shown
+from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source
 from pixseq.errors import PixseqError, UsageError
 from pixseq.streams import Stream
+from pixseq.text import shown
 
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
 DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight

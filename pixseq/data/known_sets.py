@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pixseq.data.records import shown
 from pixseq.data.tree import Tree
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 Pictures = list[tuple[str, np.ndarray]]  # folders, and the names (bytes, sorted) of pictures in each
 ILSVRC_VAL = re.compile(rb"ILSVRC2012_val_\d{8}\.JPEG")

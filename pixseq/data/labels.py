@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from pixseq.data.records import shown
+from pixseq.text import shown
 
 # What a column, key or member that holds labels is called, the likeliest first.
 NAMES = (

@@ -15,11 +15,11 @@ import numpy as np
 
 from pixseq.data import known_sets
 from pixseq.data.known_sets import Pictures
-from pixseq.data.records import NoSuchSplit, pick_split, shown
+from pixseq.data.records import NoSuchSplit, pick_split
 from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
 from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
-from pixseq.progress import LISTED, few
+from pixseq.text import LISTED, few, shown
 
 
 @dataclass(frozen=True)

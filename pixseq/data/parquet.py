@@ -17,9 +17,10 @@ import numpy as np
 from pixseq.bounded.pages import rows_at_once
 from pixseq.data.labels import Value, is_missing, names_of, number
 from pixseq.data.parquet_columns import Columns, find_columns
-from pixseq.data.records import ImageFile, Source, Wanted, parts, reading, shown
+from pixseq.data.records import ImageFile, Source, Wanted, parts, reading
 from pixseq.data.shards import shards_of_split
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 FREE_ROWS = 1 << 20  # beside one a byte: a row with a picture takes more
 ROWS = 256  # of a row group held at a time

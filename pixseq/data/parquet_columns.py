@@ -10,9 +10,9 @@ from typing import Any
 
 from pixseq.bounded.structure import parse_json
 from pixseq.data import labels
-from pixseq.data.records import Wanted, shown
+from pixseq.data.records import Wanted
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "jpg", "png", "jpeg", "webp")
 # Texts of such a name are paths of pictures.

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.errors import PixseqError
-from pixseq.progress import shown
+from pixseq.text import shown
 
 # What splits are called in the wild, and what pixseq calls them.
 SPLITS = {

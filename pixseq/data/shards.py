@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from pixseq.data.records import Wanted, pick_split, shown
+from pixseq.data.records import Wanted, pick_split
 from pixseq.data.split_names import canonical, split_of, split_word
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 OF = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?)(?P<total>\d+)(?P<after>.*)", re.IGNORECASE)
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!ut", ".tmp")

@@ -23,13 +23,13 @@ from pixseq.data import (
     webdataset,
     zips,
 )
-from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, Wanted, shown
+from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, Wanted
 from pixseq.data.sniff import kind_of
 from pixseq.data.split_names import split_of
 from pixseq.data.token_files import TokenSource
 from pixseq.data.tree import Listing, list_folder
 from pixseq.errors import PixseqError, UsageError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 __all__ = ["ImageFile", "Pixels", "Source", "TokenSource", "open_any", "open_source"]
 

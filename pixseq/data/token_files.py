@@ -16,8 +16,9 @@ import numpy as np
 
 from pixseq.data.arrays import Member, npy_member
 from pixseq.data.picking import stretches
-from pixseq.data.records import SPLITS, pick_split, shown
+from pixseq.data.records import SPLITS, pick_split
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 NAME = re.compile(r"(.+)_(tr|va|te)([XY])\.npy")
 NAMED_SPLITS = {"tr": "train", "va": "val", "te": "test"}

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixseq.bounded.files import read_bytes
-from pixseq.data.records import reading, shown
+from pixseq.data.records import reading
 from pixseq.data.sniff import PICTURE_SUFFIXES, kind_of
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 # What systems leave beside pictures: network stores, macOS archives, trash, restore points.
 LEFT_BY_SYSTEMS = re.compile(

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.data.records import DAMAGE, shown
+from pixseq.data.records import DAMAGE
 from pixseq.errors import PixseqError
+from pixseq.text import shown
 
 MEMOS = {"PUT", "BINPUT", "LONG_BINPUT"}
 CONTAINERS = {"list": list, "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset}

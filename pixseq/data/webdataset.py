@@ -20,12 +20,12 @@ from pixseq.bounded.structure import parse_json
 from pixseq.bounded.tars import open_tar
 from pixseq.data import labels, layout
 from pixseq.data.folders import as_source
-from pixseq.data.records import ImageFile, NoSuchSplit, Source, Wanted, reading, shown
+from pixseq.data.records import ImageFile, NoSuchSplit, Source, Wanted, reading
 from pixseq.data.shards import shards_of_split
 from pixseq.data.sniff import PICTURE_SUFFIXES
 from pixseq.data.tree import ArchiveTree, debris_in
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB: no picture of 64 megapixels needs more
 MAX_LABEL_BYTES = 1 << 20  # of a .cls or a .json

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pixseq.data import layout
 from pixseq.data.folders import as_source
-from pixseq.data.records import ImageFile, Source, parts, reading, shown
+from pixseq.data.records import ImageFile, Source, parts, reading
 from pixseq.data.tree import ArchiveTree
 from pixseq.data.webdataset import MAX_MEMBER_BYTES
 from pixseq.errors import PixseqError
-from pixseq.progress import few
+from pixseq.text import few, shown
 
 PACKED = (".tar", ".gz", ".tgz", ".zip", ".npz", ".parquet", ".bin", ".tfrecord")
 

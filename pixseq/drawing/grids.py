@@ -7,17 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pixseq.text import one_line
+
 INK, PAPER = (38, 38, 38), (255, 255, 255)
 TILE_PIXELS = 96  # an image of a grid is enlarged to about this side
 
 
 def font(pixels: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(pixels)
-
-
-def plain(text: str) -> str:
-    """One line of printable text, whatever a file or class name holds."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def grid(
@@ -55,7 +52,7 @@ def grid(
     page = Image.fromarray(out)
     pen = ImageDraw.Draw(page)
     for (_, x), label in zip(corners, column_labels):
-        pen.text((x + wide / 2, top - 2), shortened(label, letters, wide + gap), INK, letters, anchor="md")
+        pen.text((x + wide / 2, top - 2), fitted(label, letters, wide + gap), INK, letters, anchor="md")
     return np.asarray(page)
 
 
@@ -69,9 +66,9 @@ def swatch(colors: np.ndarray, columns: int = 32, cell: int = 24) -> np.ndarray:
     return cells.reshape(-1, columns, 3).repeat(cell, axis=0).repeat(cell, axis=1)
 
 
-def shortened(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
+def fitted(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
     """`text` on one line of at most `width` pixels, its end replaced by dots where it is too long."""
-    text = plain(text)
+    text = one_line(text, " ")
     if letters.getlength(text) <= width:
         return text
     while text and letters.getlength(text + "...") > width:

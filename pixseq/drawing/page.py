@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixseq.drawing.grids import plain
+from pixseq.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ def power(value: float) -> str:
 
 def short(text: str, inches: float, points: float = STYLE["font.size"]) -> str:
     """`text` on one printable line of at most that width, its end replaced by dots where it is too long."""
-    text = plain(text)
+    text = one_line(text, " ")
     if _width(text, points) <= inches:
         return text
     low, high = 0, len(text)  # letters that fit, and that do not
@@ -162,7 +162,7 @@ def _width(text: str, points: float) -> float:
 def wrapped(text: str, inches: float, rows: int) -> str:
     """`text` on printable lines of about that width, its end replaced by dots where it takes more than `rows`."""
     letters = max(round(inches * 72 / (0.54 * STYLE["legend.fontsize"])), 8)
-    return textwrap.fill(textwrap.shorten(plain(text), rows * letters, placeholder=" …"), letters)
+    return textwrap.fill(textwrap.shorten(one_line(text, " "), rows * letters, placeholder=" …"), letters)
 
 
 def say(axes: Axes, text: str, inches: float) -> None:
@@ -179,7 +179,7 @@ def key(
 
     face = "white" if hollow else color
     how = {"linestyle": style, "linewidth": width, "markerfacecolor": face, "markersize": size}
-    return Line2D([], [], marker=marker, color=color, label=plain(label), **how)
+    return Line2D([], [], marker=marker, color=color, label=one_line(label, " "), **how)
 
 
 def key_rows(keys: Sequence[Key], inches: float) -> tuple[Sequence[Key], int]:

@@ -15,8 +15,9 @@ from typing import Any
 
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, type_name
 from pixseq.interop.rules import NEW_AXIS, Layout, Rule, Words, check_tensors, refuse_bias, take
+from pixseq.text import few
 
 PATCHES = "preprocessor.patchifier.proj.weight"
 BLOCK = re.compile(r"trunk\.blocks\.(0|[1-9]\d{0,3})\.")
@@ -73,7 +74,7 @@ def read_aim(
     positions = {name: x for name, x in trunk.items() if POSITIONS.fullmatch(name)}
     if positions:
         trunk = {name: x for name, x in trunk.items() if name not in positions}
-        notes.append(f"left out {some(sorted(positions))}: positions are computed")
+        notes.append(f"left out {few(sorted(positions))}: positions are computed")
     weights = _take(backbone, trunk, rules(shape))
     if probe:
         blocks = probed_blocks(probe_layers or "last", shape["n_layer"], shape["d_model"])
@@ -199,7 +200,7 @@ def _refuse_others(path: Path, trunk: Tensors) -> None:
         why = "RMSNorm" if "norm" in second else "SwiGLU"
         raise PixseqError(f"{path} is AIMv2, another model: it has {second} ({why})", NAME_ONE)
     if PATCHES not in trunk:
-        first = some(list(trunk)) or "none but of a head"
+        first = few(list(trunk)) or "none but of a head"
         raise PixseqError(f"{path} is no AIM backbone: it lacks {PATCHES}; its first tensors are {first}", NAME_ONE)
 
 

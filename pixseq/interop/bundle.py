@@ -18,7 +18,7 @@ import numpy as np
 
 from pixseq.bounded.files import check_holes, open_regular, read_bytes
 from pixseq.errors import PixseqError
-from pixseq.interop.foreign import some
+from pixseq.text import few
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES, TRAILER_BYTES = 48, 5
@@ -79,7 +79,7 @@ class Bundle:
         """
         entry = self.entries.get(name)
         if entry is None:
-            raise PixseqError(f"{self.prefix} has no variable {name}", f"it has: {some(list(self.entries))}")
+            raise PixseqError(f"{self.prefix} has no variable {name}", f"it has: {few(list(self.entries))}")
         if entry.partitioned:
             raise PixseqError(
                 f"{name} in {self.index} is partitioned: stored in slices, which are not read",
@@ -148,14 +148,14 @@ def find_prefix(path: Path) -> Path:
             return path / newest
         if not there:
             raise PixseqError(f"{path} holds no TensorFlow checkpoint: no .index file is in it", NAME_IT)
-        names = some([str(path / name) for name in there], 10)
+        names = few([str(path / name) for name in there], 10)
         raise PixseqError(f"{path} holds {len(there)} checkpoints", f"name one of them: {names}")
     if path.with_name(f"{path.name}.index").is_file():
         return path
     prefix = path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
     if not prefix.with_name(f"{prefix.name}.index").is_file():
         there = sorted(p.name.removesuffix(".index") for p in path.parent.glob("*.index"))
-        hint = f"there are: {some([str(path.parent / name) for name in there], 10)}" if there else NAME_IT
+        hint = f"there are: {few([str(path.parent / name) for name in there], 10)}" if there else NAME_IT
         raise PixseqError(f"{prefix}.index is not there, so {prefix} is no TensorFlow checkpoint in V2 format", hint)
     return prefix
 
@@ -177,7 +177,7 @@ def check_shards(bundle: Bundle) -> None:
     paths = {number: bundle.shard(number) for number in sorted({entry.shard for entry in whole.values()})}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
-        lost = f"{len(missing)} of {bundle.n_shards} shards: {some(missing)}"
+        lost = f"{len(missing)} of {bundle.n_shards} shards: {few(missing)}"
         raise PixseqError(f"{bundle.prefix} lacks {lost}", COPY_AGAIN)
     sizes = {number: path.stat().st_size for number, path in paths.items()}
     for path in paths.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,3 @@ def as_weight(file: Path, name: str, values: Tensor) -> Tensor:
 def type_name(dtype: torch.dtype) -> str:
     """float32, where torch says torch.float32."""
     return str(dtype).removeprefix("torch.")
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

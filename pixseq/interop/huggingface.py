@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pixseq.bounded.structure import read_object
 from pixseq.errors import PixseqError
 from pixseq.interop.files import Tensors, load_tensors
-from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, some, type_name
+from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, type_name
 from pixseq.interop.rules import (
     ALL_BUT_LAST_ROW,
     LAST_ROW,
@@ -29,6 +29,7 @@ from pixseq.interop.rules import (
     refuse_bias,
     take,
 )
+from pixseq.text import few
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _content(folder: Path) -> str:
-    return some(sorted(p.name for p in folder.iterdir()), 10) or "nothing"
+    return few(sorted(p.name for p in folder.iterdir()), 10) or "nothing"
 
 
 def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
@@ -222,7 +223,7 @@ def read_tensors(folder: Path) -> tuple[Tensors, list[Path]]:
                 lost = [name for name, file in table.items() if file == shard.name and name not in found]
                 if lost:
                     raise PixseqError(
-                        f"{shard} lacks {some(lost)}, which {index.name} puts there", "download both again"
+                        f"{shard} lacks {few(lost)}, which {index.name} puts there", "download both again"
                     )
                 tensors |= {name: x for name, x in found.items() if table.get(name, shard.name) == shard.name}
             return tensors, [index, *shards]

@@ -5,16 +5,13 @@ Its code blocks run as they stand, in the folder that holds the card's folder.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pixseq.progress import shown
-
-PUNCTUATION = str.maketrans({c: f"\\{c}" for c in "\\`[]<>&|#"})  # what Markdown or HTML would take for more than text
+from pixseq.text import code_block, code_span, markdown, shown
 
 Row = tuple[str, str, float]  # data, metric, value
 
@@ -139,41 +136,28 @@ def model_card(
     name.
     """
     v, summary = shape["n_vocab"], manifest["summary"]
-    facts = {"name": name, "sos": v, "n_ctx": shape["n_ctx"], "last": shape["n_ctx"] - 1, "side": side}
-    facts["total"] = shape["n_ctx"] + 1
-    facts["adds"] = "The processor adds no start token. " if known else ""
-    facts["ids"] = "the processor's `input_ids`" if known else "palette ids"
     colours = (
         "the nearest of the palette's colours (`clusters` of preprocessor_config.json)" if known else "a palette id"
     )
-    if shape["head"]:
-        task, use, sos = "unconditional-image-generation", CAUSAL_USE if known else CAUSAL_IDS_USE, CAUSAL_SOS
-    elif shape["n_classes"]:
-        task, use = "image-classification", CLASSIFIER_USE if known else CLASSIFIER_IDS_USE
-        sos = SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
-        start = f"torch.cat([torch.full((1, 1), {v}), tokens[:, :-1]], dim=1)"
-        facts["inputs"] = f"inputs = {start if shape['shifted'] else 'tokens'}"
-    else:
-        task, use, sos = "image-feature-extraction", BARE_USE, BARE_SOS
+    task, use = _use(name, shape, side, known)
     rows = list(_measured(measured, shape))
     best = _best(summary.get("best") or {}, weights, shape)
     parts = [
         _header(name, task, rows),
-        f"# {_quoted(name)}",
+        f"# {markdown(name)}",
         f"An Image GPT over {side}x{side} pictures in a palette of {v} colours: {shape['n_layer']} layers, "
         f"width {shape['d_model']}, {shape['n_head']} heads, {parameters:,} parameters (without the zero "
         f"biases that this form carries). Each pixel is one token, {colours}, in raster order.",
-        *([] if known else [NO_PALETTE.format(**facts)]),
+        *([] if known else [NO_PALETTE.format(sos=v)]),
         "## How to use",
-        use.format(**facts),
-        sos.format(**facts),
+        use,
         "## Recipe",
-        f"Made by {_code('pixseq ' + manifest['stage'])} {_quoted(manifest['version'])}, "
-        f"content id {_code(manifest['id'])}{_part(summary, weights, shape)}, with",
-        _fenced(recipe, "yaml"),
+        f"Made by {code_span('pixseq ' + manifest['stage'])} {markdown(manifest['version'])}, "
+        f"content id {code_span(manifest['id'])}{_part(summary, weights, shape)}, with",
+        code_block(recipe, "yaml"),
         "## Data",
         "\n".join(
-            f"- {_quoted(role)}: {_quoted(Path(str(parent.get('path'))).name)}, id {_code(parent.get('id'))}"
+            f"- {markdown(role)}: {markdown(Path(str(parent.get('path'))).name)}, id {code_span(parent.get('id'))}"
             for role, parent in manifest["inputs"].items()
         ),
         _run(summary, known),
@@ -183,28 +167,22 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _quoted(text: Any) -> str:
-    """Text of another hand as text, whatever Markdown or HTML would make of it."""
-    return shown(text).translate(PUNCTUATION)
-
-
-def _code(text: Any) -> str:
-    """A code span that no backtick in the text ends."""
-    text = shown(text)
-    if "`" not in text:
-        return f"`{text}`"
-    ticks = "`" * (_longest_ticks(text) + 1)
-    return f"{ticks} {text} {ticks}"
-
-
-def _fenced(text: str, language: str) -> str:
-    """A code block that no line of the text ends, without what would steer a terminal."""
-    ticks = "`" * max(_longest_ticks(text) + 1, 3)
-    return "\n".join([ticks + language, *map(shown, text.strip().split("\n")), ticks])
-
-
-def _longest_ticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
+def _use(name: str, shape: Mapping[str, Any], side: int, known: bool) -> tuple[str, str]:
+    """The hub's name of what the model does, and how to use it: code, then where the start token stands."""
+    v, n_ctx = shape["n_vocab"], shape["n_ctx"]
+    facts = {"name": name, "sos": v, "n_ctx": n_ctx, "last": n_ctx - 1, "total": n_ctx + 1, "side": side}
+    facts["adds"] = "The processor adds no start token. " if known else ""
+    facts["ids"] = "the processor's `input_ids`" if known else "palette ids"
+    if shape["head"]:
+        task, use, sos = "unconditional-image-generation", CAUSAL_USE if known else CAUSAL_IDS_USE, CAUSAL_SOS
+    elif shape["n_classes"]:
+        task, use = "image-classification", CLASSIFIER_USE if known else CLASSIFIER_IDS_USE
+        sos = SHIFTED_SOS if shape["shifted"] else PLAIN_SOS
+        start = f"torch.cat([torch.full((1, 1), {v}), tokens[:, :-1]], dim=1)"
+        facts["inputs"] = f"inputs = {start if shape['shifted'] else 'tokens'}"
+    else:
+        task, use, sos = "image-feature-extraction", BARE_USE, BARE_SOS
+    return task, f"{use.format(**facts)}\n\n{sos.format(**facts)}"
 
 
 def _run(summary: Mapping[str, Any], processed: bool) -> str:
@@ -215,7 +193,11 @@ def _run(summary: Mapping[str, Any], processed: bool) -> str:
 
 def _part(summary: Mapping[str, Any], weights: str, shape: Mapping[str, Any]) -> str:
     """What of the checkpoint is exported, where it is not all of it."""
-    some = "" if weights == "model" else f", its weights {_code(weights)} of id {_code(summary['weights'][weights])}"
+    some = (
+        ""
+        if weights == "model"
+        else f", its weights {code_span(weights)} of id {code_span(summary['weights'][weights])}"
+    )
     if summary["shape"].get("head", True) and not shape["head"]:
         return f"{some} without the prediction head"
     if summary["shape"]["n_classes"] and not shape["n_classes"]:
@@ -248,7 +230,7 @@ def _measured(measured: Iterable[tuple[str, Mapping[str, Any]]], shape: Mapping[
 def _table(rows: list[Row]) -> str:
     if not rows:
         return "None were measured."
-    cells = [(_quoted(on), _quoted(key), f"{value:.6g}") for on, key, value in rows]
+    cells = [(markdown(on), markdown(key), f"{value:.6g}") for on, key, value in rows]
     return "\n".join(["| on | metric | value |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in cells)])
 
 

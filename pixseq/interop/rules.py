@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pixseq.errors import PixseqError
-from pixseq.interop.foreign import NOT_OURS, as_weight, some
+from pixseq.interop.foreign import NOT_OURS, as_weight
 from pixseq.progress import track
+from pixseq.text import few
 
 ONE_MODEL = "the files are not of one model: get all of them again"
 
@@ -67,9 +68,9 @@ def check_tensors(file: Path, found: Shapes, rules: Mapping[str, Rule], zeros: S
     """
     wanted = {name: rule.shape for rule in rules.values() for name in rule.theirs} | dict(zeros)
     if missing := [name for name in wanted if name not in found]:
-        _refuse(words.missing, {"file": file, "names": some(missing)})
+        _refuse(words.missing, {"file": file, "names": few(missing)})
     if unknown := sorted(name for name in found if name not in wanted):
-        _refuse(words.unknown, {"file": file, "names": some(unknown)})
+        _refuse(words.unknown, {"file": file, "names": few(unknown)})
     for name, shape in wanted.items():
         if tuple(found[name]) != tuple(shape):
             both = {"found": list(found[name]), "wanted": list(shape)}
