@@ -336,7 +336,6 @@ def test_train_features_that_cannot_be_probed_are_refused(pair, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "svm"}, "svm"),
         ({"layers": "7"}, r"--layers 7: .*holds the layers \[0, 1, 2\]"),
         ({"layers": "one"}, "no list of numbers"),
         ({"c": "0.1,big"}, "no list of numbers"),
@@ -348,7 +347,6 @@ def test_train_features_that_cannot_be_probed_are_refused(pair, tmp_path):
         ({"max_iter": 0}, "max-iter"),
         ({"labels_per_class": 0}, "labels-per-class"),
         ({"labels_per_class": 1}, "no label to choose C"),
-        ({"labels_per_class": 4, "low_data_choice": "most"}, "--low-data-choice is 'most'"),
         ({"low_data_choice": "all"}, "without --labels-per-class"),
         ({"labels_per_class": 4, "method": "knn"}, "goes with --method logistic"),
     ],
