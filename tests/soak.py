@@ -37,6 +37,8 @@ BEFORE = {  # what the commands read, in order
     "a.zarr": "features BASE/model BASE/train.zarr",
     "b.zarr": "features BASE/model BASE/test.zarr",
     "hf": "export hf BASE/model",
+    "fit.json": "scaling fit BASE/runs.csv --bootstrap 20",
+    "study": "scaling plan BASE/grid.yaml --no-calibrate",
 }
 COMMANDS = {
     "palette": BEFORE["pal.json"],
@@ -52,11 +54,21 @@ COMMANDS = {
     "export": BEFORE["hf"],
     "import": "import hf BASE/hf --palette BASE/pal.json",
     "frechet": "frechet BASE/a.zarr BASE/b.zarr --layer 0",
-    "plan": "scaling plan BASE/grid.yaml --no-calibrate",
+    "plan": BEFORE["study"],
+    "swatch": "palette show BASE/pal.json",
+    "check": "check BASE/model BASE/test.zarr",
+    "import-openai": "import openai BASE/openai",
+    "import-aim": "import aim BASE/aim.pth --head BASE/head.pth --heads 2 --size 8",
+    "fit": BEFORE["fit.json"],
+    "compare": "scaling compare BASE/fit.json",
+    "forecast": "scaling forecast BASE/fit.json --growth 4 --start-flops 1e20 --resolution 8 --target loss=2",
+    "cell": "scaling run BASE/study --cell r8-b0-s0",  # in a copy of the study
+    "run": "scaling run BASE/study",  # the same, in processes of its own
 }
 RESUMABLE = ("encode", "features", "pretrain", "finetune")
 STEPS = [(atomic, name) for name in ("_write_owner", "flush", "_fsync", "delete")]
 STEPS += [(atomic, "_forget_owner"), (atomic, "write_text"), (renaming, "renamed"), (checkpoint, "save_weights")]
+IN_PLACE = ("cell", "run")
 FAULTS = ("kill", "kill", "kill", "aimed", "aimed", "aimed", "signal", "two", "full", "read-only")
 
 
@@ -103,11 +115,38 @@ def finish(child):
 
 
 def identity(path):
-    """The content id of a whole artifact, the hash of an export's files; raises PixseqError for a broken one."""
+    """The content id of a whole artifact, the hash of an export's files; raises PixseqError for a broken one.
+
+    Of a study: the ids of what its cells have made, so far as each has its name.
+    """
+    if (path / "cells").is_dir():
+        made = [p for p in (*path.glob("cells/*/*"), *path.glob("reference/*/*")) if not p.name.endswith(".partial")]
+        ids = {str(p.relative_to(path)): show.run(p, verify=True)["id"] for p in sorted(made)}
+        return show.run(path, verify=True)["id"] + str({k: ids[k] for k in ids if k.endswith("result.json")})
     if path.is_dir() and (path / "config.json").exists():
         files = sorted(p for p in path.iterdir() if p.name not in ("README.md", "owner.json"))
         return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
     return show.run(path, verify=True)["id"]
+
+
+def foreign(base):
+    """Weights of other programs, and a table of runs."""
+    from bundle_writer import write_bundle
+    from openai_graph import variables
+    from test_import_aim import backbone, probe_head
+
+    write_bundle(
+        base / "openai" / "model.ckpt-1", variables(layers=1, heads=1, size=8, colours=8, context=64), shards=2
+    )
+    torch.save(backbone(8, 1), base / "aim.pth")
+    torch.save(probe_head(8, 3), base / "head.pth")
+    lines = ["params,tokens,flops,loss,resolution"]
+    for flops in (1e9, 1e10, 1e11):
+        for share in (0.25, 0.5, 1, 2, 4):
+            params = share * (flops / 6) ** 0.5
+            loss = 1.5 + 40 * params**-0.35 + 60 * (flops / 6 / params) ** -0.35
+            lines.append(f"{params:.0f},{flops / 6 / params:.0f},{flops:.4g},{loss:.4f},8")
+    (base / "runs.csv").write_text("\n".join(lines) + "\n")
 
 
 class Soak:
@@ -117,13 +156,21 @@ class Soak:
         self.ids, self.seconds = {}, {}
         for name, text in (("tiny.yaml", TINY), ("fine.yaml", FINE), ("grid.yaml", GRID)):
             (base / name).write_text(text.replace("BASE", str(base)))
+        foreign(base)
         for name, line in BEFORE.items():
             self.done(self.words(line, base / name), base / "log")
-        for name, line in COMMANDS.items():
+        for name in COMMANDS:
             began = time.monotonic()
-            self.done(self.words(line, base / f"{name}-whole"), base / "log")
+            if name in IN_PLACE:
+                shutil.copytree(base / "study", base / f"{name}-whole")
+            self.done(self.command(name, base / f"{name}-whole"), base / "log")
             self.seconds[name] = time.monotonic() - began
             self.ids[name] = identity(base / f"{name}-whole")
+
+    def command(self, name, out):
+        if name in IN_PLACE:
+            return [*COMMANDS[name].replace("BASE/study", str(out)).split(), "-q"]
+        return self.words(COMMANDS[name], out)
 
     def words(self, line, out):
         return [*line.replace("BASE", str(self.base)).split(), "-q", "-o", str(out)]
@@ -161,28 +208,35 @@ class Soak:
         for path in theirs:
             path.parent.mkdir(exist_ok=True)
             path.write_text("x")
-        if stands and name != "plan":  # a plan that stands is replaced in its place
-            before = self.base / f"{self.random.choice(list(self.ids.keys() - {'plan'}))}-whole"
+        if name in IN_PLACE:
+            shutil.copytree(self.base / "study", target)
+        elif stands and name != "plan":  # a plan that stands is replaced in its place
+            before = self.base / f"{self.random.choice(sorted(self.ids.keys() - {'plan', *IN_PLACE}))}-whole"
             (shutil.copytree if before.is_dir() else shutil.copy)(before, target)
             old = identity(target)
-        words = self.words(COMMANDS[name], target) + (["--overwrite"] if old else [])
+        words = self.command(name, target) + (["--overwrite"] if old else [])
         told = self.interrupted(words, name, how, folder, log)
         story = f"{name}, {told}{', over an older target' if old else ''}"
         self.counts[f"trials: {how}"] += 1
-        self.look(target, {old, self.ids[name]}, old, story)
+        begun = identity(self.base / "study") if name in IN_PLACE else None
+        self.look(target, {old, begun, self.ids[name]}, old, story)
         if how == "read-only":
             subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
         if how == "full":
             subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
         resume = ["--resume"] if name in RESUMABLE else []
-        if not target.exists() or (old and identity(target) == old):
+        if name in IN_PLACE or not target.exists() or (old and identity(target) == old):
             code = finish(start([*words, *resume], log))
+            while code and name == "run" and "another process" in log.read_text():  # a cell of the one that was killed
+                log.write_text("")
+                time.sleep(1)
+                code = finish(start(words, log))
             if code:
                 self.fault("cannot go on", f"{story}: {code}\n{log.read_text()[-600:]}")
         self.look(target, {self.ids[name]}, True, f"{story}, then again")
         partial = atomic.partial_path(target)
         if partial.exists():  # killed when only tidying was left: the next command that writes there does it
-            finish(start([*self.words(COMMANDS[name], target), "--overwrite"], log))
+            finish(start([*self.command(name, target), "--overwrite"], log))
             self.look(target, {self.ids[name]}, True, f"{story}, then tidied")
             if partial.exists():
                 self.fault("left behind", story)
