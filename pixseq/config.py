@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pixseq.errors import UsageError
 from pixseq.presets import guess, read_preset, read_yaml
@@ -402,11 +402,11 @@ def _several(kind: Any, value: Any, key: str) -> tuple:
     if not values:
         raise UsageError(f"{key} is empty", "name at least one")
     if dataclasses.is_dataclass(kind):
-        return tuple(_fill(kind, each, f"{key}.") for each in values)
+        return tuple(_fill(cast(type, kind), each, f"{key}.") for each in values)
     return tuple(_typed(kind, each, key) for each in values)
 
 
-def _section(hint: Any, value: Any) -> type | None:
+def _section(hint: Any, value: Any) -> Any:
     """The dataclass of a section, by its `family` where there are several; None for a plain value."""
     kinds = [kind for kind in typing.get_args(hint) or [hint] if dataclasses.is_dataclass(kind)]
     if len(kinds) < 2:

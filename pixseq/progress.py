@@ -12,6 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.progress import Progress
 
 from pixseq.text import printable
 
@@ -146,7 +151,7 @@ class Bar:
 class RichBar(Bar):
     """The same counts, drawn by rich on a terminal."""
 
-    def __init__(self, name: str, total: int | None, unit: str, start: int, progress):
+    def __init__(self, name: str, total: int | None, unit: str, start: int, progress: Progress):
         super().__init__(name, total, unit, start)
         self.progress = progress
         self.task = progress.add_task(printable(name), total=total, completed=start, count=self.count(), note="")
@@ -203,7 +208,7 @@ def track(name: str, total: int | None = None, unit: str = "images", start: int 
 class Board:
     """A table that changes, for work with many parts; elsewhere than on a terminal, a plain line an event."""
 
-    def __init__(self, head: Sequence[str], live=None):
+    def __init__(self, head: Sequence[str], live: Live | None = None):
         self.head, self.live = head, live
 
     def show(self, rows: Callable[[], Sequence[Sequence[str]]]) -> None:

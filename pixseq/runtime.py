@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -152,7 +153,19 @@ def _has_bf16_units(device: torch.device) -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def placed(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
+class Placeable(Protocol):
+    """What can stand on a device; `kernels` are the names of functions on it to compile there."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]: ...
+
+    def to(self, device: torch.device, /) -> Self: ...
+
+
+Net = TypeVar("Net", bound=Placeable)
+
+
+def placed(model: Net, machine: Machine) -> Net:
     """`model` on the machine's device, with its kernels compiled there (see models/order.py)."""
     for name in model.kernels:
         setattr(model, name, compiled(getattr(model, name), machine, None))
@@ -165,7 +178,7 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
         return function
     fast = torch.compile(function)
 
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal fast
         try:
             return fast(*args, **kwargs)

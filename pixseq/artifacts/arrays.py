@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import MOST_SIDE, Codec
@@ -61,7 +62,8 @@ class StoreWriter:
     def _create(self) -> None:
         from zarr.codecs import ZstdCodec
 
-        self.rows, self.covered, self.state = 0, 0, {}
+        self.rows, self.covered = 0, 0
+        self.state: dict[str, Any] = {}
         self.group = zarr.create_group(self.path, zarr_format=3)
         for name, spec in self.specs.items():
             self.group.create_array(
@@ -80,7 +82,7 @@ class StoreWriter:
         if not (self.path / "zarr.json").is_file():
             return False
         group = _open_group(self.path, mode="r+")
-        unfinished = group.attrs.get(UNFINISHED)
+        unfinished: Any = group.attrs.get(UNFINISHED)
         if unfinished is None:
             theirs = atomic.read_recipe(self.path)
             if not isinstance(theirs, dict) or (theirs != self.recipe and self.restart):
@@ -101,13 +103,16 @@ class StoreWriter:
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         self.covered = _covered(unfinished)
         for name, spec in self.specs.items():
-            entries = int(starts(group[SHAPES][: self.rows])[-1]) if spec.whole else self.rows
-            group[name].resize(spec.sized(entries))
+            entries = int(starts(np.asarray(array_of(group, SHAPES)[: self.rows]))[-1]) if spec.whole else self.rows
+            array_of(group, name).resize(spec.sized(entries))
         return True
 
     def _checked(self, group: zarr.Group, unfinished: Any) -> dict[str, Any]:
         """The recipe that a partial was begun with. Raises PixseqError where what it tells does not fit its arrays."""
         found = unfinished if isinstance(unfinished, dict) else {}
+        recipe: Any
+        rows: Any
+        state: Any
         recipe, rows, state = (found.get(key) for key in ("recipe", "rows", "state"))
         told = isinstance(recipe, dict) and isinstance(state, dict) and type(rows) is int
         told = told and type(_covered(found)) is int and 0 <= _covered(found) <= rows
@@ -120,7 +125,7 @@ class StoreWriter:
     def _holds(self, group: zarr.Group, rows: int) -> bool:
         """Whether the arrays of a group are those that are being written, with at least so many rows."""
         try:
-            arrays = {name: group[name] for name in self.specs}
+            arrays = {name: array_of(group, name) for name in self.specs}
         except Exception:  # damaged metadata comes as many types
             return False
         shapes = {name: (arrays[name].shape, spec) for name, spec in self.specs.items()}
@@ -154,7 +159,7 @@ class StoreWriter:
         for name, spec in self.specs.items():
             held = np.concatenate(self.buffer[name], axis=spec.row_axis)
             now, later = np.split(held, [pixels if spec.whole else count], axis=spec.row_axis)
-            array = self.group[name]
+            array = array_of(self.group, name)
             start = array.shape[spec.row_axis]
             stop = start + now.shape[spec.row_axis]
             array.resize(spec.sized(stop))
@@ -205,8 +210,8 @@ class Store:
 
     def __init__(self, path: Path, record: manifest.Manifest, group: zarr.Group):
         self.path, self.manifest, self.group = path, record, group
-        self.meta = {key: value for key, value in group.attrs.items() if key != manifest.KEY}
-        self.arrays = {name: group[name] for name in array_names(path)}
+        self.meta: dict[str, Any] = {key: value for key, value in group.attrs.items() if key != manifest.KEY}
+        self.arrays = {name: array_of(group, name) for name in array_names(path)}
         self.names = sorted(self.arrays)
 
     @functools.cached_property
@@ -247,7 +252,8 @@ class Store:
         if not self._starts[-1]:
             return None
         shapes = self.read(SHAPES)
-        return tuple(map(int, shapes[0])) if (shapes == shapes[:1]).all() else None
+        height, width = map(int, shapes[0])
+        return (height, width) if (shapes == shapes[:1]).all() else None
 
     def whole_pictures(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pixels uint8 [P, 3] and the shapes [n, 2] of some rows: a slice of step 1, or numbers."""
@@ -256,7 +262,7 @@ class Store:
             pixels = self.read(self.kind, slice(self._starts[first], self._starts[last]))
             return pixels, self.read(SHAPES, slice(first, last))
         parts = [self.whole_pictures(slice(row, row + 1)) for row in rows]
-        return tuple(np.concatenate(both) for both in zip(*parts))
+        return np.concatenate([pixels for pixels, _ in parts]), np.concatenate([shapes for _, shapes in parts])
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.arrays[name].shape
@@ -282,7 +288,7 @@ class Store:
         return self.read("images") if "images" in self.names else None
 
 
-def _open_group(path: Path, mode: str) -> zarr.Group:
+def _open_group(path: Path, mode: Literal["r", "r+"]) -> zarr.Group:
     try:
         store = BoundedStore(path, read_only=mode == "r")
         store.chunk_bytes = {name: check_array(path, name) for name in array_names(path)}
@@ -346,11 +352,20 @@ def _check_arrays(store: Store) -> None:
             raise ValueError(f"its scheme is {codec.scheme}, and it holds {', '.join(store.names)}")
         if main != ((main[0], 3) if store.whole else wanted):
             raise ValueError(f"its {store.kind} have the shape {list(main)}, and {list(wanted)} is told")
-    for name, wanted in (("labels", (rows,)), ("images", (rows,)), (SHAPES, (rows, 2))):
-        if name in store.names and (store.shape(name) != wanted or store.dtype(name).kind != "i"):
+    beside: dict[str, tuple[int, ...]] = {"labels": (rows,), "images": (rows,), SHAPES: (rows, 2)}
+    for name, side in beside.items():
+        if name in store.names and (store.shape(name) != side or store.dtype(name).kind != "i"):
             raise ValueError(f"its {name} are {store.dtype(name)} {list(store.shape(name))} for {rows} rows")
     if store.dtype(store.kind) not in KINDS[store.kind]:
         raise ValueError(f"its {store.kind} are {store.dtype(store.kind)}")
+
+
+def array_of(group: zarr.Group, name: str) -> zarr.Array:
+    """An array of a group. Raises KeyError where there is none, TypeError where a group stands in its place."""
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise TypeError(f"{name} is no array")
+    return found
 
 
 def array_names(path: Path) -> list[str]:
@@ -382,7 +397,7 @@ def verify(path: str | Path) -> list[str]:
 
 def _whole(partial: Path, group: zarr.Group) -> manifest.Manifest | None:
     """The manifest of a store that only lacks its name, None where something is amiss with it."""
-    record = group.attrs.get(manifest.KEY)
+    record: Any = group.attrs.get(manifest.KEY)
     try:
         return None if not manifest.is_manifest(record) or _faults(_open(partial, record)) else record
     except PixseqError:
@@ -390,7 +405,8 @@ def _whole(partial: Path, group: zarr.Group) -> manifest.Manifest | None:
 
 
 def _faults(store: Store) -> list[str]:
-    path, faults = store.path, []
+    path = store.path
+    faults: list[str] = []
     for name in store.names:
         array = store.arrays[name]
         for key in chunk_files(store, name):
@@ -411,9 +427,9 @@ def _faults(store: Store) -> list[str]:
 
 def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:
     """The content id of a store, read back chunk by chunk."""
-    arrays = {name: group[name] for name in array_names(Path(group.store.root))}
-    arrays = {name: manifest.Content(array.dtype, array.shape, _blocks(array)) for name, array in arrays.items()}
-    return manifest.content_id(kind, arrays, meta)
+    arrays = {name: array_of(group, name) for name in array_names(Path(cast(LocalStore, group.store).root))}
+    contents = {name: manifest.Content(array.dtype, array.shape, _blocks(array)) for name, array in arrays.items()}
+    return manifest.content_id(kind, contents, meta)
 
 
 def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
@@ -422,4 +438,4 @@ def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
     rows = array.chunks[axis]
     for lead in _indices(array.shape[:axis]):
         for start in range(0, array.shape[axis], rows):
-            yield array[(*lead, slice(start, start + rows))]
+            yield np.asarray(array[(*lead, slice(start, start + rows))])

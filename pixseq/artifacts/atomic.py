@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, delete, foreign, kind_of
 from pixseq.artifacts.renaming import exchange, give_name, restore
@@ -99,18 +99,21 @@ def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None
 
 # ---- owning
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def owns(command: str, *outputs: str) -> Callable:
+
+def owns(command: str, *outputs: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For a stage's run(..., overwrite): it owns the targets that these of its arguments name while it runs.
 
     So two commands with one target never both compute for hours, and the second is told at once.
     """
 
-    def owning(run: Callable) -> Callable:
+    def owning(run: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(run)
 
         @functools.wraps(run)
-        def owned(*args, **kwargs):
+        def owned(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             overwrite = given.arguments["overwrite"]
@@ -257,12 +260,12 @@ def _take(partial: Path, command: str, resumable: bool) -> None:
     """Make the locked folder this command's, or refuse to."""
     _check_ours(partial)
     owner = read_owner(partial)
-    if holds_work(partial) and owner is None:
+    if owner is None and holds_work(partial):
         raise PixseqError(
             f"{partial} does not tell which command began it", "remove or rename it, or choose another --out"
         )
     mine = owner is not None and owner["command"] == command
-    if holds_work(partial) and owner["resumable"] and not (mine and resumable):
+    if owner is not None and holds_work(partial) and owner["resumable"] and not (mine and resumable):
         raise PixseqError(
             f"{partial} holds an interrupted {owner['command']}, and this is {command}",
             f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {partial}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -77,7 +77,8 @@ class Codec:
     @property
     def grid(self) -> tuple[int, int, int]:
         """Rows, columns and channels (numbers a pixel) of one image."""
-        return self.height, self.width, 3 if self.scheme in ("rgb", "pixels") else 1
+        # whole pictures have no rows and columns that anything could count with
+        return cast(int, self.height), cast(int, self.width), 3 if self.scheme in ("rgb", "pixels") else 1
 
     @property
     def size(self) -> str:
@@ -91,7 +92,8 @@ class Codec:
 
     def to_images(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens uint16 [N, T], or pixels, as pictures uint8 [N, H, W, 3]. See `must_have_colours`."""
-        return quantize.to_images(tokens, self.scheme, self.height, self.width, self.palette)
+        palette = None if self.palette is None else np.array(self.palette)
+        return quantize.to_images(tokens, self.scheme, *self.grid[:2], palette)
 
     def to_tokens(self, images: np.ndarray) -> np.ndarray:
         """A few pictures uint8 [N, H, W, 3] as tokens uint16 [N, T]; a palette's table is made anew each time."""
@@ -138,7 +140,7 @@ class Codec:
             )
         if side is None or (self.height, self.width) == (side, side):
             return self
-        if not self.whole and min(self.height, self.width) < side:
+        if not self.whole and min(self.grid[:2]) < side:
             return self
         return replace(self, height=side, width=side, shown=shown, shorter_side=None)
 
@@ -180,7 +182,7 @@ class Codec:
         if (other.height, other.width) == (self.height, self.width) or (other.whole and self.side is not None):
             return
         crops = self.shown is not None and self.side is not None
-        if not crops or min(other.height, other.width) < self.side:
+        if not crops or other.whole or min(other.grid[:2]) < min(self.grid[:2]):
             more = " or more, or --resize whole" if crops else ""
             raise PixseqError(
                 f"{path} is of {self.size} pictures, {other_path} holds {other.size}{' pictures' * other.whole}",

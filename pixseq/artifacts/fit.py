@@ -37,6 +37,13 @@ def _number(value: Any) -> float | None:
     return value
 
 
+def _finite(value: Any) -> float:
+    number = _number(value)
+    if number is None:
+        raise ValueError("a number is missing")
+    return number
+
+
 def _positive(value: Any) -> float:
     if not _number(value) or not 0 < value < math.inf:
         raise ValueError(f"{value!r} stands for a positive number")
@@ -65,6 +72,11 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(map(_named, _list(values)))
 
 
+def _pair(values: Any) -> tuple[str, str]:
+    first, second = _texts(values)
+    return first, second
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{str(value)[:40]!r} stands for a list")
@@ -74,7 +86,7 @@ def _list(value: Any) -> list[Any]:
 def _interval(value: Any) -> Interval | None:
     if value is None:
         return None
-    low, high = map(_number, _list(value))
+    low, high = map(_finite, _list(value))
     return low, high
 
 
@@ -114,14 +126,16 @@ class Run:
     def from_json(cls, found: Json) -> Run:
         values = {key: _number(value) for key, value in found.items() if key not in RUN}
         beside = {key: found[key] for key in MEASURED_WITH if key in found}
-        counts = (_positive(found[key]) for key in ("budget", "params", "tokens", "flops"))
         return cls(
             _text(found.get("id")),
             _whole(found.get("resolution")),
-            *counts,
-            _whole(found.get("seed")),
-            values,
-            beside,
+            budget=_positive(found["budget"]),
+            params=_positive(found["params"]),
+            tokens=_positive(found["tokens"]),
+            flops=_positive(found["flops"]),
+            seed=_whole(found.get("seed")),
+            values=values,
+            beside=beside,
         )
 
 
@@ -134,6 +148,7 @@ class Growth:
     coefficient: float | None = None
 
     def log(self, log_c: float) -> float:
+        assert self.coefficient is not None and self.exponent is not None  # of a fit that stands
         return math.log(self.coefficient) + self.exponent * log_c
 
 
@@ -171,8 +186,9 @@ class Optimum:
 
     @classmethod
     def from_json(cls, found: Json) -> Optimum:
-        numbers = (_number(found.get(name)) for name in cls.NAMES[1:6])
-        return cls(_positive(found["flops"]), *numbers, _whole(found.get("runs")), _named(found["status"]))
+        params, tokens, ratio, value, curvature = (_number(found.get(name)) for name in cls.NAMES[1:6])
+        runs, status = _whole(found.get("runs")), _named(found["status"])
+        return cls(_positive(found["flops"]), params, tokens, ratio, value, curvature, runs, status)
 
 
 @dataclass(frozen=True)
@@ -212,9 +228,10 @@ class Floor:
 
     @classmethod
     def from_json(cls, found: Json) -> Floor:
-        counts = (_whole(found.get(key, 0)) for key in ("within", "near", "runs"))
-        n, floor_n = (tuple(map(_number, _list(found.get(key, [])))) for key in ("n", "floor_n"))
-        return cls(_number(found.get("floor")), *counts, n, floor_n, _texts(found.get("extractors", [])))
+        within, near, runs = (int(_finite(_whole(found.get(key, 0)))) for key in ("within", "near", "runs"))
+        n, floor_n = (tuple(map(_finite, _list(found.get(key, [])))) for key in ("n", "floor_n"))
+        extractors = _texts(found.get("extractors", []))
+        return cls(_number(found.get("floor")), within, near, runs, n, floor_n, extractors)
 
 
 @dataclass(frozen=True)
@@ -255,7 +272,7 @@ class Fit:
             PowerLaw(*(np.array([x], float) for x in (g.exponent, g.coefficient))) for g in (self.params, self.tokens)
         ]
         known = [getattr(self.constants, name) for name in CONSTANTS]
-        return Frontier(*laws, None if None in known else Law(*(np.array([x], float) for x in known)))
+        return Frontier(laws[0], laws[1], None if None in known else Law(*(np.array([x], float) for x in known)))
 
     def to_json(self) -> Json:
         grown = {what: vars(getattr(self, what)) for what in GROWING}
@@ -280,21 +297,24 @@ class Fit:
     @classmethod
     def from_json(cls, found: Json) -> Fit:
         """Raises KeyError or ValueError."""
-        names = (_named(found["metric"]), _named(found["direction"]), _whole(found["resolution"]))
         fit = cls(
-            *names,
-            _text(found["transform"]),
-            _named(found["method"]),
-            *(_growth(found, what) for what in GROWING),
-            Constants(**{key: _constant(key, found.get(key)) for key in Constants.__dataclass_fields__}),
-            _number(found.get("residual")),
-            _number(found.get("seed_spread")),
-            Floor.from_json(found["floor"]) if found.get("floor") else None,
-            _each(Outlier.from_json, found.get("outliers", [])),
-            _each(Optimum.from_json, found["budgets"]),
-            _draws_from_json(found["draws"]),
-            _text(found["refused"]),
-            _texts(found["flags"]),
+            metric=_named(found["metric"]),
+            direction=_named(found["direction"]),
+            resolution=_whole(found["resolution"]),
+            transform=_text(found["transform"]),
+            method=_named(found["method"]),
+            params=_growth(found, "params"),
+            tokens=_growth(found, "tokens"),
+            tokens_per_param=_growth(found, "tokens_per_param"),
+            constants=Constants(**{key: _constant(key, found.get(key)) for key in Constants.__dataclass_fields__}),
+            residual=_number(found.get("residual")),
+            seed_spread=_number(found.get("seed_spread")),
+            floor=Floor.from_json(found["floor"]) if found.get("floor") else None,
+            outliers=_each(Outlier.from_json, found.get("outliers", [])),
+            optima=_each(Optimum.from_json, found["budgets"]),
+            draws=_draws_from_json(found["draws"]),
+            refused=_text(found["refused"]),
+            flags=_texts(found["flags"]),
         )
         fit.check()
         return fit
@@ -334,7 +354,7 @@ def _draws_from_json(found: Json) -> Frontier | None:
     if len({len(values) for values in arrays.values()}) != 1:
         raise ValueError("the draws of a fit are of different numbers")
     laws = [PowerLaw(arrays[f"{what}_exponent"], arrays[f"{what}_coefficient"]) for what in ("params", "tokens")]
-    return Frontier(*laws, Law(*(arrays[name] for name in CONSTANTS)) if "E" in arrays else None)
+    return Frontier(laws[0], laws[1], Law(*(arrays[name] for name in CONSTANTS)) if "E" in arrays else None)
 
 
 # ---- all fits of a study
@@ -358,7 +378,7 @@ class Disagreement:
     def from_json(cls, found: Json) -> Disagreement:
         pairs = found.get("pairs", [list(found["methods"])])  # of fits from before pairs were named
         names = (_named(found["metric"]), _whole(found["resolution"]), _named(found["what"]))
-        return cls(*names, found["methods"], tuple(map(_texts, _list(pairs))), _named(found["text"]))
+        return cls(*names, found["methods"], tuple(map(_pair, _list(pairs))), _named(found["text"]))
 
 
 @dataclass(frozen=True)

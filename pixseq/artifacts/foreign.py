@@ -96,6 +96,7 @@ def _chunks(folder: Path, array: zarr.Array) -> Chunks:
     index = [_name(each) for each in shard["index_codecs"]], shard.get("index_location", "end")
     if index != (["bytes", "crc32c"], "end"):
         raise ValueError("its shards have an index of another form than zarr writes")
+    assert array.shards is not None  # of an array with that codec
     if math.prod(array.shards) * array.dtype.itemsize > MOST_CHUNK:
         raise ValueError(f"its shards have {list(array.shards)} numbers, too many")
     return _packed([_name(each) for each in shard["codecs"]], size, math.prod(array.shards) // math.prod(array.chunks))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def content_id(kind: str, arrays: Mapping[str, Content], meta: Mapping[str, Any]
         little = np.dtype(dtype).newbyteorder("<")
         digest.update(canonical_json({"name": name, "dtype": little.str, "shape": [int(n) for n in shape]}).encode())
         for block in blocks:
-            digest.update(memoryview(np.ascontiguousarray(block, dtype=little)).cast("B"))
+            digest.update(memoryview(np.ascontiguousarray(block, dtype=little).data).cast("B"))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -152,7 +152,7 @@ def _embedded(path: Path) -> Manifest | None:
     return None
 
 
-def is_manifest(found: Any) -> bool:
+def is_manifest(found: Any) -> TypeGuard[Manifest]:
     """Whether it has the keys of a manifest, and what they hold is of the types that every reader relies on."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in KEYS.items()):
         return False

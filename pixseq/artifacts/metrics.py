@@ -61,7 +61,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 
     Raises PixseqError for anything else.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     with open_regular(path) as file:
         for number in itertools.count(1):
             line = file.readline(MOST_LINE)

@@ -17,7 +17,9 @@ MOST_PIXELS = 64_000_000
 
 def check_png(*targets: str | Path | None) -> None:
     """Called before any work. Raises UsageError for a picture whose name ends as that of another format."""
-    for target in filter(None, targets):
+    for target in targets:
+        if not target:
+            continue
         suffix = Path(target).suffix
         if suffix.lower() not in ("", ".png"):
             raise UsageError(

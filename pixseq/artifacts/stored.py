@@ -27,8 +27,9 @@ DAMAGED = "it is damaged: make it again, or copy it from where it is whole"
 def check_array(path: Path, name: str) -> int:
     """The bytes of a chunk of one of our arrays. Raises ValueError for metadata that no store of ours has."""
     found = read_object(path / name / "zarr.json", DAMAGED)
-    grid, shape = found.get("chunk_grid"), found.get("shape")
-    chunks = grid.get("configuration", {}).get("chunk_shape") if isinstance(grid, dict) else None
+    grid: Any = found.get("chunk_grid")
+    shape: Any = found.get("shape")
+    chunks: Any = grid.get("configuration", {}).get("chunk_shape") if isinstance(grid, dict) else None
     if found.get("node_type") != "array" or grid.get("name") != "regular" or found.get("storage_transformers"):
         raise ValueError(f"{name} is no plain array")
     if not _is_shape(shape, 0) or not _is_shape(chunks, 1) or len(shape) != len(chunks) or not 1 <= len(shape) <= 4:

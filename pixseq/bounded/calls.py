@@ -7,7 +7,7 @@ whose tensors have shapes and no numbers, and what torch composes of smaller cal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def check_numbers(args: Sequence[Any], result: Any = 0) -> None:
             raise ValueError(f"an operator of numbers is given a {type(value).__name__}, or one too large")
 
 
-def check_call(call: Callable, args: Sequence[Any], named: Mapping[str, Any], room: int) -> None:
+def check_call(call: Any, args: Sequence[Any], named: Mapping[str, Any], room: int) -> None:
     """Raises TooLarge for a call of an aten operator whose results or steps take more than `room` bytes together.
 
     What depends on values, such as the places that are not zero, is measured by them. Raises what the call raises.
@@ -64,7 +64,7 @@ def _parts(given: Mapping[str, Any]) -> int:
 
 def _by_values(name: str, given: Mapping[str, Any]) -> int | None:
     """Bytes of the result of a call that no shape tells; None for all others."""
-    x = given.get("self")
+    x: Any = given.get("self")
     if name in ("nonzero", "where") and set(given) <= {"self", "condition"}:
         x = given.get("condition", x)
         return 8 * x.numel() * max(x.ndim, 1)

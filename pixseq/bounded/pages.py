@@ -69,12 +69,13 @@ def _chunks(path: str | Path, columns: Collection[str], group: int | None) -> li
             told = column.get(3)
             if not isinstance(told, dict):
                 raise ValueError("a column in it is told nothing of")
+            names: Any
             names, bytes_, *starts = (told.get(field) for field in (3, 7, 9, 11))
-            starts = [start for start in starts if start is not None]
-            if not isinstance(names, list) or not all(isinstance(n, int) and n >= 0 for n in (bytes_, *starts)):
+            begun = [start for start in starts if start is not None]
+            if not isinstance(names, list) or not all(isinstance(n, int) and n >= 0 for n in (bytes_, *begun)):
                 raise ValueError("a column in it has no place")
             if names and names[0] in {name.encode() for name in columns}:
-                found.append(Chunk(min(starts), min(starts) + bytes_))
+                found.append(Chunk(min(begun), min(begun) + bytes_))
     return found
 
 
@@ -112,6 +113,9 @@ class Header:
 
     def page(self) -> Page:
         found = self.struct(PAGE)
+        kind: Any
+        unfolded: Any
+        packed: Any
         kind, unfolded, packed = (found.get(field) for field in (1, 2, 3))
         if not all(isinstance(n, int) and n >= 0 for n in (kind, unfolded, packed)):
             raise ValueError("a page in it has no sizes")

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.tensors import MOST_TENSORS
@@ -74,7 +74,7 @@ def is_plain(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta and not x.is_quantized
 
 
-def _pickles(file: io.BufferedReader) -> Iterator[bytes]:
+def _pickles(file: BinaryIO) -> Iterator[bytes]:
     """Of an archive. Raises ValueError for one that unfolds, or declares more than it has."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -94,7 +94,7 @@ def _pickles(file: io.BufferedReader) -> Iterator[bytes]:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def _beginning(file: io.BufferedReader) -> Iterator[bytes]:
+def _beginning(file: BinaryIO) -> Iterator[bytes]:
     """Of the old form: so many pickles in a row, and the numbers after them."""
     file.seek(0)
     data = io.BytesIO(file.read(MOST_STEPS))

@@ -120,6 +120,10 @@ def _load_yaml(text: str) -> Any:
 
         count, depth = 0, 0
 
+        def __init__(self, text: str):
+            super().__init__(text)
+            self.sizes: dict[int, int] = {}
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             before, alias = self.count, self.check_event(yaml.AliasEvent)
             self.depth += 1
@@ -135,13 +139,12 @@ def _load_yaml(text: str) -> Any:
             if self.count > MOST_NODES:
                 raise ValueError(f"it unfolds to more than {MOST_NODES:,} values")
             self.sizes[id(node)] = self.count - before
-            number = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float")
-            if number and len(node.value) > MOST_DIGITS:
+            scalar = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float")
+            if node is not None and scalar and len(node.value) > MOST_DIGITS:
                 raise ValueError(f"it holds a number of {len(node.value):,} digits")
             return node
 
     loader = Bounded(text)
-    loader.sizes = {}
     try:
         return loader.get_single_data()
     finally:

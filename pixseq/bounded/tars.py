@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, Self
 
 from pixseq.bounded.files import open_regular
 
@@ -23,7 +24,7 @@ class Member(tarfile.TarInfo):
     """Refuses headers that are longer than any use, and holes, which are no files of data sets."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         found = super().frombuf(buf, encoding, errors)
         if found.type in HEADERS and found.size > MOST_HEADER:
             raise tarfile.ReadError(f"a header in it declares {found.size:,} bytes")
@@ -40,7 +41,7 @@ class Member(tarfile.TarInfo):
 
 
 @contextmanager
-def open_tar(path: str | Path, mode: str) -> Iterator[tarfile.TarFile]:
+def open_tar(path: str | Path, mode: Literal["r:", "r:*", "r|*"]) -> Iterator[tarfile.TarFile]:
     """A tar to read, by one of tarfile's modes. Raises what tarfile raises."""
     with open_regular(path) as file, tarfile.open(fileobj=file, mode=mode, tarinfo=Member) as tar:
         yield tar

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.structure import parse_json
@@ -44,5 +44,5 @@ def _shape(name: str, entry: Any, size: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)

@@ -6,6 +6,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pixseq.bounded.zstd import zstd_size
 
@@ -29,7 +30,7 @@ STATED: dict[str, Callable[[bytes], int]] = {
     "blosc": lambda data: int.from_bytes(data[4:8], "little"),
     "lz4": lambda data: int.from_bytes(data[:4], "little"),
 }
-MAKERS: dict[str, Callable[[], object]] = {
+MAKERS: dict[str, Callable[[], Any]] = {
     "zlib": lambda: zlib.decompressobj(),
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "bz2": lambda: bz2.BZ2Decompressor(),
@@ -38,7 +39,7 @@ MAKERS: dict[str, Callable[[], object]] = {
 PACKINGS = STATED.keys() | MAKERS.keys()
 
 
-def _counted(make: Callable[[], object], data: bytes, most: int) -> int:
+def _counted(make: Callable[[], Any], data: bytes, most: int) -> int:
     total = 0
     while data and total <= most:  # several streams may follow each other
         unpacker = make()
@@ -50,7 +51,7 @@ def _counted(make: Callable[[], object], data: bytes, most: int) -> int:
     return total
 
 
-def _pieces(unpacker: object, data: bytes) -> Iterator[int]:
+def _pieces(unpacker: Any, data: bytes) -> Iterator[int]:
     while not unpacker.eof:
         made = len(unpacker.decompress(data, STEP))
         data = getattr(unpacker, "unconsumed_tail", b"")  # zlib hands back what it has not read, the others keep it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def _points(xs: Sequence[float], ys: Sequence[float]) -> np.ndarray:
     return points
 
 
-def _style(i: int) -> dict[str, str]:
+def _style(i: int) -> dict[str, Any]:
     return {
         "color": COLORS[i % len(COLORS)],
         "marker": MARKERS[i % len(MARKERS)],
@@ -73,12 +73,12 @@ def _style(i: int) -> dict[str, str]:
     }
 
 
-def _level_style(i: int) -> dict:
+def _level_style(i: int) -> dict[str, Any]:
     return {"color": (INK, FAINT)[i % 2], "linestyle": DASHES[i % 3]}
 
 
-def _draw_line(axes: Axes, points: np.ndarray, style: dict[str, str]) -> None:
-    rim = {"markeredgecolor": "white", "markeredgewidth": 0.5, "markersize": 4.5}
+def _draw_line(axes: Axes, points: np.ndarray, style: dict[str, Any]) -> None:
+    rim: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.5, "markersize": 4.5}
     if len(points) <= MARKERS_UP_TO:
         axes.plot(*points.T, **style, **rim)
         return

@@ -89,14 +89,13 @@ def _draw_metric(
     axes: Axes, rows: Sequence[Forecast], shift: float, limits: Sequence[float], color: str, marker: str
 ) -> None:
     """The forecasts of one metric, a line with intervals; hollow where nothing was run."""
-    known = [row for row in rows if row.flops]
-    x, y = [row.resolution * shift for row in known], [row.flops for row in known]
-    axes.plot(x, y, color=color, linewidth=0.8)
-    for row, at in zip(known, x):
+    known = [(row, row.resolution * shift, row.flops) for row in rows if row.flops]
+    axes.plot([at for _, at, _ in known], [flops for _, _, flops in known], color=color, linewidth=0.8)
+    for row, at, flops in known:
         if row.flops_ci:
             _whisker(axes, at, [math.inf if end is None else end for end in row.flops_ci], limits, color)
         face = "white" if "extrapolated" in row.status else color
-        axes.plot(at, row.flops, marker, color=color, markerfacecolor=face, markersize=4.5, zorder=3)
+        axes.plot(at, flops, marker, color=color, markerfacecolor=face, markersize=4.5, zorder=3)
 
 
 def _other_keys(rows: Sequence[Forecast]) -> list:
@@ -112,12 +111,12 @@ def _whisker(axes: Axes, x: float, ends: Sequence[float], limits: Sequence[float
     """An interval; an end beyond the limits becomes an arrow at the limit."""
     from matplotlib.transforms import ScaledTranslation
 
-    shown = np.clip(ends, *limits)
+    shown = np.clip(ends, limits[0], limits[1])
     axes.plot([x, x], shown, color=color, linewidth=0.9, alpha=0.75)
     for end, at, marker, points in zip(ends, shown, ("v", "^"), (2, -2)):
         cut, inward = end != at, ScaledTranslation(0, points / 72, axes.figure.dpi_scale_trans)
-        style = {"markersize": 4.5 if cut else 5, "transform": axes.transData + inward if cut else axes.transData}
-        axes.plot(x, at, marker if cut else "_", color=color, **style)
+        place = axes.transData + inward if cut else axes.transData
+        axes.plot(x, at, marker if cut else "_", color=color, markersize=4.5 if cut else 5, transform=place)
 
 
 def _label(metric: str, rows: Sequence[Forecast]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,7 +15,7 @@ TILE_PIXELS = 96  # an image of a grid is enlarged to about this side
 
 
 def font(pixels: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(pixels)
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(pixels))  # of a size there is one alone
 
 
 def grid(

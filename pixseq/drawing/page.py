@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DPI = 300
 COLUMN = 3.5  # inches
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -60,7 +60,14 @@ INK, FAINT = "#262626", "#6e6e6e"
 MOST_KEY_ROWS = 6  # more would leave the chart no room
 
 
-def save(target: str | Path, image: np.ndarray, stage: str, config, inputs, overwrite: bool) -> None:
+def save(
+    target: str | Path,
+    image: np.ndarray,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]],
+    overwrite: bool,
+) -> None:
     from pixseq.artifacts.picture import save_png
 
     save_png(target, image, stage, config, inputs, {"dpi": DPI}, overwrite)
@@ -79,7 +86,7 @@ def picture(size: tuple[float, float], draw: Callable[[Page], None]) -> np.ndarr
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(cast(Any, STYLE))  # its stub takes its own names alone
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a metric's name in letters the font lacks
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         canvas = FigureCanvasAgg(figure)
@@ -173,25 +180,31 @@ def say(axes: Axes, text: str, inches: float) -> None:
 
 
 def key(
-    label: str, marker: str | None, color: str, style: Any = "none", hollow: bool = False, width=1.1, size=4.0
+    label: str,
+    marker: str | None,
+    color: str,
+    style: Any = "none",
+    hollow: bool = False,
+    width: float = 1.1,
+    size: float = 4.0,
 ) -> Line2D:
     from matplotlib.lines import Line2D
 
     face = "white" if hollow else color
-    how = {"linestyle": style, "linewidth": width, "markerfacecolor": face, "markersize": size}
+    how: dict[str, Any] = {"linestyle": style, "linewidth": width, "markerfacecolor": face, "markersize": size}
     return Line2D([], [], marker=marker, color=color, label=one_line(label, " "), **how)
 
 
 def key_rows(keys: Sequence[Key], inches: float) -> tuple[Sequence[Key], int]:
     """The keys that a page of that width has room for, each cut to its place, and in how many columns they stand."""
     room = 0.42  # of a key: its sample and what is free beside it
-    widest = max(_width(one.get_label(), STYLE["legend.fontsize"]) for one in keys) + room
+    widest = max(_width(str(one.get_label()), STYLE["legend.fontsize"]) for one in keys) + room
     columns = max(min(int(0.96 * inches / widest), len(keys)), 1)
     if columns * MOST_KEY_ROWS < len(keys):
         shown = columns * MOST_KEY_ROWS - 1
         keys = [*keys[:shown], key(f"and {len(keys) - shown} more", None, INK)]
     for one in keys:
-        one.set_label(short(one.get_label(), 0.96 * inches / columns - room, STYLE["legend.fontsize"]))
+        one.set_label(short(str(one.get_label()), 0.96 * inches / columns - room, STYLE["legend.fontsize"]))
     return keys, columns
 
 

@@ -6,6 +6,7 @@ blindness, and what colour says, a marker or a line style says too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-    from pixseq.drawing.page import Page
+    from pixseq.drawing.page import Key, Page
+
+    Panel = tuple[Axes, str, int | None]  # of a metric and a resolution
 
 ROW, LONE_ROW = 1.45, 1.9  # inches, of one row of panels; of the only one
 METHODS = {"isoflop": (":", GREEN), "direct": ("--", ORANGE), "varpro": ("-", BLUE)}
@@ -92,13 +95,13 @@ def save_fit(
     def sheet(page: Page) -> None:
         across = width <= COLUMN
         parts = page.subfigures(1 if across else 3, 3 if across else 1)
-        for part, (title, draw) in zip(parts, draws.items()):
+        for part, (title, draw) in zip(np.atleast_1d(np.asarray(parts)), draws.items()):
             part.suptitle(title, fontsize=9)
             draw(part, study)
 
     size = (3 * width, height + 0.2) if width <= COLUMN else (width, 3 * height + 0.6)
     images = [picture(size, sheet)]
-    images += [picture((width, height), lambda page, draw=draw: draw(page, study)) for draw in draws.values()]
+    images += [picture((width, height), functools.partial(draw, study=study)) for draw in draws.values()]
     for target, image in zip(fit_targets(plot), images):
         save(target, image, "scaling fit", config, inputs, overwrite)
 
@@ -121,7 +124,7 @@ class Panels:
         """Budget, params, mean and deviation (0: of one seed) of the runs that have the metric, [n, 4]."""
         rows = []
         for seeds in by_seed([run for run in self._at(resolution) if run.values.get(metric) is not None]):
-            values = [run.values[metric] for run in seeds]
+            values = np.array([run.values[metric] for run in seeds], float)
             spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
             rows.append([seeds[0].budget, seeds[0].params, np.mean(values), spread])
         return np.array(rows).reshape(-1, 4)
@@ -190,14 +193,14 @@ def _isoflop_panel(axes: Axes, study: Panels, metric: str, resolution: int | Non
     several = runs[runs[:, 3] > 0]
     if len(several):
         bars = several[:, 2] + several[:, 3] * np.array([[-1], [1]])
-        axes.vlines(several[:, 1], *bars, colors=colors.to_rgba(several[:, 0]), linewidth=0.8)
+        axes.vlines(several[:, 1], bars[0], bars[1], colors=list(colors.to_rgba(several[:, 0])), linewidth=0.8)
     fit, seen = study.of(metric, resolution).get("isoflop"), set()
     if fit is not None:
         if _floor_line(axes, fit):
             seen.add(FLOOR)
         if fit.outliers:
-            sizes, values = [run.params for run in fit.outliers], [run.value for run in fit.outliers]
-            axes.plot(sizes, values, "x", color=INK, markersize=5)
+            places = np.array([(run.params, run.value) for run in fit.outliers], float)
+            axes.plot(*places.T, "x", color=INK, markersize=5)
             seen.add(LEFT_OUT)
         for row in fit.optima:
             seen.add(_profile(axes, fit, row, runs[np.isclose(runs[:, 0], row.flops)], colors))
@@ -234,7 +237,7 @@ def _floor_line(axes: Axes, fit: Fit) -> bool:
 
 def _profile(axes: Axes, fit: Fit, row: Optimum, runs: np.ndarray, colors: ScalarMappable) -> str:
     """One budget; returns its status."""
-    color = colors.to_rgba(row.flops)
+    color = colors.to_rgba(np.array([row.flops]))[0]
     if row.params is not None and row.value is not None:
         reach = [*runs[:, 1], row.params]
         sizes = np.geomspace(min(reach) / 1.15, max(reach) * 1.15, 100)
@@ -281,7 +284,7 @@ def _per_param(page: Page, study: Panels) -> None:
     _finish_lines(panels, study, page, "tokens per parameter")
     from matplotlib.patches import Patch
 
-    keys = [key(method, None, color, style) for method, (style, color) in METHODS.items()]
+    keys: list[Key] = [key(method, None, color, style) for method, (style, color) in METHODS.items()]
     keys += _line_keys(study)
     keys += [key(f"language, {LANGUAGE}", None, FAINT, (0, (1, 1)), width=0.8)]
     keys += [Patch(color="#dddddd", linewidth=0, label="pixels, {}–{} (secondary)".format(*PIXELS))]
@@ -299,8 +302,8 @@ def _lines(axes: Axes, study: Panels, metric: str, resolution: int | None, quant
         style, own = METHODS[fit.method]
         budgets = [row.flops for row in fit.optima]
         log_c = np.linspace(np.log(min(budgets) / 1.3), np.log(max(budgets) * 1.3), 40)
-        optima = [row for row in fit.optima if row.params and row.tokens]
-        shown = [row for row in optima if fit.method == "isoflop" or row.status != "ok"]
+        optima = [(row, row.params, row.tokens) for row in fit.optima if row.params and row.tokens]
+        shown = [one for one in optima if fit.method == "isoflop" or one[0].status != "ok"]
         for color, of in quantities:
             color = color or own
             if fit.draws is not None and len(fit.draws) > 1:
@@ -308,8 +311,8 @@ def _lines(axes: Axes, study: Panels, metric: str, resolution: int | None, quant
                 low, high = np.exp(np.percentile(of(*_grown(fit.draws, log_c)), [tail, 100 - tail], axis=0))
                 axes.fill_between(np.exp(log_c), low, high, color=color, alpha=BAND, linewidth=0)
             axes.plot(np.exp(log_c), np.exp(of(*_grown(fit.frontier, log_c)))[0], color=color, linestyle=style)
-            for row in shown:
-                _mark_optimum(axes, row, math.exp(of(math.log(row.params), math.log(row.tokens))), color)
+            for row, params, tokens in shown:
+                _mark_optimum(axes, row, math.exp(of(math.log(params), math.log(tokens))), color)
 
 
 def _mark_optimum(axes: Axes, row: Optimum, value: float, color: str) -> None:
@@ -326,7 +329,7 @@ def _grown(frontier: Frontier, log_c: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return sizes, data
 
 
-def _finish_lines(panels, study: Panels, page: Page, quantity: str) -> None:
+def _finish_lines(panels: Sequence[Panel], study: Panels, page: Page, quantity: str) -> None:
     budgets = study.budgets()
     for axes, metric, resolution in panels:
         axes.set_xlim(budgets[0] / 1.6, budgets[-1] * 1.6)

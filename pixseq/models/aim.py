@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -242,6 +242,8 @@ class AIM(Ordered):
     """Patches in, a regression of the next patch out. `attention` is the pattern in use, set from outside."""
 
     kernels: ClassVar[tuple[str, ...]] = ("flex",)
+    codes: Tensor
+    classifier: nn.Module
 
     def __init__(self, shape: AimShape):
         super().__init__(shape.order, shape.n_ctx)
@@ -283,7 +285,9 @@ class AIM(Ordered):
             else:
                 nn.init.xavier_uniform_(tensor, generator=generator)
         if self.shape.n_classes and self.shape.probe_layers:
-            self.classifier.init_weights(generator)  # zeros would be a dead point of an attentive head
+            cast(AttentiveProbe, self.classifier).init_weights(
+                generator
+            )  # zeros would be a dead point of an attentive head
         return self
 
     def places(self, channels: int) -> Tensor:
@@ -336,6 +340,7 @@ class AIM(Ordered):
         """Who sees whom with the attention in use."""
         if self.attention != "prefix":
             return Sight(causal=self.attention == "causal")
+        assert masked is not None
         if not masked.is_cuda:
             return Sight(mask=may_attend(masked))
         # a model that is compiled as a whole compiles this with it
@@ -405,6 +410,7 @@ class AIM(Ordered):
         A normalised prediction is shown by the mean and deviation of the true patch, which it does not tell.
         """
         patches = self.patches(images)
+        assert output.logits is not None
         shown = output.logits[:, :-1].float()
         if self.shape.target == "codes":
             shown = self.codes[shown.argmax(-1)]
@@ -420,6 +426,7 @@ class AIM(Ordered):
 
     def position_losses(self, output: Output, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of predicting each patch, and whether it is scored, both [B, K] along the sequence."""
+        assert output.logits is not None
         predicted, targets = output.logits[:, :-1].float(), self.targets(images)[:, 1:]
         if self.shape.target == "codes":
             loss = F.cross_entropy(predicted.transpose(1, 2), targets, reduction="none")

@@ -22,13 +22,20 @@ def certify(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> It
     with using(net, "causal"):
         yield _causality(net, x[:1], None, "causality", generator)
     with using(net, "prefix"):
-        masked = net.draw_masks(1, generator).to(x.device)
+        masked = _prefixes(net, x[:1], generator)
         yield _causality(net, x[:1], masked, "prefix causality", generator)
         yield _truth_table(net, x[:1], generator)
         yield _supervised(net, x, generator)
     if net.shape.head:
         with using(net, net.shape.pretraining_attention):
             yield _loss(net, x, generator, close)
+
+
+def _prefixes(net: AIM, x: Tensor, generator: torch.Generator) -> Tensor:
+    """A random prefix of each of the images x, bool [B, K], where prefix attention is in use."""
+    masked = net.draw_masks(len(x), generator)
+    assert masked is not None
+    return masked.to(x.device)
 
 
 @contextmanager
@@ -108,7 +115,7 @@ def _truth_table(net: AIM, x: Tensor, generator: torch.Generator) -> Check:
 
 def _supervised(net: AIM, x: Tensor, generator: torch.Generator) -> Check:
     """Of K patches after a prefix of S, K - S are scored."""
-    masked = net.draw_masks(len(x), generator).to(x.device)
+    masked = _prefixes(net, x, generator)
     sizes = (~masked).sum(1)
     wanted = int((net.shape.n_ctx - sizes).sum())
     counted = net.scored(len(x), masked)
@@ -121,6 +128,7 @@ def _loss(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> Chec
     masked = net.draw_masks(len(x), generator)
     masked = None if masked is None else masked.to(x.device)
     output = net(x, masked)
+    assert output.logits is not None
     total, count = 0.0, 0
     patches = net.patches(x)
     for image in range(len(x)):

@@ -25,6 +25,9 @@ class AttentiveProbe(nn.Module):
     ones. Raises ValueError where H does not divide D.
     """
 
+    mean: Tensor
+    var: Tensor
+
     def __init__(self, width: int, n_heads: int, n_classes: int, n_rates: int = 1):
         super().__init__()
         if width % n_heads:
@@ -84,6 +87,7 @@ class SideBySideAdamW:
         self.steps += 1
         first_bias, second_bias = 1 - 0.9**self.steps, 1 - 0.999**self.steps
         for p, (first, second) in zip(self.parameters, self.moments):
+            assert p.grad is not None
             rates = self.rates.view(-1, *[1] * (p.ndim - 1)) * share
             first.lerp_(p.grad, 1 - 0.9)
             second.lerp_(p.grad.square(), 1 - 0.999)

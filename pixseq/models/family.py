@@ -7,23 +7,20 @@ configuration in config.py, and a line in each table here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixseq.errors import PixseqError
 from pixseq.models import aim_checks, igpt_checks
 from pixseq.models.aim import AIM, ATTENTIONS, AimShape
 from pixseq.models.certificates import Check
+from pixseq.models.flops import COUNTING
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.igpt import Shape as IgptShape
 from pixseq.models.output import Output
-
-SHAPES = {"igpt": IgptShape, "aim": AimShape}
-MODELS = {"igpt": ImageGPT, "aim": AIM}
-CERTIFICATES = {"igpt": igpt_checks.certify, "aim": aim_checks.certify}
 
 
 class Shape(Protocol):
@@ -32,21 +29,67 @@ class Shape(Protocol):
     Positions are along the sequence: tokens, or patches.
     """
 
-    family: str  # its name in the tables above
-    reads: str  # the kind of artifact it is trained on: tokens or pixels
-    hidden_states: str  # which of a layer its features are, in words
-    objective: str  # what it is trained to predict, in a word
-    order: str  # of the sequence: a name, or "file"
-    n_layer: int
-    n_head: int
-    d_model: int
-    n_ctx: int  # positions
-    n_classes: int  # of a class head; 0: none
-    head: bool  # whether it has a prediction head
-    can_sample: bool  # whether it can be sampled, pixel by pixel
-    masks: int  # views of an image that features and votes are usually made of
-    pretraining_attention: str  # the attention pattern of pretraining: causal, prefix or bidirectional
-    attention_patterns: tuple[str, ...]  # those it can be used with, its default first
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def family(self) -> str:
+        """Its name in the tables below."""
+
+    @property
+    def reads(self) -> str:
+        """The kind of artifact it is trained on: tokens or pixels."""
+
+    @property
+    def hidden_states(self) -> str:
+        """Which of a layer its features are, in words."""
+
+    @property
+    def objective(self) -> str:
+        """What it is trained to predict, in a word."""
+
+    @property
+    def order(self) -> str:
+        """Of the sequence: a name, or "file"."""
+
+    @property
+    def n_layer(self) -> int:
+        """Blocks."""
+
+    @property
+    def n_head(self) -> int:
+        """Attention heads of a block."""
+
+    @property
+    def d_model(self) -> int:
+        """The width D."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions."""
+
+    @property
+    def n_classes(self) -> int:
+        """Of a class head; 0: none."""
+
+    @property
+    def head(self) -> bool:
+        """Whether it has a prediction head."""
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether it can be sampled, pixel by pixel."""
+
+    @property
+    def masks(self) -> int:
+        """Views of an image that features and votes are usually made of."""
+
+    @property
+    def pretraining_attention(self) -> str:
+        """The attention pattern of pretraining: causal, prefix or bidirectional."""
+
+    @property
+    def attention_patterns(self) -> tuple[str, ...]:
+        """The attention patterns it can be used with, its default first."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
@@ -82,7 +125,7 @@ class Shape(Protocol):
     def block_count(self) -> int:
         """The weights of the blocks' matrices."""
 
-    def flops_per_token(self, counting: str) -> int:
+    def flops_per_token(self, counting: str = COUNTING) -> int:
         """Training floating point operations a position, see flops.py."""
 
     def activation_bytes(self, width: int) -> int:
@@ -96,10 +139,23 @@ class Model(Protocol):
     `losses` over its images divided by `scored`, so that shares of a batch add up.
     """
 
-    shape: Shape
-    kernels: tuple[str, ...]  # see order.Ordered
     attention: str  # the pattern in use
-    order: Tensor | None  # int [n_ctx]: which cell stands at each position; None: raster order
+
+    @property
+    def shape(self) -> Shape:
+        """What fixes its tensors."""
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """See order.Ordered."""
+
+    @property
+    def order(self) -> Tensor | None:
+        """int [n_ctx]: which cell stands at each position; None: raster order."""
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Its transformer blocks, whose matrices go by the names in lora.py."""
 
     def init_weights(self, generator: torch.Generator) -> Model:
         """Set every parameter as training begins; returns itself."""
@@ -119,28 +175,63 @@ class Model(Protocol):
     def draw_masks(self, count: int, generator: torch.Generator) -> Tensor | None:
         """A random mask of each of `count` images, for the attention in use; None where it needs none."""
 
-    def forward(self, x: Tensor, masked: Tensor | None, logits: bool, pooled: bool, unpooled: bool) -> Output:
+    def __call__(
+        self,
+        x: Tensor,
+        masked: Tensor | None = None,
+        /,
+        *,
+        logits: bool = True,
+        pooled: bool = False,
+        unpooled: bool = False,
+    ) -> Output:
         """What was asked for: predictions, and features of every layer, as means over positions or whole."""
 
-    def losses(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor:
+    def losses(self, output: Output, x: Tensor, masked: Tensor | None, /) -> Tensor:
         """Each image's part of the loss, [B]."""
 
     def scored(self, count: int, masked: Tensor | None) -> int:
         """What the sum of `losses` over `count` images is divided by; 0 where their masks leave nothing to predict."""
 
-    def predictions(self, output: Output, x: Tensor, masked: Tensor | None) -> Tensor:
+    def predictions(self, output: Output, x: Tensor, masked: Tensor | None, /) -> Tensor:
         """Images as the model predicts them, each place from the true ones that it sees."""
 
-    def position_losses(self, output: Output, x: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+    def position_losses(self, output: Output, x: Tensor, masked: Tensor | None, /) -> tuple[Tensor, Tensor]:
         """The loss at each position and whether it is scored, both [B, n_ctx] along the sequence."""
+
+    # what every torch module has
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, assign: bool = False) -> Any: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+
+    def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def to(self, device: torch.device, /) -> Self: ...
+
+
+SHAPES: dict[str, type[IgptShape] | type[AimShape]] = {"igpt": IgptShape, "aim": AimShape}
+MODELS: dict[str, Callable[[Any], Model]] = {"igpt": ImageGPT, "aim": AIM}
+CERTIFICATES: dict[str, Callable[[Any, Tensor, torch.Generator, float], Iterator[Check]]] = {
+    "igpt": igpt_checks.certify,
+    "aim": aim_checks.certify,
+}
 
 
 def shape_from(record: Mapping[str, Any]) -> Shape:
     """The shape that a checkpoint's manifest states. Raises PixseqError for one that this version does not know."""
     family = record.get("family", IgptShape.family)
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
-        shape = SHAPES[family](**fields)
+        shape: Shape = SHAPES[family](**fields)
         _check_fields(shape)
         return shape
     except (KeyError, TypeError, ValueError) as error:
@@ -150,7 +241,7 @@ def shape_from(record: Mapping[str, Any]) -> Shape:
 
 
 # The values that fields of names may have.
-CHOICES = {
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "igpt": {"objective": ("ar", "bert")},
     "aim": {"target": ("norm-pixels", "pixels", "codes"), "attention": ("causal", "prefix"), "adapted": ATTENTIONS},
 }

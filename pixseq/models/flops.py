@@ -13,7 +13,7 @@ COUNTING = COUNTINGS[0]  # wherever none is named
 
 def training_flops(
     counting: str, parameters: int, multiplied: int, n_layer: int, d_model: int, n_ctx: int, causal: bool
-):
+) -> int:
     """`multiplied` of the `parameters` stand in matrix products; embeddings that are looked up do not."""
     if counting == "6nd":
         return 6 * parameters

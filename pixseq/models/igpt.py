@@ -6,9 +6,9 @@ Shapes: B images, T positions, D width, H heads, K head width (D / H), V colours
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,7 @@ class Shape:
     @classmethod
     def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
         """The shape of a configuration on tokens: vocabulary and context come from them."""
+        assert n_vocab is not None  # tokens have one
         return cls(**config, n_vocab=n_vocab, n_ctx=math.prod(grid), order=order)
 
     def config(self) -> dict[str, Any]:
@@ -209,7 +210,8 @@ class ImageGPT(Ordered):
         self.wpe = nn.Parameter(torch.empty(shape.n_ctx, d))
         if shape.objective == "ar":
             self.sos = nn.Parameter(torch.empty(d))
-        self.blocks = nn.ModuleList(Block(d, shape.n_head, shape.objective == "ar") for _ in range(shape.n_layer))
+        blocks = nn.ModuleList(Block(d, shape.n_head, shape.objective == "ar") for _ in range(shape.n_layer))
+        self.blocks = cast(Sequence[Block], blocks)  # a list of modules does not tell of which
         self.ln_f = RMSNorm(d)
         if shape.head:
             self.head = nn.Linear(d, shape.n_vocab, bias=False)  # untied from wte
@@ -310,6 +312,7 @@ class ImageGPT(Ordered):
 
     def losses(self, output: Output, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """Mean nats a token of each image, [B]."""
+        assert output.logits is not None
         return generative_nats(output.logits, tokens, masked)
 
     def scored(self, count: int, masked: Tensor | None) -> int:
@@ -318,11 +321,13 @@ class ImageGPT(Ordered):
 
     def predictions(self, output: Output, tokens: Tensor, masked: Tensor | None) -> Tensor:
         """The likeliest token at each place, int [B, T]; bert: the given ones where nothing is hidden."""
+        assert output.logits is not None
         likeliest = output.logits.argmax(-1)
         return likeliest if masked is None else torch.where(masked, likeliest, tokens)
 
     def position_losses(self, output: Output, tokens: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Nats of each token and whether it is scored, both [B, T], along the sequence."""
+        assert output.logits is not None
         nats = token_nats(output.logits, tokens)
         scored = torch.ones_like(tokens, dtype=torch.bool) if masked is None else masked
         return self.to_sequence(nats), self.to_sequence(scored)

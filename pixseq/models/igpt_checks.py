@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def _in_raster_order(net: ImageGPT) -> ImageGPT:
     return _copy(net, {"wpe": net.places()}, order="raster")
 
 
-def _copy(net: ImageGPT, tensors: dict[str, Tensor], **shape: object) -> ImageGPT:
+def _copy(net: ImageGPT, tensors: dict[str, Tensor], **shape: Any) -> ImageGPT:
     """The same model with some tensors, and what its shape says of them, replaced."""
     with torch.device("meta"):
         new = ImageGPT(replace(net.shape, **shape))
@@ -146,7 +147,7 @@ def _loss(net: ImageGPT, x: Tensor, generator: torch.Generator, close: float) ->
     masked = None
     content = F.embedding(x, net.wte)
     if net.shape.objective == "bert":
-        masked = random_mask(*x.shape, generator).to(x.device)
+        masked = random_mask(len(x), x.shape[1], generator).to(x.device)
         masked[:, 0] = True  # so that every image has one
         inputs = torch.where(masked[..., None], 0.0, content) + net.wpe
         scored = masked

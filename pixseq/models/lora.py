@@ -8,11 +8,13 @@ have an update each. Attention's four are adapted by default, as in AIM §5.5.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pixseq.models.family import Model
 
 
 class Place(NamedTuple):
@@ -67,9 +69,7 @@ def targets_of(text: str) -> list[str]:
     return [name for name in PLACES if name in named]
 
 
-def add_low_rank(
-    model: nn.Module, targets: Collection[str], rank: int, alpha: float, generator: torch.Generator
-) -> None:
+def add_low_rank(model: Model, targets: Collection[str], rank: int, alpha: float, generator: torch.Generator) -> None:
     """Freeze all but a class head, and give the `targets` of every block an update of `rank`."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("classifier."))
@@ -78,7 +78,7 @@ def add_low_rank(
             here = [name for name in targets if PLACES[name].module == module]
             if here:
                 linear = block.get_submodule(module)
-                block.set_submodule(module, LowRank(linear, here, rank, alpha, generator))
+                block.set_submodule(module, LowRank(cast(nn.Linear, linear), here, rank, alpha, generator))
 
 
 def merged(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -94,12 +94,12 @@ def merged(weights: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
     return plain
 
 
-def low_rank_count(model: nn.Module) -> int:
+def low_rank_count(model: Model) -> int:
     """The parameters of the updates alone."""
     return sum(p.numel() for name, p in model.named_parameters() if A in name or B in name)
 
 
-def trainable_share(model: nn.Module) -> float:
+def trainable_share(model: Model) -> float:
     """Parameters that are trained, as a part of all."""
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, trained in counts if trained) / sum(n for n, _ in counts)

@@ -19,6 +19,8 @@ class Ordered(nn.Module):
     """
 
     kernels: ClassVar[tuple[str, ...]] = ()
+    order: Tensor | None
+    inverse: Tensor | None
 
     def __init__(self, name: str, length: int):
         super().__init__()
@@ -31,7 +33,7 @@ class Ordered(nn.Module):
         """Raises ValueError if `order` is no permutation of the positions."""
         if (order is None) != (self.order is None):
             raise ValueError("the shape says whether there is an order")
-        if order is None:
+        if order is None or self.order is None:
             return
         inverse = torch.argsort(order)
         if not torch.equal(order[inverse], torch.arange(len(self.order), device=order.device)):

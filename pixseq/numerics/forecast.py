@@ -46,8 +46,9 @@ class Frontier:
 
     def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Frontier:
         """With every array changed alike."""
-        parts = (self.params, self.tokens, self.law)
-        return Frontier(*(part and type(part)(*map(change, vars(part).values())) for part in parts))
+        grown = [PowerLaw(change(one.exponent), change(one.coefficient)) for one in (self.params, self.tokens)]
+        law = None if self.law is None else Law(*map(change, vars(self.law).values()))
+        return Frontier(grown[0], grown[1], law)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every array by its name, as documents hold them."""
@@ -56,8 +57,9 @@ class Frontier:
         return named | ({} if self.law is None else vars(self.law))
 
     def terms(self) -> tuple[np.ndarray, np.ndarray]:
-        """The two falling terms as exp(height - slope log C): height and slope, [2, S] each."""
+        """The two falling terms as exp(height - slope log C): height and slope, [2, S] each. Of one with a law."""
         law = self.law
+        assert law is not None
         with np.errstate(divide="ignore"):
             log_a, log_b = np.log(law.A), np.log(law.B)
         height = [
@@ -73,6 +75,7 @@ class Frontier:
         greater term alone makes up the distance to E, L is not yet there; where neither makes up half of it, it is.
         """
         height, slope = self.terms()
+        assert self.law is not None
         gap = np.asarray(target - self.law.E, float)
         present = height > -np.inf
         reachable = (gap > 0) & (~present | (slope > 0)).all(axis=0) & present.any(axis=0)

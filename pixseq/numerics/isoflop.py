@@ -242,7 +242,8 @@ def profile(
     """log N [n], the metric y [n] to be minimised, the budget of each run [n], log C [K], weights [n]."""
     weight = np.ones(len(y)) if weight is None else weight
     far, scattered = far_off(log_n, y, index, weight)
-    parabolas, status = [], []
+    parabolas: list[Parabola | None] = []
+    status = []
     for k in range(len(log_c)):
         ours = (index == k) & ~far
         sizes = log_n[ours]
@@ -256,9 +257,9 @@ def profile(
     usable = np.array([one == "ok" for one in status])
     if usable.sum() < MIN_BUDGETS:
         return Profile(parabolas, status, ~far, None, None)
-    vertices = np.array([parabolas[k].vertex for k in np.flatnonzero(usable)])
+    vertices = np.array([found.vertex for found, ok in zip(parabolas, usable) if found is not None and ok])
     laws = _laws(log_c[usable], vertices, np.ones(len(vertices), bool), ratio)
-    params_law, tokens_law = (tuple(float(number) for number in law) for law in laws)
+    params_law, tokens_law = ((float(exponent), float(level)) for exponent, level in laws)
     return Profile(parabolas, status, ~far, params_law, tokens_law)
 
 
@@ -268,7 +269,9 @@ def _status(found: Parabola, sizes: np.ndarray) -> str:
     return "ok" if sizes.min() < found.vertex < sizes.max() else "edge"
 
 
-def _laws(log_c: np.ndarray, vertices: np.ndarray, used: np.ndarray, ratio: Ratio):
+def _laws(
+    log_c: np.ndarray, vertices: np.ndarray, used: np.ndarray, ratio: Ratio
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     log_d = ratio.log_tokens(log_c, vertices)
     return power_law(log_c, vertices, used), power_law(log_c, log_d, used)
 
@@ -291,23 +294,24 @@ def bootstrap(
     covers most of that bias, not all. A resample follows the rules of the fit: what is no longer an
     inside minimum is left out, and fewer than MIN_BUDGETS is a failure.
     """
-    usable = [k for k, status in enumerate(found.status) if status == "ok"]
+    met = [(k, one) for k, (one, status) in enumerate(zip(found.parabolas, found.status)) if one and status == "ok"]
+    usable = [k for k, _ in met]
     runs = [np.flatnonzero((index == k) & found.used) for k in usable]
-    root, pool = np.ones(len(y)) if weight is None else np.sqrt(weight), []
-    for k, at in zip(usable, runs):
+    root, shares = np.ones(len(y)) if weight is None else np.sqrt(weight), []
+    for (_, one), at in zip(met, runs):
         seen = y[at]
-        residuals = root[at] * (seen - found.parabolas[k].fitted) / np.abs(seen).mean()
-        pool.append(residuals * np.sqrt(len(seen) / (len(seen) - 3)))
-    pool = np.concatenate(pool)
-    vertices, inside = [], []
-    for k, at in zip(usable, runs):
+        residuals = root[at] * (seen - one.fitted) / np.abs(seen).mean()
+        shares.append(residuals * np.sqrt(len(seen) / (len(seen) - 3)))
+    pool = np.concatenate(shares)
+    drawn_vertices, inside = [], []
+    for (_, one), at in zip(met, runs):
         sizes, seen = log_n[at], y[at]
         residuals = pool[(picks[:, at] * len(pool)).astype(int)] * np.abs(seen).mean() / root[at]
-        drawn = parabola(sizes, found.parabolas[k].fitted + residuals, root[at] ** 2)
+        drawn = parabola(sizes, one.fitted + residuals, root[at] ** 2)
         inside.append((drawn.curvature > 0) & (drawn.vertex > sizes.min()) & (drawn.vertex < sizes.max()))
-        vertices.append(drawn.vertex)
+        drawn_vertices.append(drawn.vertex)
     used, log_c = np.stack(inside, axis=1), log_c[usable]
-    vertices = np.where(used, np.stack(vertices, axis=1), 0.0)
+    vertices = np.where(used, np.stack(drawn_vertices, axis=1), 0.0)
     failed = used.sum(axis=1) < MIN_BUDGETS
     laws = []
     for exponent, intercept in _laws(log_c, vertices, used, ratio):

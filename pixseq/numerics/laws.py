@@ -298,7 +298,7 @@ def _least_squares(grams: dict[str, np.ndarray], sides: dict[str, np.ndarray]) -
     zero = np.zeros(np.broadcast_shapes(*(part.shape for part in grams.values())))
     solutions = [{name: r[name] + zero} for name in "EAB"]
     for pair, between in c.items():
-        first, second = pair
+        first, second = pair[0], pair[1]
         rest = np.maximum(1 - between**2, 1e-14)
         solutions.append(
             {
@@ -332,7 +332,8 @@ def _least_squares(grams: dict[str, np.ndarray], sides: dict[str, np.ndarray]) -
 def _bounds(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest theta [5]. A term at its least is nothing: e^-25 of L."""
     level, exponent = (runs.log_y.min() - 25, runs.log_y.max() + 5), EXPONENTS
-    return tuple(np.array([level[end], exponent[end], level[end], exponent[end], level[end]]) for end in (0, 1))
+    low, high = (np.array([level[end], exponent[end], level[end], exponent[end], level[end]]) for end in (0, 1))
+    return low, high
 
 
 def _terms(theta: np.ndarray, runs: Runs) -> np.ndarray:

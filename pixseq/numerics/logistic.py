@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class Classifier:
 
     def _logits(self, X: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         weights = self.weights.astype(X.dtype)
-        for rows in _slices(*X.shape, len(self.classes)):
+        for rows in _slices(len(X), X.shape[1], len(self.classes)):
             yield rows, (X[rows] @ weights).astype(np.float64) + self.intercept
 
 
@@ -104,7 +104,7 @@ class Rows:
     def map(self, of_block: Callable[[Tensor, Tensor], tuple | Tensor]) -> Iterator:
         """`of_block` of every block's X and y, in order."""
 
-        def part(rows: slice):
+        def part(rows: slice) -> Any:
             return of_block(self.X[rows].to(self.device, self.dtype, non_blocking=True), self.y[rows])
 
         if min(self.threads, len(self.slices)) < 2:
@@ -243,7 +243,8 @@ class Path:
         if len(self.classes) < 2:
             raise ValueError("a regression needs two classes")
         self.max_iter, self.tol = max_iter, tol
-        self.axes = self.spectrum = None
+        self.axes: Tensor | None = None
+        self.spectrum: Spectrum | None = None
         if len(X) < X.shape[1] and len(X) <= FULL_SIDE:
             inner, self.axes, self.spectrum = narrowed(X, device)
             self.rows = Rows(inner, y, len(self.classes), device, threads)
@@ -255,6 +256,7 @@ class Path:
         self.shares = shares * (1 - shares)
         theta = torch.cat([shares.new_zeros(self.rows.D, len(shares)), shares.log()[None]])
         self.pairs: list[tuple[Tensor, Tensor]] = []
+        self._known: list[tuple[Tensor, Tensor, Tensor]] = []  # see _recall
         if after is not None and np.array_equal(after[1].classes, self.classes):  # of rows much like these
             path, begun = after
             weights = torch.from_numpy(begun.weights).to(device)
@@ -272,7 +274,7 @@ class Path:
         n_iter, at = 0, self.at
         self._recall(ridge)
         while True:
-            value, slope = _value(at, ridge), _slope(at, ridge)
+            value, slope = float(_value(at, ridge)), _slope(at, ridge)
             step = -self._inverse(slope, ridge)
             expected = float(-(step * slope).sum() / 2)
             left = expected * max(n_iter, FEWEST)  # slow fits have as many more to go
@@ -283,7 +285,7 @@ class Path:
             if found is None and not self.pairs:
                 break
             if found is None:  # what was learned far away misleads here
-                self.pairs = self._known = []
+                self.pairs, self._known = [], []
                 continue
             self._learn(at, found, ridge)
             at, n_iter = found, n_iter + 1
@@ -291,7 +293,7 @@ class Path:
         gradient, weights = self._largest(slope), self._outside(at.theta[:-1])
         intercept = at.theta[-1] - self.mean @ weights
         fitted = weights.cpu().numpy().copy(), intercept.cpu().numpy()
-        return Classifier(self.classes, *fitted, float(value), gradient, gradient <= self.tol, n_iter)
+        return Classifier(self.classes, *fitted, value, gradient, gradient <= self.tol, n_iter)
 
     def _largest(self, slope: Tensor) -> float:
         """Component of the gradient in W and b themselves, before the mean was taken off."""
@@ -324,6 +326,7 @@ class Path:
 
     def _foreseen(self, slope: Tensor, ridge: float) -> Tensor:
         """The inverse as it is known before any step."""
+        assert self.spectrum is not None  # from the beginning on
         weights = self.spectrum.solve(slope[:-1], self.shares, ridge)
         return torch.cat([weights, (slope[-1] / self.shares)[None]])
 

@@ -89,7 +89,7 @@ def _pyramid(occupied: np.ndarray | None) -> dict[int, np.ndarray]:
     while occupied is not None and edge < 256:
         levels[edge] = occupied
         side = len(occupied) // 2
-        occupied = occupied.reshape(side, 2, side, 2, side, 2).any(axis=(1, 3, 5))
+        occupied = np.any(occupied.reshape(side, 2, side, 2, side, 2), axis=(1, 3, 5))
         edge *= 2
     return levels
 

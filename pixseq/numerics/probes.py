@@ -21,7 +21,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -118,10 +118,13 @@ class Solver:
         if self.name == "sklearn":
             from pixseq.numerics.scikit import ScikitPath
 
-            return ScikitPath(data.X, data.row_labels, max_iter, tol, after)
+            return ScikitPath(
+                data.X, data.row_labels, max_iter, tol, cast("tuple[ScikitPath, Classifier] | None", after)
+            )
         from pixseq.numerics.logistic import Path
 
-        return Path(data.X, data.row_labels, self.device, self.threads, max_iter, tol, after)
+        begun = cast("tuple[Path, Classifier] | None", after)  # a solver's paths are all of one kind
+        return Path(data.X, data.row_labels, self.device, self.threads, max_iter, tol, begun)
 
 
 OURS = Solver()
@@ -316,7 +319,7 @@ def _search(
     best of it, and the fit with the best.
     """
     tried: list[Tried] = []
-    best = fitted = None
+    best: Tried | None = None
     for c in sorted(cs):
         found = path.fit(c)
         now = Tried(c, _accuracy(found, held, seed), found.converged, found.n_iter, found.gradient, found.objective)
@@ -328,6 +331,7 @@ def _search(
         standard_error = (best.val_accuracy * (1 - best.val_accuracy) / held.n_images) ** 0.5
         if waited == PATIENCE or now.val_accuracy < best.val_accuracy - standard_error:
             break
+    assert best is not None  # one C at least is tried
     return tried, best, fitted
 
 

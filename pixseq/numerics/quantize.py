@@ -75,6 +75,8 @@ def to_tokens(images: np.ndarray, scheme: str, table: np.ndarray | None = None) 
     palette: the nearest colour, by `table` (see nearest_table). rgb: red, green, blue of each pixel. gray: luma.
     """
     if scheme == "palette":
+        if table is None:
+            raise ValueError("colours of a palette are looked up in its table")
         tokens = quantize(images, table)
     else:
         tokens = (images if scheme == "rgb" else luma(images)).astype(np.uint16)

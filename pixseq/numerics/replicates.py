@@ -11,10 +11,17 @@ import numpy as np
 class Sized(Protocol):
     """What tells whether runs differ in their seed alone; a seed of None: it is not known."""
 
-    budget: float
-    params: float
-    tokens: float
-    seed: int | None
+    @property
+    def budget(self) -> float: ...
+
+    @property
+    def params(self) -> float: ...
+
+    @property
+    def tokens(self) -> float: ...
+
+    @property
+    def seed(self) -> int | None: ...
 
 
 Run = TypeVar("Run", bound=Sized)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _parse_yaml(text, str(path))
 
 
-def _presets():
+def _presets() -> Traversable:
     return resources.files("pixseq").joinpath("presets")
 
 
