@@ -438,4 +438,5 @@ def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
     rows = array.chunks[axis]
     for lead in _indices(array.shape[:axis]):
         for start in range(0, array.shape[axis], rows):
-            yield np.asarray(array[(*lead, slice(start, start + rows))])
+            place: tuple[int | slice, ...] = (*lead, slice(start, start + rows))
+            yield np.asarray(array[place])
