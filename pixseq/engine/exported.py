@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.manifest import reference
 from pixseq.engine.opening import open_images, some_images
+from pixseq.engine.sweep import Sweep
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported
 from pixseq.runtime import Machine
@@ -19,15 +20,8 @@ TAP = "exported"
 BATCH = 64
 
 
-def sweep(
-    where: Machine,
-    model: str | Path,
-    tokens: str | Path,
-    batch_size: int | None,
-    dtype: str,
-    write: Callable[..., Manifest],
-) -> Manifest:
-    """`write` the features of a store, as the only layer 0. Raises UsageError for pictures of several sizes."""
+def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int | None, dtype: str) -> Sweep:
+    """The features of a store, as the only layer 0. Raises UsageError for pictures of several sizes."""
     extractor = open_exported(model)
     store = open_images(tokens, "tokens", "pixels")
     if store.whole:
@@ -48,7 +42,8 @@ def sweep(
         "pool": "none",
     }
     row = compute(some_images(store, slice(0, 1)), 0).shape[2:]
-    return write(store, store.codec, row, compute, batch_size or BATCH, config, inputs, meta)
+    told = {"device": str(where.device)}
+    return Sweep(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, told)
 
 
 def check(where: Machine, model: str | Path, store: Any) -> int:

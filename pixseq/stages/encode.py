@@ -77,7 +77,6 @@ def run(
     images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
-    from pixseq.artifacts.arrays import StoreWriter
     from pixseq.data.images import MAX_PIXELS, Preparation
     from pixseq.data.sources import TokenSource, open_any
 
@@ -103,34 +102,22 @@ def run(
     if label_column is not None:
         config["label_column"] = label_column
     if isinstance(opened, TokenSource):
-        _check_ids(opened, config)
-        drawn = None if part is None else seed
-        config |= {**dict.fromkeys(asdict(prep)), "size": size, "seed": drawn}  # nothing was prepared
-        if opened.has_labels:
-            inputs["labels"] = describe(replace(opened, ids=opened.labels))
-        if palette is None:
-            codec = replace(codec, n_vocab=OPENAI_COLORS)
-            progress.note(
-                "without a palette these tokens pair only with models that were imported without one, "
-                "and cannot be drawn"
-            )
+        config, labels = _as_ids(opened, config, prep)
+        inputs |= labels
+        codec = codec if palette is not None else _without_palette(codec)
     elif scheme == "palette" and palette is None:
         raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
     for note in opened.notes:
         progress.note(note)
     inputs["source"] = describe(opened)
     codec = replace(codec, class_names=opened.class_names)
-    # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
-    recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
 
-    kind, main = _main_array(codec)
-    specs = {kind: main, **_other_arrays(opened, prep.views, main.whole)}
-    row_bytes = main.row_bytes * (int(size**2 * USUAL_RATIO) if main.whole else 1)
-    chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
+    kind, specs = _arrays(codec, opened, prep.views)
+    row_bytes = specs[kind].row_bytes * (int(size**2 * USUAL_RATIO) if codec.whole else 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
     _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
     with atomic.resuming(out, overwrite, "encode") as partial:
-        writer = StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
+        writer = _writer(partial, specs, config, inputs, row_bytes, resume, overwrite)
         if writer.finished:
             return writer.finished
         try:
@@ -139,9 +126,7 @@ def run(
             if not writer.rows:  # nothing to go on from
                 delete(partial, keep=True)
             raise
-        if kind == "tokens" and len(tally.counts) > codec.n_vocab:  # ids without a palette
-            codec = replace(codec, n_vocab=len(tally.counts))
-            progress.note(f"the ids reach {codec.n_vocab - 1}, so the vocabulary has {codec.n_vocab}")
+        codec = _reached(codec, tally)
         summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(opened, tally)
         return writer.finish(kind, "encode", config, inputs, summary, codec.written())
 
@@ -175,6 +160,85 @@ def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> t
     return codec, {"palette": {"path": str(palette), "id": loaded.id, "form": loaded.form}}
 
 
+def _as_ids(
+    source: TokenSource, config: dict[str, Any], prep: Preparation
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config of ids that others made, for which no picture is prepared, and their file of labels as an input.
+
+    Raises UsageError for options that only pictures can follow, PixseqError for pictures of another size.
+    """
+    usual = {"scheme": "palette", "views": 0, "resize": "crop", "background": "white", "on_error": "fail"}
+    usual |= {"bit_depth": None, "filter": "bilinear", "resized_side": None}
+    for name, value in usual.items():
+        if config[name] != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {config[name]} needs pictures, but {source.ids} holds palette ids",
+                "leave it out",
+            )
+    if source.side != config["size"]:
+        raise PixseqError(
+            f"{source.ids} holds pictures of {source.side}x{source.side}, but --size is {config['size']}",
+            f"--size {source.side}",
+        )
+    drawn = None if config["part"] is None else prep.seed
+    config = {**config, **dict.fromkeys(asdict(prep)), "size": prep.size, "seed": drawn}
+    return config, {"labels": describe(replace(source, ids=source.labels))} if source.has_labels else {}
+
+
+def _without_palette(codec: Codec) -> Codec:
+    """The vocabulary of ids whose colours are not known, as far as they are not read yet."""
+    progress.note(
+        "without a palette these tokens pair only with models that were imported without one, and cannot be drawn"
+    )
+    return replace(codec, n_vocab=OPENAI_COLORS)
+
+
+def _reached(codec: Codec, tally: Tally) -> Codec:
+    """The vocabulary of ids without a palette, which may have turned out to be larger."""
+    if codec.scheme == "pixels" or len(tally.counts) <= codec.n_vocab:
+        return codec
+    progress.note(f"the ids reach {len(tally.counts) - 1}, so the vocabulary has {len(tally.counts)}")
+    return replace(codec, n_vocab=len(tally.counts))
+
+
+def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> tuple[str, dict[str, Spec]]:
+    """The kind of the store, which is the name of its main array too, and the forms of all its arrays."""
+    from pixseq.artifacts.arrays import SHAPES, Spec
+
+    if codec.whole:
+        kind, main = "pixels", Spec("uint8", (None, 3), whole=True)
+    elif codec.scheme == "pixels":
+        kind, main = "pixels", Spec("uint8", (None, *codec.grid))
+    else:
+        kind, main = "tokens", Spec("uint16", (None, math.prod(codec.grid)))
+    specs = {kind: main}
+    if source.has_labels:
+        specs["labels"] = Spec("int32", (None,))
+    if views > 1 or source.shows:
+        specs["images"] = Spec("int32", (None,))
+    if main.whole:
+        specs[SHAPES] = Spec("int32", (None, 2))
+    return kind, specs
+
+
+def _writer(
+    partial: Path,
+    specs: dict[str, Spec],
+    config: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],
+    row_bytes: int,
+    resume: bool,
+    overwrite: bool,
+) -> StoreWriter:
+    """What writes the store, in chunks of about CHUNK_TOKENS, and goes on from an interrupted run of the same."""
+    from pixseq.artifacts.arrays import StoreWriter
+
+    # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
+    recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
+    chunk_rows = max(min(2 * CHUNK_TOKENS // row_bytes, CHUNK_ROWS), 1)
+    return StoreWriter(partial, specs, recipe, chunk_rows, resume, overwrite)
+
+
 def _say_source(source: Source | TokenSource, chosen: np.ndarray | None) -> bool:
     """What a source holds; how many classes numbers are is only known, and said, after all."""
     progress.say(source_line(source, None if chosen is None else len(chosen)))
@@ -189,42 +253,6 @@ def _labels(source: Source | TokenSource, tally: Tally) -> dict[str, Any]:
     if source.has_labels and not source.class_names:
         progress.say(labels_line(source, found, len(tally.classes) == COUNTED_LABELS))
     return {"classes": found, "labels_from": source.labels_from if source.has_labels else None}
-
-
-def _check_ids(source: TokenSource, config: dict[str, Any]) -> None:
-    """Raises UsageError for options that only pictures can follow, PixseqError for pictures of another size."""
-    usual = {"scheme": "palette", "views": 0, "resize": "crop", "background": "white", "on_error": "fail"}
-    usual |= {"bit_depth": None, "filter": "bilinear", "resized_side": None}
-    for name, value in usual.items():
-        if config[name] != value:
-            raise UsageError(
-                f"--{name.replace('_', '-')} {config[name]} needs pictures, but {source.ids} holds palette ids",
-                "leave it out",
-            )
-    if source.side != config["size"]:
-        raise PixseqError(
-            f"{source.ids} holds pictures of {source.side}x{source.side}, but --size is {config['size']}",
-            f"--size {source.side}",
-        )
-
-
-def _main_array(codec: Codec) -> tuple[str, Spec]:
-    """The kind of the store, which is the name of its main array too, and the form of that array."""
-    from pixseq.artifacts.arrays import Spec
-
-    if codec.whole:
-        return "pixels", Spec("uint8", (None, 3), whole=True)
-    if codec.scheme == "pixels":
-        return "pixels", Spec("uint8", (None, *codec.grid))
-    return "tokens", Spec("uint16", (None, math.prod(codec.grid)))
-
-
-def _other_arrays(source: Source | TokenSource, views: int, whole: bool) -> dict[str, Spec]:
-    from pixseq.artifacts.arrays import SHAPES, Spec
-
-    specs = {"labels": Spec("int32", (None,))} if source.has_labels else {}
-    specs |= {"images": Spec("int32", (None,))} if views > 1 or source.shows else {}
-    return specs | ({SHAPES: Spec("int32", (None, 2))} if whole else {})
 
 
 class Encoded(NamedTuple):

@@ -7,7 +7,6 @@ stream after l blocks; its mean over positions, or whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Spec, Store, StoreWriter
-from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
@@ -37,6 +36,7 @@ from pixseq.engine.opening import (
 from pixseq.engine.parts import origin
 from pixseq.engine.run_folder import recipe_of
 from pixseq.engine.scores import Beside, config_of, shares_sweep
+from pixseq.engine.sweep import Sweep
 from pixseq.errors import UsageError
 from pixseq.interop.exported import is_exported
 from pixseq.models.family import Model, Shape, shape_from
@@ -77,134 +77,164 @@ def run(
     `loss`: where the metrics go that `evaluate` makes of the same images, in the same sweep (`scores.shares_sweep` says
     of which models it can); a sweep that is gone on with has not seen all images, and makes none.
     """
-    if below is not None and pool != "mean":
-        raise UsageError(f"--below goes with --pool mean, not with {pool}", "leave one of them out")
+    asked = Asked(
+        layers, pool, attention, dtype, masks, random_init, weights, batch_size, seed, below, loss is not None
+    )
+    _check(model, asked)
     atomic.check_target(out, overwrite)
     beside = None
-    if not has_layers(model):
-        options = (masks, random_init, attention, below, loss)
-        if layers != "all" or pool != "mean" or any(option is not None for option in options):
-            what = "raw pixels have" if str(model) == PIXELS else f"{model} has"
-            raise UsageError(f"{what} no layers, masks, weights or attention", "leave those options out")
     with machine(device, precision) as where, torch.inference_mode():
         if is_exported(model):
-
-            def write(store, codec, row, compute, batch, config, inputs, meta) -> Manifest:
-                told = {"device": str(where.device)}
-                return _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
-
-            return exported.sweep(where, model, tokens, batch_size, dtype, write)
-        if str(model) == PIXELS:
-            store = open_images(tokens, "tokens", "pixels")
-            if store.whole:
-                raise UsageError(
-                    f"{tokens} holds whole pictures, raw pixels are of one size", "encode squares: --resize crop"
-                )
-            inputs = {"tokens": reference(tokens, store.manifest)}
-            chosen, masks, batch = [0], 1, _pixel_batch(store)
-            compute: Callable[[np.ndarray, int], np.ndarray] = _pixels(store)
-            tap, weights, used, random, n_head = "pixels", None, None, False, None
-            codec = store.codec
+            sweep = exported.sweep(where, model, tokens, batch_size, dtype)
+        elif str(model) == PIXELS:
+            sweep = _of_pixels(where, tokens, dtype)
         else:
-            checkpoint = open_checkpoint(model)
-            shape = shape_from(checkpoint.shape)
-            store = open_images(tokens, shape.reads)
-            checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
-            inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
-            codec = checkpoint.codec
-            net = load_weights(shape, checkpoint, weights)
-            if random_init is not None:
-                net.init_weights(generator(random_init, Stream.RANDOM_MODEL))
-            net = placed(net, where).eval()
-            use_attention(net, checkpoint.path, attention)
-            chosen = chosen_layers(layers, shape)
-            masks = mask_count(shape, masks)
-            batch = batch_size or micro_batch_images(net, where)
-            if loss is not None and (not shares_sweep(shape) or attention or random_init is not None):
-                raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
-            pooling = Pooling(pool, first_below(below, shape, store))
-            compute = _activations(where, net, chosen, masks, seed, pooling)
-            tap, used, random = shape.hidden_states, net.attention, shape.draws_masks(net.attention)
-            n_head = shape.n_head
-        sample = compute(some_images(store, slice(0, 1), codec), 0)
-        config = {
-            "layers": chosen,
-            "pool": pool,
-            "attention": used,
-            "dtype": dtype,
-            "masks": masks,
-            "random_init": random_init,
-            "weights": weights,
-            "precision": None if str(model) == PIXELS else where.precision,  # colours are looked up
-            "seed": seed if random else None,
-            **({} if below is None else {"below": below}),
-        }
-        meta = {
-            "layers": chosen,
-            "masks": masks,
-            "class_names": store.codec.class_names,
-            "height": codec.height,
-            "width": codec.width,
-            "tap": tap,
-            "pool": "none" if str(model) == PIXELS else pool,
-            **({} if below is None else {"below": below}),
-        }
-        told = {"device": str(where.device), **({} if n_head is None else {"n_head": n_head})}
-        row = sample.shape[2:]
-        if loss is not None:
-            beside = Beside(net, where)
-            compute = _activations(where, net, chosen, masks, seed, pooling, beside)
-        made = _write(store, codec, out, compute, row, batch, config, inputs, meta, told, resume, overwrite)
-        if beside is not None and beside.count == len(store):
-            numbers = beside.numbers(model, store, codec.grid[2])
-            write_metrics(loss, "evaluate", config_of(weights, masks, seed, None, where), inputs, numbers, overwrite)
-        return made
+            sweep, beside = _of_model(where, model, tokens, asked)
+        made = _write(sweep, out, resume, overwrite)
+        if loss is not None and beside is not None and beside.count == len(sweep.store):
+            numbers = beside.numbers(model, sweep.store, sweep.codec.grid[2])
+            config = config_of(weights, sweep.config["masks"], seed, None, where)
+            write_metrics(loss, "evaluate", config, sweep.inputs, numbers, overwrite)
+    return made
 
 
-def _write(
-    store: Store,
-    codec: Codec,
-    out: str | Path,
-    compute: Callable[[np.ndarray, int], np.ndarray],
-    row: tuple[int, ...],
-    batch: int,
-    config: dict[str, Any],
-    inputs: dict[str, Any],
-    meta: dict[str, Any],
-    told: dict[str, Any],
-    resume: bool,
-    overwrite: bool,
-) -> Manifest:
-    """Sweep the store as `codec` sees it; `row` is the shape of one image's features of one layer, [D] or [T, D].
+@dataclass(frozen=True)
+class Asked:
+    """The options of `run` that make the features, and whether the loss is measured beside them."""
 
-    `told` is for the summary: what does not make the numbers, the model's attention heads for those who attend over
-    its features.
-    """
+    layers: str
+    pool: str
+    attention: str | None
+    dtype: str
+    masks: int | None
+    random_init: int | None
+    weights: str
+    batch_size: int | None
+    seed: int
+    below: float | None
+    loss: bool
+
+
+def _check(model: str | Path, asked: Asked) -> None:
+    """Raises UsageError for options that do not go together, or that only a checkpoint can follow."""
+    if asked.below is not None and asked.pool != "mean":
+        raise UsageError(f"--below goes with --pool mean, not with {asked.pool}", "leave one of them out")
+    if has_layers(model):
+        return
+    options = (asked.masks, asked.random_init, asked.attention, asked.below)
+    if asked.layers != "all" or asked.pool != "mean" or asked.loss or any(option is not None for option in options):
+        what = "raw pixels have" if str(model) == PIXELS else f"{model} has"
+        raise UsageError(f"{what} no layers, masks, weights or attention", "leave those options out")
+
+
+def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Sweep:
+    """The decoded colours, as layer 0. Raises UsageError for whole pictures."""
+    store = open_images(tokens, "tokens", "pixels")
+    if store.whole:
+        raise UsageError(f"{tokens} holds whole pictures, raw pixels are of one size", "encode squares: --resize crop")
+    compute, codec = _pixels(store), store.codec
+    config = {"layers": [0], "pool": "mean", "attention": None, "dtype": dtype, "masks": 1, "random_init": None}
+    config |= {"weights": None, "precision": None, "seed": None}  # colours are looked up
+    return Sweep(
+        store,
+        codec,
+        compute,
+        compute(some_images(store, slice(0, 1), codec), 0).shape[2:],
+        _pixel_batch(store),
+        config,
+        {"tokens": reference(tokens, store.manifest)},
+        _meta(store, codec, config, tap="pixels", pool="none"),
+        {"device": str(where.device)},
+    )
+
+
+def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Asked) -> tuple[Sweep, Beside | None]:
+    """The layers of a checkpoint, and its loss where that is asked for."""
+    checkpoint = open_checkpoint(model)
+    shape, codec = shape_from(checkpoint.shape), checkpoint.codec
+    store = open_images(tokens, shape.reads)
+    codec.must_pair(checkpoint.path, store.codec, store.path)
+    net = _net(where, checkpoint, shape, asked)
+    layers, masks = chosen_layers(asked.layers, shape), mask_count(shape, asked.masks)
+    batch = asked.batch_size or micro_batch_images(net, where)
+    if asked.loss and (not shares_sweep(shape) or asked.attention or asked.random_init is not None):
+        raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
+    pooling = Pooling(asked.pool, first_below(asked.below, shape, store))
+    compute = _activations(where, net, layers, masks, asked.seed, pooling)
+    row = compute(some_images(store, slice(0, 1), codec), 0).shape[2:]
+    beside = Beside(net, where) if asked.loss else None
+    if beside is not None:  # not before: that one image counts once
+        compute = _activations(where, net, layers, masks, asked.seed, pooling, beside)
+    config = {
+        "layers": layers,
+        "pool": asked.pool,
+        "attention": net.attention,
+        "dtype": asked.dtype,
+        "masks": masks,
+        "random_init": asked.random_init,
+        "weights": asked.weights,
+        "precision": where.precision,
+        "seed": asked.seed if shape.draws_masks(net.attention) else None,
+        **({} if asked.below is None else {"below": asked.below}),
+    }
+    inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
+    meta = _meta(store, codec, config, tap=shape.hidden_states, pool=asked.pool)
+    told = {"device": str(where.device), "n_head": shape.n_head}
+    return Sweep(store, codec, compute, row, batch, config, inputs, meta, told), beside
+
+
+def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: Asked) -> Model:
+    """The model in its place, with trained or fresh weights and the attention that is asked for."""
+    net = load_weights(shape, checkpoint, asked.weights)
+    if asked.random_init is not None:
+        net.init_weights(generator(asked.random_init, Stream.RANDOM_MODEL))
+    net = placed(net, where).eval()
+    use_attention(net, checkpoint.path, asked.attention)
+    return net
+
+
+def _meta(store: Store, codec: Codec, config: dict[str, Any], tap: str, pool: str) -> dict[str, Any]:
+    """What those who read the features need to know of them."""
+    return {
+        "layers": config["layers"],
+        "masks": config["masks"],
+        "class_names": store.codec.class_names,
+        "height": codec.height,
+        "width": codec.width,
+        "tap": tap,
+        "pool": pool,
+        **({"below": config["below"]} if "below" in config else {}),
+    }
+
+
+def _write(sweep: Sweep, out: str | Path, resume: bool, overwrite: bool) -> Manifest:
+    """The features of a sweep, with the labels and images of its store beside them."""
+    config, store = sweep.config, sweep.store
     layers, masks, total = config["layers"], config["masks"], len(store)
-    specs = {"features": Spec(config["dtype"], (len(layers), None, *row))}
+    specs = {"features": Spec(config["dtype"], (len(layers), None, *sweep.row))}
     beside = {"labels": store.labels(), "images": store.images()}
     beside = {name: values for name, values in beside.items() if values is not None}
     specs |= {name: Spec("int32", (None,)) for name in beside}
-    batch_bytes = batch * masks * len(layers) * math.prod(row) * np.dtype(config["dtype"]).itemsize
-    chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // batch), 1) * batch
-    recipe = recipe_of(config, inputs, {})
+    batch_bytes = sweep.batch * masks * len(layers) * math.prod(sweep.row) * np.dtype(config["dtype"]).itemsize
+    chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // sweep.batch), 1) * sweep.batch
+    recipe = recipe_of(config, sweep.inputs, {})
     with atomic.resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         if writer.finished:
             return writer.finished
         start = writer.covered // masks
         with progress.track("features", total, "images", start) as bar:
-            for first, images in image_batches(store, batch, start, codec):
-                rows = {"features": compute(images, first).astype(config["dtype"])}
+            for first, images in image_batches(store, sweep.batch, start, sweep.codec):
+                rows = {"features": sweep.compute(images, first).astype(config["dtype"])}
                 for name, values in beside.items():
                     rows[name] = np.repeat(values[first : first + len(images)], masks)
                 writer.append(rows, {})
                 bar.advance(len(images))
         shown = len(np.unique(beside["images"])) if "images" in beside else total
-        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": row[-1], **told}
+        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": sweep.row[-1], **sweep.told}
         source = origin(store)
-        parents = {**inputs, **({"source": source} if source else {})}
-        return writer.finish("features", "features", config, parents, summary, meta)
+        parents = {**sweep.inputs, **({"source": source} if source else {})}
+        return writer.finish("features", "features", config, parents, summary, sweep.meta)
 
 
 def has_layers(model: str | Path) -> bool:
