@@ -185,7 +185,7 @@ def test_a_prompt_of_pictures_is_read_as_it_is_asked_to(checkpoints, tokens, tmp
         progress.enable(False)
     assert record["summary"]["pictures"] == 3 and record["config"]["on_error"] == "skip"
     assert "skipped" in capsys.readouterr().err
-    with pytest.raises(PixseqError, match="36"):
+    with pytest.raises(PixseqError, match="6 x 6 pixels"):
         sample.run(checkpoints["ar"], **out, on_error="fail", max_pixels=35)
     with pytest.raises(UsageError, match="no columns"):
         sample.run(checkpoints["ar"], **out, label_column="label")

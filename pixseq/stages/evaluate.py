@@ -60,9 +60,7 @@ def run(
     its accuracy. Computed in float32, as the published figures are, unless `precision` asks for bf16. Raises
     PixseqError where it has neither head.
     """
-    chart = None if by_position is None else Path(by_position).with_suffix(".png")
-    if by_position is not None and Path(by_position).suffix != ".json":
-        raise UsageError(f"--by-position is {by_position}, not a .json", f"{chart} will be drawn beside it")
+    chart = _chart_beside(by_position)
     check_png(pictures)
     check_targets((out, by_position, chart, pictures), overwrite)
     with machine(device, precision) as where:
@@ -75,8 +73,8 @@ def run(
             raise PixseqError(f"{model} {_why_not(net, attention, labels)}", "it gives features: pixseq features")
         if (by_position is not None or pictures is not None) and not passes[0].loss:
             raise UsageError(f"{model} {_why_not(net, attention, labels)}", "leave out --by-position and --pictures")
-        tally = Tally(along=by_position is not None)
         batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
+        tally = Tally(along=by_position is not None)
         with progress.track("evaluate", len(passes) * len(store), "images") as bar:
             for one in passes:
                 net.attention = one.attention
@@ -87,29 +85,40 @@ def run(
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
-        numbers = facts_of(net, store)
-        if "rows" in numbers:
-            progress.warn(f"{tokens} holds several random crops an image: the numbers are means over crops")
         tally.check(model, tokens)
+        numbers = facts_of(net, store)
         if passes[0].loss:
             numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec.grid[2])
         if labels is not None:
             numbers["accuracy"] = tally.hits / len(store)
         numbers |= where.used()
         config = config_of(weights, count, seed, attention, where)
+    if "rows" in numbers:
+        progress.warn(f"{tokens} holds several random crops an image: the numbers are means over crops")
     inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None:
         curve = tally.curve()
         write_metrics(by_position, "evaluate", config, inputs, {**numbers, "loss_by_position": curve}, overwrite)
-        points = [(position, loss) for position, loss in enumerate(curve) if loss is not None]
-        title = f"{checkpoint.path.name} on {store.path.name}"
-        image = line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
-        save_png(chart, image, "evaluate", config, inputs, overwrite=overwrite)
+        drawn_curve = _curve_chart(curve, f"{checkpoint.path.name} on {store.path.name}")
+        save_png(chart, drawn_curve, "evaluate", config, inputs, overwrite=overwrite)
     if pictures is not None:
         save_png(pictures, drawn, "evaluate", config, inputs, shown, overwrite)
     return numbers
+
+
+def _chart_beside(by_position: str | Path | None) -> Path | None:
+    """Where the curve is drawn. Raises UsageError where the numbers go to no .json."""
+    chart = None if by_position is None else Path(by_position).with_suffix(".png")
+    if by_position is not None and Path(by_position).suffix != ".json":
+        raise UsageError(f"--by-position is {by_position}, not a .json", f"{chart} will be drawn beside it")
+    return chart
+
+
+def _curve_chart(curve: list[float | None], title: str) -> np.ndarray:
+    points = [(position, loss) for position, loss in enumerate(curve) if loss is not None]
+    return line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
 
 
 @torch.inference_mode()

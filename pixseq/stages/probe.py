@@ -85,11 +85,7 @@ def run(
     check_png(plot)
     pair = open_pair(features, test)
     chosen = _chosen_layers(layers, pair)
-    others = {name: open_pair(*paths) for name, *paths in baselines}
-    if len(others) < len(baselines):
-        raise UsageError("two baselines have one name", "give each its own")
-    for name, other in others.items():
-        _check_baseline(name, other, pair)
+    others = _baselines(baselines, pair)
     if recipe.attentive:
         from pixseq.engine import attentive
 
@@ -99,19 +95,7 @@ def run(
         few.check(chosen, recipe.c)
     split = _split(pair, recipe, labels_per_class)
 
-    every = layers == "all"
-    with contextlib.nullcontext() if recipe.attentive else probes.one_blas_thread():
-        rows = _probe(pair, chosen, every, split, recipe, "probe")
-        best = _best(rows)
-        numbers: dict[str, Any] = {"method": method, **_data_facts(pair), "layers": rows, **_headline(best)}
-        numbers["concat"] = _concat(pair, best["layer"], concat, split, recipe) if concat else None
-        numbers["low_data"] = None if few is None else _low_data(pair, chosen, best["layer"], few, recipe)
-        numbers["baselines"] = []
-        for name, other in others.items():
-            same = [layer for layer in chosen if layer in other.layers]
-            found = _probe(other, same or other.layers, every or not same, split, recipe, f"probe {name}")
-            numbers["baselines"].append({"name": name, "layers": found, **_headline(_best(found))})
-    numbers |= attentive.used(recipe.attentive) if recipe.attentive else recipe.used()
+    numbers = _measure(pair, others, chosen, layers == "all", split, recipe, concat, few)
     _remark(numbers, recipe)
 
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
@@ -126,10 +110,44 @@ def run(
     if plot is not None:
         from pixseq.artifacts.picture import save_png
 
-        save_png(
-            plot, curve(numbers, _model_name(pair)), "probe", config, inputs, {"best_layer": best["layer"]}, overwrite
-        )
+        drawn, summary = curve(numbers, _model_name(pair)), {"best_layer": numbers["best_layer"]}
+        save_png(plot, drawn, "probe", config, inputs, summary, overwrite)
     return numbers
+
+
+def _baselines(baselines: Sequence[tuple[str, str | Path, str | Path]], pair: Pair) -> dict[str, Pair]:
+    """Other features of the images of `pair`, by name. Raises UsageError for a name twice, PixseqError for others."""
+    found = {name: open_pair(*paths) for name, *paths in baselines}
+    if len(found) < len(baselines):
+        raise UsageError("two baselines have one name", "give each its own")
+    for name, other in found.items():
+        _check_baseline(name, other, pair)
+    return found
+
+
+def _measure(
+    pair: Pair,
+    others: dict[str, Pair],
+    chosen: Sequence[int],
+    every: bool,
+    split: tuple[np.ndarray, np.ndarray],
+    recipe: Recipe,
+    concat: int,
+    few: Few | None,
+) -> dict[str, Any]:
+    """The metrics: of each layer, of the best one and its neighbours, with few labels, and of the baselines."""
+    with contextlib.nullcontext() if recipe.attentive else probes.one_blas_thread():
+        rows = _probe(pair, chosen, every, split, recipe, "probe")
+        best = _best(rows)
+        numbers: dict[str, Any] = {"method": recipe.method, **_data_facts(pair), "layers": rows, **_headline(best)}
+        numbers["concat"] = _concat(pair, best["layer"], concat, split, recipe) if concat else None
+        numbers["low_data"] = None if few is None else _low_data(pair, chosen, best["layer"], few, recipe)
+        numbers["baselines"] = []
+        for name, other in others.items():
+            same = [layer for layer in chosen if layer in other.layers]
+            found = _probe(other, same or other.layers, every or not same, split, recipe, f"probe {name}")
+            numbers["baselines"].append({"name": name, "layers": found, **_headline(_best(found))})
+    return numbers | recipe.used()
 
 
 @dataclass(frozen=True)
@@ -181,6 +199,10 @@ class Recipe:
 
     def used(self) -> Row:
         """What its results say of how they were computed."""
+        if self.attentive is not None:
+            from pixseq.engine import attentive
+
+            return attentive.used(self.attentive)
         return {"solver": self.solver, "device": self.fitter().device}
 
     def fitter(self, workers: int = 1) -> probes.Solver:

@@ -66,49 +66,29 @@ def run(
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt)
     reading = {"split": split, "label_column": label_column, "bit_depth": bit_depth, "max_pixels": max_pixels}
-    reading = {key: value for key, value in reading.items() if value is not None}
-    reading |= {"on_error": on_error} if on_error != "fail" else {}
+    reading |= {"on_error": on_error if on_error != "fail" else None}
+    reading = {option: value for option, value in reading.items() if value is not None}
     _check_reading(prompt, reading)
     _check_columns(columns, None if prompt is None else completions + 2)
     check_png(out)
     with machine(device, precision) as where:
-        net, checkpoint = opening.open_model(model, where, weights)
-        if not net.shape.can_sample:
-            raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
-        if not net.shape.head:
-            raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
-        checkpoint.codec.must_have_colours(model, "import it again with --palette kmeans_centers.npy")
+        net, checkpoint = _open(model, where, weights)
+        codec = checkpoint.codec
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
         given = part = None
         if prompt is not None:
             given, inputs["prompt"], part = _prompt(checkpoint, prompt, reading, count)
-        kept = checkpoint.codec.kept(keep) if given is not None else 0
-        order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
-        if np.any(order[:kept] >= kept):
-            raise PixseqError(
-                f"{model} draws in {net.shape.order} order: the rows kept of the prompt are not what it sees first",
-                "sample it without --prompt",
-            )
+        kept = codec.kept(keep) if given is not None else 0
+        order = _order(model, net, kept)
         starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
         starts = np.tile(starts, (completions, 1))
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
-            raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
         tokens = _draw(where, net, starts, seed, batch_size or pictures_at_once(where, net), settings)
         tokens = tokens[:, np.argsort(order)]
-    config = {
-        "count": count,
-        "seed": seed,
-        **settings,
-        "weights": weights,
-        **where.used(),
-        **(
-            {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
-            if given is not None
-            else {}
-        ),
-    }
-    images = checkpoint.codec.to_images(tokens)
+    config = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
+    if given is not None:
+        config |= {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
+    images = codec.to_images(tokens)
     if tokens_out is not None:
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
     if images_out is not None:
@@ -118,9 +98,32 @@ def run(
     if given is None:
         drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
     else:
-        originals = checkpoint.codec.to_images(given)
-        drawn = _completion_grid(images, originals, kept, checkpoint.codec, completions, columns)
+        drawn = _completion_grid(images, codec.to_images(given), kept, codec, completions, columns)
     return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
+
+
+def _open(model: str | Path, where: Machine, weights: str) -> tuple[Model, Checkpoint]:
+    """Raises PixseqError for a model that cannot draw pictures."""
+    net, checkpoint = opening.open_model(model, where, weights)
+    if not net.shape.can_sample:
+        raise PixseqError(f"{model} is a {net.shape.objective} model: it draws no pixels", "sample an ar model")
+    if not net.shape.head:
+        raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
+    checkpoint.codec.must_have_colours(model, "import it again with --palette kmeans_centers.npy")
+    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+        raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
+    return net, checkpoint
+
+
+def _order(model: str | Path, net: Model, kept: int) -> np.ndarray:
+    """The position that each step draws. Raises PixseqError where the first `kept` steps are not those positions."""
+    order = np.arange(net.shape.n_ctx) if net.order is None else net.order.cpu().numpy()
+    if np.any(order[:kept] >= kept):
+        raise PixseqError(
+            f"{model} draws in {net.shape.order} order: the rows kept of the prompt are not what it sees first",
+            "sample it without --prompt",
+        )
+    return order
 
 
 def _check(count: int, keep: float, completions: int, temperature: float, top_k: int, top_p: float, prompt) -> None:
