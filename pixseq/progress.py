@@ -32,6 +32,7 @@ def enable(on: bool = True) -> None:
     """Turn the talk on (the command line does, unless --quiet)."""
     global _enabled
     _enabled = on
+    _warnings.clear()  # of what was done before
 
 
 def enabled() -> bool:
@@ -62,7 +63,7 @@ def warn(text: str) -> None:
     """What can spoil a result: said when it is met, and again as the last lines of a command, by `last_words`."""
     if text not in _warnings:
         _warnings.append(text)
-        say(_warning(text))
+    say(_warning(text))
 
 
 def last_words() -> None:

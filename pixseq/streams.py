@@ -35,6 +35,7 @@ class Stream(IntEnum):
     HELD_OUT = 61
     VIEWS = 8
     SHOWN_ROWS = 9
+    DIGIT_PLACES = 62  # of the source digits-placed
     # features, evaluate, sample, check
     FEATURES_MASK = 13
     RANDOM_MODEL = 14
@@ -48,6 +49,7 @@ class Stream(IntEnum):
     PROBE_SPLIT = 21
     PROBE_TIE = 22
     PROBE_SUBSET = 23
+    CURVATURE_SKETCH = 26  # of the logistic solver
     ATTENTIVE_INIT = 31
     ATTENTIVE_ORDER = 32
     # scaling studies and distances

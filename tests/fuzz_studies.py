@@ -56,7 +56,9 @@ def finished(path):
         }
         numbers |= {"accuracy": 0.3 + 0.01 * i, "frechet_distance": 3.0 - 0.1 * i, "frechet_n": 4, "frechet_floor": 0.1}
         numbers |= {"loss_unit": "nats_per_token", "frechet_floor_n": 4, "frechet_extractor": "reference"}
-        write_metrics(study.folder(cell) / "result.json", "scaling run", cell, {"plan": study.reference}, numbers)
+        write_metrics(
+            study.folder(cell) / "result.json", "scaling run", cell.to_json(), {"plan": study.reference}, numbers
+        )
 
 
 def plan(folder, kept):

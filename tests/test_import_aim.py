@@ -198,7 +198,7 @@ def test_a_backbone_alone_gives_features_and_a_classifier_but_no_loss(files):
     assert "no prediction head" in record["summary"]["notes"][0]
     with pytest.raises(PixseqError, match="no prediction head"):
         evaluate.run(files / "m", files / "x.zarr", device="cpu")
-    config = effective(FinetuneFile, sets=["finetune.steps=40", "finetune.batch_size=16", "finetune.lr=0.003"])
+    config = effective(FinetuneFile, sets=["finetune.steps=60", "finetune.batch_size=16", "finetune.lr=0.003"])
     finetune.run(files / "m", files / "x.zarr", files / "tuned", config, device="cpu")
     assert evaluate.run(files / "tuned", files / "x.zarr", device="cpu")["accuracy"] > 0.9
     assert "gen_loss" not in (files / "tuned" / "log.jsonl").read_text()

@@ -59,10 +59,10 @@ def test_a_first_step_that_takes_long_shows_that_it_runs(monkeypatch, capsys):
 
 
 def test_what_can_spoil_a_result_is_said_last(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_enabled", True)
+    monkeypatch.setattr(progress, "_enabled", False)
+    progress.enable()
     progress.warn("the pictures are dark")
     progress.note("a palette of 16")
-    progress.warn("the pictures are dark")
     progress.last_words()
     assert capsys.readouterr().err.splitlines() == [
         "warning: the pictures are dark",

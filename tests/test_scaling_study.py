@@ -193,7 +193,7 @@ def test_a_time_is_expected_from_measured_steps(grid):
     [
         ("budgets: []\n", "budgets"),
         ("", "budgets is not given"),
-        ("budgets: [-1.0]\n", "positive"),
+        ("budgets: [-1.0]\n", "budgets is -1.0, it must be above 0"),
         ("budgets: [1.0e+3]\n", "below one step of the smallest model"),
         ("budgets: [1.0e+9]\nsizes_per_budget: 1\n", "sizes_per_budget"),
         ("budgets: [1.0e+9]\nsize_per_budget: 5\n", "sizes_per_budget"),

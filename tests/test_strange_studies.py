@@ -55,7 +55,7 @@ def signed(plan):
         (("cells", 0, "seed"), "x", "seed is 'x'"),
         (("config", "data"), [], "data"),
         (("config", "budgets"), [], "budgets is empty"),
-        (("config", "budgets"), [-1.0], "budgets are .-1.0., they must be positive"),
+        (("config", "budgets"), [-1.0], "budgets is -1.0, it must be above 0"),
         (("config", "completions"), 1, "completions"),
         (("config", "sizes_per_budget"), 10**30, "sizes_per_budget is 1000"),
         (("config", "train", "lr"), -1.0, "train.lr is -1.0"),

@@ -24,7 +24,11 @@ BLOCK, MOST_BLOCKS = 4096, 1024  # bytes, and how many blocks are read of all la
 
 def source_line(source: Source | TokenSource, taken: int | None = None) -> str:
     """What is said of a source before it is read: its split and its pictures, of which only some may be `taken`."""
-    count = "pictures, counted as they are read," if source.count is None else f"{source.count:,} pictures"
+    count = (
+        "pictures, counted as they are read,"
+        if source.count is None
+        else f"{source.count:,} picture{'s' * (source.count != 1)}"
+    )
     split = "no splits" if source.split == "all" else f"split {source.split}"
     part = "" if taken in (None, source.count) else f", {taken:,} taken"
     return f"source: {count} of {source.path} ({split}){part}"

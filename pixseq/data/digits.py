@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pixseq.data.records import Pixels, Source, pick_split
+from pixseq.streams import Stream
 
 TRAIN = 1437  # the first 1,437 images; the last 360 are the test. Not shuffled: neighbours often come from one hand.
 SIDE = 8
@@ -73,7 +74,7 @@ def placed(images: np.ndarray, times: int) -> np.ndarray:
     The `times` places of one image are different ones of the 25.
     """
     room = CANVAS - SIDE + 1  # places along a side
-    rng = np.random.default_rng([SEED, len(images)])
+    rng = np.random.default_rng([SEED, len(images), Stream.DIGIT_PLACES])
     places = rng.permuted(np.tile(np.arange(room**2), (len(images), 1)), axis=1)[:, :times].T.ravel()
     out = np.zeros((times * len(images), CANVAS, CANVAS), np.uint8)
     for canvas, image, place in zip(out, np.tile(images, (times, 1, 1)), places):

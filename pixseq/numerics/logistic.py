@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from pixseq.cores import threads
+from pixseq.streams import Stream
 
 BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
 BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
@@ -172,8 +173,8 @@ def _sketch(rows: Rows, mean: Tensor) -> Spectrum:
 
     The least value found stands for all directions left out: rather too large, which costs steps, than too small.
     """
-    drawn = torch.randn(rows.D, SKETCHED, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = torch.linalg.qr(drawn)[0].to(rows.device)
+    rng = np.random.default_rng([0, Stream.CURVATURE_SKETCH])
+    drawn = torch.linalg.qr(torch.from_numpy(rng.standard_normal((rows.D, SKETCHED))))[0].to(rows.device)
     narrow = drawn.to(rows.dtype)
     Y = sum(rows.map(lambda X, _: ((X - mean).T @ ((X - mean) @ narrow)).double())) / rows.n
     shift = torch.finfo(rows.dtype).eps * Y.norm()
