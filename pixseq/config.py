@@ -294,7 +294,7 @@ def effective(
     for key, value in (flags or {}).items():
         if value is not None:
             _put(values, key, value)
-    config = _fill(kind, values, where="")
+    config = _fill(kind, values, place="")
     check(config)
     return config
 
@@ -303,7 +303,7 @@ def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def check(config: Any, where: str = "") -> None:
+def check(config: Any, place: str = "") -> None:
     """Raises UsageError for a value outside the range that stands beside its field, and for values that do not go
     together.
     """
@@ -312,9 +312,9 @@ def check(config: Any, where: str = "") -> None:
         value, allowed = getattr(config, key), _range(hints[key])
         for each in value if isinstance(value, tuple) else [value]:
             if dataclasses.is_dataclass(each):
-                check(each, f"{where}{key}.")
+                check(each, f"{place}{key}.")
             elif allowed and each is not None and not allowed.holds(each):
-                raise UsageError(f"{where}{key} is {each}, it must be {allowed}")
+                raise UsageError(f"{place}{key} is {each}, it must be {allowed}")
     if isinstance(config, ModelConfig | AimConfig):
         _check_shape(config)
 
@@ -361,29 +361,29 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _fill(kind: type, values: Any, where: str) -> Any:
+def _fill(kind: type, values: Any, place: str) -> Any:
     if not isinstance(values, dict):
-        raise UsageError(f"{where.rstrip('.')} is {values!r}, not a section", "write its keys below it, indented")
+        raise UsageError(f"{place.rstrip('.')} is {values!r}, not a section", "write its keys below it, indented")
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}
     filled = {}
     for key, value in values.items():
         if key not in known:
             raise UsageError(
-                f"unknown key {where}{key}", f"{guess(str(key), known)}keys here: {', '.join(sorted(known))}"
+                f"unknown key {place}{key}", f"{guess(str(key), known)}keys here: {', '.join(sorted(known))}"
             )
         section, several = _section(hints[key], value), _tuple_of(hints[key], value)
         if section and isinstance(value, str):
             value = getattr(section, "words", {}).get(value, value)
         if several:
-            filled[key] = _several(several, value, f"{where}{key}")
+            filled[key] = _several(several, value, f"{place}{key}")
         elif section:
-            filled[key] = _fill(section, {} if value is None else value, f"{where}{key}.")
+            filled[key] = _fill(section, {} if value is None else value, f"{place}{key}.")
         else:
-            filled[key] = _typed(hints[key], value, f"{where}{key}")
+            filled[key] = _typed(hints[key], value, f"{place}{key}")
     for f in dataclasses.fields(kind):
         if f.name not in filled and f.default is f.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
+            raise UsageError(f"{place}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
     return kind(**filled)
 
 
@@ -452,4 +452,4 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
 
 def restored(kind: type, values: Mapping[str, Any]) -> Any:
     """The dataclass that `as_dict` has turned into a mapping."""
-    return _fill(kind, dict(values), where="")
+    return _fill(kind, dict(values), place="")

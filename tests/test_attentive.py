@@ -400,7 +400,7 @@ def test_the_heads_are_told_beside_the_content(checkpoints, tokens, tmp_path):
 
 
 def test_what_is_left_open_depends_on_the_features():
-    recipe = attentive.Recipe([1e-3])
+    recipe = attentive.AttentiveRecipe([1e-3])
     assert recipe.n_epochs(50_000) == 10 and recipe.n_epochs(1_437) == math.ceil(300 / 6)
 
 

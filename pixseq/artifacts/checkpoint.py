@@ -259,13 +259,13 @@ def _differing(theirs: Any, ours: Any) -> str:
     return ", ".join(_differences(theirs, ours))
 
 
-def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+def _differences(a: Any, b: Any, place: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         found = []
         for key in sorted({*a, *b}):
-            found += _differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+            found += _differences(a.get(key), b.get(key), f"{place}.{key}" if place else key)
         return found
-    return [] if a == b else [f"{where} ({a} then, {b} now)"]
+    return [] if a == b else [f"{place} ({a} then, {b} now)"]
 
 
 def save_state(partial: Path, state: Mapping[str, Any]) -> None:
@@ -312,13 +312,13 @@ def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"it holds a {type(state).__name__}, not keys and values")
     left = [(str(key), value, 0) for key, value in state.items()]
     while left:
-        where, value, depth = left.pop()
+        place, value, depth = left.pop()
         if isinstance(value, dict | list | tuple):
             if depth > DEEPEST_STATE:
-                raise ValueError(f"{where} is nested without end")
+                raise ValueError(f"{place} is nested without end")
             each = value.items() if isinstance(value, dict) else enumerate(value)
-            left += [(f"{where}.{key}", one, depth + 1) for key, one in each]
+            left += [(f"{place}.{key}", one, depth + 1) for key, one in each]
         elif is_plain(value):
-            yield where, value
+            yield place, value
         elif not isinstance(value, bool | int | float | str | None):
-            raise ValueError(f"{where} is a {type(value).__name__}")
+            raise ValueError(f"{place} is a {type(value).__name__}")

@@ -77,13 +77,13 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked_row(row: Any, where: str) -> dict[str, Any]:
+def _checked_row(row: Any, place: str) -> dict[str, Any]:
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 62:
-        raise PixseqError(f"{where} tells no step", "the log is damaged")
+        raise PixseqError(f"{place} tells no step", "the log is damaged")
     for key in ("loss", "val_loss", "ema_val_loss"):
         if not isinstance(row.get(key, 0.0), int | float):
-            raise PixseqError(f"{where}: its {key} is no number", "the log is damaged")
+            raise PixseqError(f"{place}: its {key} is no number", "the log is damaged")
     return row
 
 

@@ -15,7 +15,7 @@ from pixseq.bounded.files import open_regular
 MOST_HEADER = 10_000  # bytes, as numpy's own limit
 
 
-class Header(NamedTuple):
+class NpyHeader(NamedTuple):
     """Of an array in a file: `offset` is where its bytes begin."""
 
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(file: BinaryIO, size: int | None) -> Header:
+def read_header(file: BinaryIO, size: int | None) -> NpyHeader:
     """From the beginning of a .npy of `size` bytes. Raises ValueError where it contradicts them; None: not known."""
     start = file.read(8)
     version = start[6:8]
@@ -45,7 +45,7 @@ def read_header(file: BinaryIO, size: int | None) -> Header:
         shape, fortran, dtype = read(io.BytesIO(length + text))
     except Exception as error:  # numpy evaluates the text, so that damage comes as many types
         raise ValueError(f"its header is damaged: {error}") from None
-    header = Header(shape, fortran, dtype, 8 + width + count)
+    header = NpyHeader(shape, fortran, dtype, 8 + width + count)
     if min(shape, default=0) < 0 or not all(type(n) is int for n in shape):
         raise ValueError(f"it has the shape {list(shape)}")
     if not dtype.hasobject and size not in (None, header.offset + header.nbytes):

@@ -62,7 +62,7 @@ def _chunks(path: str | Path, columns: Collection[str], group: int | None) -> li
         if tail[4:] != b"PAR1" or length > min(size - 8, MOST_FOOTER):
             raise ValueError("it has no footer that can be read")
         file.seek(size - 8 - length)
-        groups = Header(file.read(length)).struct(FOOTER).get(4)
+        groups = PageHeader(file.read(length)).struct(FOOTER).get(4)
     found = []
     for each in _listed(groups)[slice(None) if group is None else slice(group, group + 1)]:
         for column in _listed(each.get(1)):
@@ -99,13 +99,13 @@ def _pages(path: str | Path, chunk: Chunk) -> Iterator[Page]:
     with open_regular(path) as file:
         while at < chunk.end:
             file.seek(at)
-            header = Header(file.read(HEAD))
+            header = PageHeader(file.read(HEAD))
             page = header.page()
             yield page
             at += header.at + page.packed
 
 
-class Header:
+class PageHeader:
     """Reads forward through one struct; `at` is where it ends. Whatever is wrong with it is a ValueError."""
 
     def __init__(self, data: bytes):

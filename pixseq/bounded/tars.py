@@ -20,7 +20,7 @@ HEADERS = (
 )
 
 
-class Member(tarfile.TarInfo):
+class TarMember(tarfile.TarInfo):
     """Refuses headers that are longer than any use, and holes, which are no files of data sets."""
 
     @classmethod
@@ -43,5 +43,5 @@ class Member(tarfile.TarInfo):
 @contextmanager
 def open_tar(path: str | Path, mode: Literal["r:", "r:*", "r|*"]) -> Iterator[tarfile.TarFile]:
     """A tar to read, by one of tarfile's modes. Raises what tarfile raises."""
-    with open_regular(path) as file, tarfile.open(fileobj=file, mode=mode, tarinfo=Member) as tar:
+    with open_regular(path) as file, tarfile.open(fileobj=file, mode=mode, tarinfo=TarMember) as tar:
         yield tar

@@ -88,7 +88,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledImages:
     """The images of one split in one file: `arrange` makes their rows uint8 [n, H, W] or [n, H, W, 3]."""
 
     images: Member
@@ -176,7 +176,7 @@ def _sixteen_bits(path: Path, member: Member, bit_depth: int | None) -> str:
     return f"{said}, but the first reach only {most}: if they have {bits} bits, --bit-depth {bits}" if bits else said
 
 
-def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dict[str | None, Part]:
+def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dict[str | None, LabelledImages]:
     """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none."""
     if None in members:
         targets = _labels_beside(path, wanted)
@@ -222,15 +222,19 @@ def _likeliness(member: Member) -> int:
     return labels.NAMES.index(role) if role in labels.NAMES else len(labels.NAMES)
 
 
-def _part(path: Path, images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted) -> Part:
+def _part(
+    path: Path, images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted
+) -> LabelledImages:
     arrange = _arrangement(images, wanted.bit_depth, wanted.max_pixels)
     if not wanted.labels:
-        return Part(images, arrange, None, None, "none were asked for")
+        return LabelledImages(images, arrange, None, None, "none were asked for")
     if targets is None:
         where = "no .npy beside it holds labels" if images.key is None else "no array is called labels or y"
-        return Part(images, arrange, None, None, where)
+        return LabelledImages(images, arrange, None, None, where)
     numbers, names = _labels(images, targets, class_names)
-    return Part(images, arrange, numbers, names, shown(targets.file.name if targets.key is None else targets.key))
+    return LabelledImages(
+        images, arrange, numbers, names, shown(targets.file.name if targets.key is None else targets.key)
+    )
 
 
 def _labels_beside(file: Path, wanted: Wanted) -> Member | None:

@@ -31,7 +31,7 @@ MAX_MEMBER_BYTES = 160 << 20  # the largest official file has 155 MB, and so hav
 
 
 @dataclass(frozen=True)
-class Batch:
+class CifarBatch:
     images: np.ndarray  # uint8 [N, 32, 32, 3]
     labels: np.ndarray  # uint8 or int64 [N]; CIFAR-100: the fine ones
     classes: int  # 10 or 100
@@ -147,53 +147,53 @@ def _files(path: Path, only: Collection[str] = ()) -> Iterator[tuple[str, bytes]
                 yield name, tar.extractfile(member).read()
 
 
-def _parse(where: str, name: str, data: bytes) -> Batch:
-    batch = _parse_binary(where, name, data) if name.endswith(".bin") else _parse_pickle(where, data)
+def _parse(place: str, name: str, data: bytes) -> CifarBatch:
+    batch = _parse_binary(place, name, data) if name.endswith(".bin") else _parse_pickle(place, data)
     if batch.labels.min() < 0 or batch.labels.max() >= batch.classes:
         raise PixseqError(
-            f"{where} has labels from {batch.labels.min()} to {batch.labels.max()}, but {batch.classes} classes"
+            f"{place} has labels from {batch.labels.min()} to {batch.labels.max()}, but {batch.classes} classes"
         )
     return batch
 
 
-def _parse_pickle(where: str, data: bytes) -> Batch:
-    content = unpickle.load(data, where)
+def _parse_pickle(place: str, data: bytes) -> CifarBatch:
+    content = unpickle.load(data, place)
     key = next((key for key in ("fine_labels", "labels") if key in content), None)
     if key is None or "data" not in content:
-        raise PixseqError(f"{where} is no CIFAR batch: it holds {shown(sorted(content))}", "is it another pickle?")
+        raise PixseqError(f"{place} is no CIFAR batch: it holds {shown(sorted(content))}", "is it another pickle?")
     rows = content["data"]
     if not (isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == PLANES):
         got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise PixseqError(f"{where}: data is {got}, but a CIFAR batch has uint8 [N, {PLANES}]")
+        raise PixseqError(f"{place}: data is {got}, but a CIFAR batch has uint8 [N, {PLANES}]")
     labels = content[key]
     if not all(isinstance(label, int) for label in labels) if isinstance(labels, list) else True:
-        raise PixseqError(f"{where}: {key} is not a list of whole numbers")
-    return _batch(where, rows, np.array(labels, dtype=np.int64), 100 if key == "fine_labels" else 10)
+        raise PixseqError(f"{place}: {key} is not a list of whole numbers")
+    return _batch(place, rows, np.array(labels, dtype=np.int64), 100 if key == "fine_labels" else 10)
 
 
-def _parse_binary(where: str, name: str, data: bytes) -> Batch:
+def _parse_binary(place: str, name: str, data: bytes) -> CifarBatch:
     classes = 10 if name.startswith(("data_batch", "test_batch")) else 100
     head = 1 if classes == 10 else 2  # the label; CIFAR-100: coarse label, fine label
     if not data or len(data) % (head + PLANES):
         raise PixseqError(
-            f"{where} has {len(data)} bytes, no multiple of the {head + PLANES} of a CIFAR-{classes} record",
+            f"{place} has {len(data)} bytes, no multiple of the {head + PLANES} of a CIFAR-{classes} record",
             "it is cut short, or not CIFAR: copy or download it again",
         )
     rows = np.frombuffer(data, np.uint8).reshape(-1, head + PLANES)
-    return _batch(where, rows[:, head:], rows[:, head - 1], classes)
+    return _batch(place, rows[:, head:], rows[:, head - 1], classes)
 
 
-def _batch(where: str, rows: np.ndarray, labels: np.ndarray, classes: int) -> Batch:
+def _batch(place: str, rows: np.ndarray, labels: np.ndarray, classes: int) -> CifarBatch:
     if len(rows) != len(labels) or not len(rows):
-        raise PixseqError(f"{where} has {len(rows)} images, but {len(labels)} labels", "copy or download it again")
-    return Batch(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, classes)
+        raise PixseqError(f"{place} has {len(rows)} images, but {len(labels)} labels", "copy or download it again")
+    return CifarBatch(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, classes)
 
 
-def _class_names(where: str, name: str, data: bytes) -> list[str]:
+def _class_names(place: str, name: str, data: bytes) -> list[str]:
     if name.endswith(".txt"):
         return [shown(line) for line in data.decode("latin1").split("\n") if line.strip()]
-    content = unpickle.load(data, where)
+    content = unpickle.load(data, place)
     names = content.get("fine_label_names", content.get("label_names"))
     if not isinstance(names, list):
-        raise PixseqError(f"{where} names no classes: it holds {shown(sorted(content))}", "copy or download it again")
+        raise PixseqError(f"{place} names no classes: it holds {shown(sorted(content))}", "copy or download it again")
     return [shown(n.decode("latin1") if isinstance(n, bytes) else n) for n in names]

@@ -43,7 +43,7 @@ def open_folder(path: Path, wanted: str) -> Source:
 
 
 def as_source(
-    form: str, path: Path, chosen: layout.Chosen, read: Callable[[int, int | None], Iterator[ImageFile]]
+    form: str, path: Path, chosen: layout.ChosenSplit, read: Callable[[int, int | None], Iterator[ImageFile]]
 ) -> Source:
     """What `layout.choose` found, as a source that `read` streams."""
     notes = list(chosen.notes)

@@ -16,13 +16,13 @@ from pixseq.data.tree import Tree
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
-Pictures = list[tuple[str, np.ndarray]]  # folders, and the names (bytes, sorted) of pictures in each
+PicturesByFolder = list[tuple[str, np.ndarray]]  # folders, and the names (bytes, sorted) of pictures in each
 ILSVRC_VAL = re.compile(rb"ILSVRC2012_val_\d{8}\.JPEG")
 SOLUTION = "LOC_val_solution.csv"
 LEVELS = 4  # SOLUTION lies beside ILSVRC/, and the pictures in ILSVRC/Data/CLS-LOC/val
 
 
-def splits(tree: Tree, root: str) -> dict[str, dict[str, Pictures]]:
+def splits(tree: Tree, root: str) -> dict[str, dict[str, PicturesByFolder]]:
     """Split -> class -> pictures, if `root` is a set that lists its splits; else none."""
     names, flags = tree.text(root, "images.txt"), tree.text(root, "train_test_split.txt")
     if names is not None and flags is not None:
@@ -45,7 +45,7 @@ def splits(tree: Tree, root: str) -> dict[str, dict[str, Pictures]]:
     return {}
 
 
-def labelled(tree: Tree, folder: str) -> dict[str, Pictures] | None:
+def labelled(tree: Tree, folder: str) -> dict[str, PicturesByFolder] | None:
     """Class -> pictures of a folder without class folders whose labels stand in a list that is known."""
     text = tree.text(folder, "val_annotations.txt")
     if text is not None:
@@ -78,14 +78,14 @@ def _pairs(text: str, root: str, file: str) -> Iterable[tuple[str, str]]:
             yield key, value
 
 
-def _by_class(tree: Tree, images: str, files: list[str]) -> dict[str, Pictures]:
+def _by_class(tree: Tree, images: str, files: list[str]) -> dict[str, PicturesByFolder]:
     """`files` are CLASS/NAME, below `images`."""
     names: dict[str, list[bytes]] = {}
     for file in files:
         folder, _, name = file.rpartition("/")
         names.setdefault(folder, []).append(os.fsencode(name))
     there = set(tree.listing(images).folders)
-    classes: dict[str, Pictures] = {}
+    classes: dict[str, PicturesByFolder] = {}
     for name in sorted(names, key=os.fsencode):
         folder = os.path.join(images, name)
         held = set(tree.listing(folder).pictures.tolist()) if name in there else set()
@@ -94,7 +94,7 @@ def _by_class(tree: Tree, images: str, files: list[str]) -> dict[str, Pictures]:
     return classes
 
 
-def _of_one(tree: Tree, folder: str, file: str, rows: Iterable[Iterable[str]]) -> dict[str, Pictures]:
+def _of_one(tree: Tree, folder: str, file: str, rows: Iterable[Iterable[str]]) -> dict[str, PicturesByFolder]:
     """`rows` are NAME, CLASS of the pictures of one folder, which all have to be there and in the list."""
     label_of: dict[bytes, str] = {}
     for row in rows:

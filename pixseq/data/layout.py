@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from pixseq.data import known_sets
-from pixseq.data.known_sets import Pictures
+from pixseq.data.known_sets import PicturesByFolder
 from pixseq.data.records import NoSuchSplit, pick_split
 from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
 from pixseq.data.tree import Tree, debris_note
@@ -30,11 +30,11 @@ class Split:
 
     called: str
     folder: str
-    classes: dict[str, str | Pictures] | None
+    classes: dict[str, str | PicturesByFolder] | None
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSplit:
     """One split as it is read: (folder, names of pictures in it, their label), in order; `others` are no pictures."""
 
     split: str
@@ -44,7 +44,7 @@ class Chosen:
     notes: list[str]
 
 
-def choose(tree: Tree, root: str, path: object, wanted: str) -> Chosen:
+def choose(tree: Tree, root: str, path: object, wanted: str) -> ChosenSplit:
     """The split of the pictures below `root` that `wanted` names. Raises NoSuchSplit, and PixseqError if unclear."""
     notes: list[str] = []
     root = _see_through(tree, root, notes)
@@ -64,7 +64,7 @@ def choose(tree: Tree, root: str, path: object, wanted: str) -> Chosen:
         class_names, pictures = None, [(*each, None) for each in tree.walk(chosen.folder, notes, others)]
     else:
         class_names, pictures = _labelled(tree, found, chosen, notes, others)
-    return Chosen(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
+    return ChosenSplit(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
 
 
 def archive_root(tree: Tree) -> str:
@@ -242,7 +242,7 @@ def _own_inside(tree: Tree, called: str, folder: str) -> str:
 
 def _inside_classes(tree: Tree, root: str, names: list[str]) -> dict[str, Split]:
     """Class folders of which each holds the splits: cat/train, cat/test, dog/train, dog/test."""
-    classes: dict[str, dict[str, str | Pictures]] = {}
+    classes: dict[str, dict[str, str | PicturesByFolder]] = {}
     for name in names:
         folder = _see_through(tree, os.path.join(root, name), [])
         for inside in tree.folders(folder):

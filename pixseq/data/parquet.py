@@ -28,7 +28,7 @@ LABEL_ROWS = 1 << 16  # where only labels are read
 
 
 @dataclass(frozen=True)
-class Labels:
+class ColumnLabels:
     """What a column of labels holds. `classes` numbers its texts, None where it holds numbers."""
 
     names: list[str] | None
@@ -114,7 +114,7 @@ def _classes(files: list[Path], label: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-def _survey(columns: Columns, files: list[Path], of_all_splits: list[Path], skip: bool) -> Labels | None:
+def _survey(columns: Columns, files: list[Path], of_all_splits: list[Path], skip: bool) -> ColumnLabels | None:
     """What the column of labels holds; None where there is none, or no row has a label.
 
     Texts are numbered over all splits, so that a class that one of them lacks shifts no label. Raises PixseqError for
@@ -148,11 +148,11 @@ def _survey(columns: Columns, files: list[Path], of_all_splits: list[Path], skip
                 "choose another with --label-column NAME, or read no labels with --label-column none",
             ) from None
     if not missing:
-        return Labels(names, classes, [])
+        return ColumnLabels(names, classes, [])
     file, row = first
     said = f"{shown(file)}, row {row} has no label: {missing} of {rows} rows of {columns.why} are empty or -1"
     if skip:
-        return Labels(names, classes, [f"{said}; they are passed over"])
+        return ColumnLabels(names, classes, [f"{said}; they are passed over"])
     raise PixseqError(said, "pass over such rows with --on-error skip, or read no labels with --label-column none")
 
 

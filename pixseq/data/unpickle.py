@@ -104,17 +104,17 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
-def load(data: bytes, where: str) -> dict[str, Any]:
-    """The dict in a CIFAR pickle, its keys as text. Raises PixseqError, naming `where`, for anything else."""
+def load(data: bytes, place: str) -> dict[str, Any]:
+    """The dict in a CIFAR pickle, its keys as text. Raises PixseqError, naming `place`, for anything else."""
     try:
         _check_sizes(data)
         content = ArraysOnly(data).load()
         return {_text(key): value.array if isinstance(value, _Array) else value for key, value in dict(content).items()}
     except Refused as error:
         raise PixseqError(
-            f"{where}: this pickle is refused: {shown(error)}",
+            f"{place}: this pickle is refused: {shown(error)}",
             "CIFAR's official files hold arrays and lists only: download them again from a source you trust",
         ) from error
     # Garbage in, anything out.
     except (pickle.UnpicklingError, *DAMAGE, TypeError, AttributeError, LookupError, ImportError) as error:
-        raise PixseqError(f"{where} is damaged: {shown(error)}", "copy or download it again") from error
+        raise PixseqError(f"{place} is damaged: {shown(error)}", "copy or download it again") from error

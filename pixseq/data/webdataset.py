@@ -77,7 +77,7 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 
 
 @dataclass(frozen=True)
-class Labels:
+class MemberLabels:
     """What all `count` samples of a split say: `classes` numbers their labels where some are texts, None: numbers.
 
     `codes` tell the labels of all samples apart, -1 where there is none; None where no sample has one.
@@ -89,7 +89,7 @@ class Labels:
     notes: list[str]
 
 
-def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Labels:
+def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> MemberLabels:
     """One pass over the labels, in which no picture is read where the tar is not compressed.
 
     Texts are numbered over all splits, so that a class that one of them lacks shifts no label. Raises PixseqError for
@@ -113,7 +113,7 @@ def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Lab
                 "beside it, or key of a .json, holds one, here or in the other samples",
                 "name the ending of a member, or a key of the .json members; --label-column none reads no labels",
             )
-        return Labels(len(codes), None, None, [])
+        return MemberLabels(len(codes), None, None, [])
     classes = None
     if texts:
         elsewhere = [file for file in of_all_splits if file not in files]
@@ -123,12 +123,12 @@ def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Lab
     for value, (_, name) in met.items():
         _number(name, value, classes)
     if bare is None:
-        return Labels(len(codes), classes, codes, [])
+        return MemberLabels(len(codes), classes, codes, [])
     said = (
         f"{shown(bare)} has no label: {codes.count(-1)} of {len(codes)} pictures have none, or one that is empty or -1"
     )
     if wanted.skip:
-        return Labels(len(codes), classes, codes, [f"{said}; they are passed over"])
+        return MemberLabels(len(codes), classes, codes, [f"{said}; they are passed over"])
     raise PixseqError(said, "pass over such pictures with --on-error skip, or read no labels with --label-column none")
 
 

@@ -45,7 +45,7 @@ PRECISION = "fp32"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AttentiveRecipe:
     """How windows of layers are probed; None where it depends on the features."""
 
     lr: list[float]
@@ -85,7 +85,7 @@ def usual_heads(width: int) -> int:
     return next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
 
 
-def check(pair: Pair, recipe: Recipe) -> None:
+def check(pair: Pair, recipe: AttentiveRecipe) -> None:
     """Raises PixseqError for features that cannot be attended over, UsageError for heads that do not divide D."""
     if pair.positions is None:
         raise PixseqError(
@@ -96,7 +96,7 @@ def check(pair: Pair, recipe: Recipe) -> None:
     if pair.width % heads:
         raise UsageError(
             f"--heads {heads} does not divide the width of {pair.train.path}, {pair.width}",
-            f"the default is {Recipe(recipe.lr).n_heads(pair.train)}",
+            f"the default is {AttentiveRecipe(recipe.lr).n_heads(pair.train)}",
         )
     if recipe.heads is None and trunk_heads(pair.train) is None:
         progress.note(
@@ -105,7 +105,7 @@ def check(pair: Pair, recipe: Recipe) -> None:
         )
 
 
-def used(recipe: Recipe) -> dict[str, str]:
+def used(recipe: AttentiveRecipe) -> dict[str, str]:
     """What its results say of how they were computed."""
     with machine(recipe.device, PRECISION) as where:
         return where.used()
@@ -128,7 +128,7 @@ def probe_windows(
     pair: Pair,
     wanted: Sequence[Sequence[int]],
     split: tuple[np.ndarray, np.ndarray],
-    recipe: Recipe,
+    recipe: AttentiveRecipe,
     seed: int,
     name: str,
 ) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def probe_windows(
 
 
 def _probe_window(
-    pair: Pair, window: Sequence[int], split, recipe: Recipe, seed: int, where: Machine, name: str
+    pair: Pair, window: Sequence[int], split, recipe: AttentiveRecipe, seed: int, where: Machine, name: str
 ) -> dict[str, Any]:
     classes, labels = np.unique(pair.train_labels, return_inverse=True)
     M = masks(pair.train)
@@ -253,7 +253,7 @@ def _train(
     targets: torch.Tensor,
     n_classes: int,
     rates: Sequence[float],
-    recipe: Recipe,
+    recipe: AttentiveRecipe,
     seed: int,
     where: Machine,
     name: str,
@@ -280,7 +280,9 @@ def _train(
 
 
 @torch.inference_mode()
-def _predict(probe: AttentiveProbe, data: Averaged, rows: np.ndarray, recipe: Recipe, where: Machine) -> np.ndarray:
+def _predict(
+    probe: AttentiveProbe, data: Averaged, rows: np.ndarray, recipe: AttentiveRecipe, where: Machine
+) -> np.ndarray:
     """The class of each of the ascending rows by each probe, [R, rows]."""
     found = []
     for _, values in data.batches(rows, recipe.batch_size):

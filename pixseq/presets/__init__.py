@@ -41,16 +41,16 @@ def _presets() -> Traversable:
     return resources.files("pixseq").joinpath("presets")
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+def _parse_yaml(text: str, place: str) -> dict[str, Any]:
     try:
         found = parse_yaml(text)
     except ValueError as error:
-        raise UsageError(f"{where} is not YAML: {error}", "mend the file") from None
+        raise UsageError(f"{place} is not YAML: {error}", "mend the file") from None
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise UsageError(
-            f"{where} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
+            f"{place} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
         )
     return found
 

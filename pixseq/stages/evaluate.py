@@ -74,23 +74,23 @@ def run(
         if (by_position is not None or pictures is not None) and not passes[0].loss:
             raise UsageError(f"{model} {_why_not(net, attention, labels)}", "leave out --by-position and --pictures")
         batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
-        tally = Tally(along=by_position is not None)
+        sums = Sums(along=by_position is not None)
         with progress.track("evaluate", len(passes) * len(store), "images") as bar:
             for one in passes:
                 net.attention = one.attention
                 for first, images in image_batches(store, batch, codec=checkpoint.codec):
                     here = labels[first : first + len(images)] if one.classify else None
-                    _measure(where, net, images, first, count, seed, one.loss, here, tally)
+                    _measure(where, net, images, first, count, seed, one.loss, here, sums)
                     bar.advance(len(images))
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
-        tally.check(model, tokens)
+        sums.check(model, tokens)
         numbers = facts_of(net, store)
         if passes[0].loss:
-            numbers |= net.shape.report(tally.mean_loss(store, count), checkpoint.codec.grid[2])
+            numbers |= net.shape.report(sums.mean_loss(store, count), checkpoint.codec.grid[2])
         if labels is not None:
-            numbers["accuracy"] = tally.hits / len(store)
+            numbers["accuracy"] = sums.hits / len(store)
         numbers |= where.used()
         config = config_of(weights, count, seed, attention, where)
     if "rows" in numbers:
@@ -99,7 +99,7 @@ def run(
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None:
-        curve = tally.curve()
+        curve = sums.curve()
         write_metrics(by_position, "evaluate", config, inputs, {**numbers, "loss_by_position": curve}, overwrite)
         drawn_curve = _curve_chart(curve, f"{checkpoint.path.name} on {store.path.name}")
         save_png(chart, drawn_curve, "evaluate", config, inputs, overwrite=overwrite)
@@ -149,7 +149,7 @@ class Pass:
 
 
 @dataclass
-class Tally:
+class Sums:
     """Sums over what was measured; if asked for, `by_position` of losses and `counts` of images along the sequence."""
 
     along: bool
@@ -227,7 +227,7 @@ def _measure(
     seed: int,
     with_loss: bool,
     labels: np.ndarray | None,
-    tally: Tally,
+    sums: Sums,
 ) -> None:
     """Add a batch whose first image has the number `first`; labels None: no classification."""
     x = net.prepare(as_tensor(images).to(where.device))
@@ -238,14 +238,14 @@ def _measure(
         with where.autocast():
             output = net(x, masked, logits=with_loss)
             if with_loss:
-                tally.loss += float(net.losses(output, x, masked).double().sum())
-                tally.scored += net.scored(len(x), masked)
-                if tally.along:
+                sums.loss += float(net.losses(output, x, masked).double().sum())
+                sums.scored += net.scored(len(x), masked)
+                if sums.along:
                     losses, scored = net.position_losses(output, x, masked)
-                    tally.by_position += (losses * scored).double().sum(0).cpu()
-                    tally.counts += scored.sum(0).cpu()
+                    sums.by_position += (losses * scored).double().sum(0).cpu()
+                    sums.counts += scored.sum(0).cpu()
         if labels is not None:
-            tally.wild += int((~torch.isfinite(output.class_logits)).any(1).sum())
+            sums.wild += int((~torch.isfinite(output.class_logits)).any(1).sum())
             predicted[:, mask] = output.class_logits.argmax(1).cpu().numpy()
     if labels is not None:
-        tally.hits += int((elected(predicted.ravel(), masks, seed, first) == labels).sum())
+        sums.hits += int((elected(predicted.ravel(), masks, seed, first) == labels).sum())

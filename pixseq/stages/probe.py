@@ -160,7 +160,7 @@ class Recipe:
     standardize: bool
     seed: int
     max_iter: int
-    attentive: attentive.Recipe | None
+    attentive: attentive.AttentiveRecipe | None
     solver: str | None = None  # of the logistic probe
     device: str = "auto"  # of any but the attentive one
 
@@ -188,7 +188,7 @@ class Recipe:
         from pixseq.engine import attentive
 
         rates = _positive("--lr", attentive.LEARNING_RATES if lr is None else lr, "0.0003,0.001", "0 trains nothing")
-        return cls(method, cs, val_fraction, False, seed, max_iter, attentive.Recipe(rates, **given))
+        return cls(method, cs, val_fraction, False, seed, max_iter, attentive.AttentiveRecipe(rates, **given))
 
     def config(self) -> Row:
         """What enters the result's config: the options that this method has."""
