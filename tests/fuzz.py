@@ -250,13 +250,19 @@ def apart(name, count, seed):
                 first = at()[0]
                 fuzz(name, count, seed, lambda each: (at(at()[0], at()[1] + 1), print(*each, sep="\n")), first, at)
                 at(count)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
             finally:
                 sys.stdout.flush()
-                os._exit(0)
+                os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         number, faults = at()
         if number < count:
             print(f"{name} {seed} {number}: the process ended with {code}", flush=True)
+            if code == 1:  # the mutator itself
+                return faults + 1
             at(number + 1, faults + 1)
     return at()[1]
 

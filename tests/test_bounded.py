@@ -13,7 +13,8 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import load_palette
-from pixseq.bounded.files import check_holes, open_regular
+from pixseq.bounded.files import check_holes, open_regular, read_bytes
+from pixseq.bounded.saved import load_saved
 from pixseq.bounded.structure import parse_json, parse_yaml
 from pixseq.bounded.unfolding import unfolded_size
 from pixseq.config import PretrainFile, effective
@@ -262,3 +263,15 @@ def test_holes_are_told_from_data(tmp_path):
         file.truncate(128 << 20)
     with open_regular(tmp_path / "hollow") as file, pytest.raises(ValueError, match="without its holes"):
         check_holes(file)
+
+
+def test_room_is_made_for_what_a_file_has_and_not_for_what_it_may_have(tmp_path):
+    (tmp_path / "x").write_bytes(b"few")
+    assert read_bytes(tmp_path / "x", 1 << 60) == b"few"
+
+
+def test_the_end_of_an_archive_that_spans_disks_is_damage(tmp_path):
+    """Zips of several disks, of which Python's module complains where it is only asked whether it is a zip."""
+    (tmp_path / "w.pth").write_bytes(b"PK\6\7" + bytes(12) + b"\5\0\0\0" + b"PK\5\6" + bytes(18))
+    with pytest.raises(ValueError, match="span"):
+        load_saved(tmp_path / "w.pth")

@@ -52,6 +52,7 @@ def test_a_fit_from_before_a_key_was_known_still_opens(tmp_path):
         (("fits", 0, "budgets", 0, "flops"), 0),
         (("fits", 0), ["loss"]),
         (("fits",), "loss"),
+        (("fits", 0, "resolution"), 48),
         (("runs", 0, "budget"), None),
         (("runs", 0, "loss"), [1]),
         (("bootstrap", "level"), 3),
@@ -79,3 +80,14 @@ def test_other_numbers_are_no_fit(tmp_path):
     compare.run(tmp_path / "fit.json", out=tmp_path / "compare.json")
     with pytest.raises(PixseqError, match="holds the numbers of scaling compare, not of a scaling fit"):
         compare.run(tmp_path / "compare.json")
+
+
+def test_a_law_is_carried_as_far_as_anyone_asks(tmp_path):
+    """Beyond what a float holds there is no number, and no bug either."""
+    laws = {("loss", 16): CHINCHILLA, ("accuracy", 16): CHINCHILLA, ("frechet_distance", 16): CHINCHILLA}
+    fits = [one_fit(*where, law) for where, law in laws.items()]
+    fits[2]["tokens_exponent"] = 30.0
+    path = write(tmp_path / "fit.json", laws, fits)
+    found = compare.run(path, budget=1e300, images=1e6, start_flops=1e300)
+    ratios = [row for row in found["rows"] if row["what"].startswith("ratio of optimal tokens")]
+    assert len(ratios) == 2 and all(row["value"] is None for row in ratios)

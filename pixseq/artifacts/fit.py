@@ -433,7 +433,7 @@ class StudyFit:
         level = _positive(how["level"])
         if level >= 1:
             raise ValueError(f"{level!r} stands for the level of intervals")
-        return cls(
+        whole = cls(
             _text(found["counting"]),
             _text(found["params_counted"]),
             per_image and {side: _positive(count) for side, count in per_image.items() if _positive(int(side))},
@@ -444,6 +444,10 @@ class StudyFit:
             _each(Disagreement.from_json, found["disagreements"]),
             _texts(found.get("notes", [])),
         )
+        without = {one.resolution for one in whole.fits} - {run.resolution for run in whole.runs}
+        if without:
+            raise ValueError(f"it has a fit and no run at the resolution {without.pop()}")
+        return whole
 
 
 def read_fit(path: str | Path) -> tuple[StudyFit, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ def _check_file(file: Path, chunks: Chunks) -> None:
         return  # a chunk that is not stored
     most = (chunks.most + PLACE) * max(chunks.inner, 1) + SLACK
     with open_regular(file) as opened:
-        data = opened.read(most + 1)
+        data = opened.read(min(os.fstat(opened.fileno()).st_size, most) + 1)  # which takes room for so much first
     if len(data) > most:
         raise ValueError(f"{file.name} has more than the {most:,} bytes of a chunk")
     for part in _inner(data, chunks.inner) if chunks.inner else (data,):

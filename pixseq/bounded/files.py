@@ -68,7 +68,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
             check_holes(file)
         except ValueError as error:
             raise PixseqError(f"{path} is not read: {error}", "copy it again, from where it is whole") from None
-        data = file.read(most + 1) if size <= most else b""
-    if max(size, len(data)) > most:
+        data = file.read(size + 1) if size <= most else b""  # which takes room for so much before it reads
+    if max(size, len(data)) > most:  # it may grow meanwhile
         raise PixseqError(f"{path} has {size:,} bytes, more than the {most:,} that are read", "is it the right file?")
     return data

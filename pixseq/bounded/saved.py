@@ -39,7 +39,10 @@ def load_saved(path: Path) -> Any:
 
     with open_regular(path) as file:
         check_holes(file)
-        zipped = zipfile.is_zipfile(file)
+        try:
+            zipped = zipfile.is_zipfile(file)
+        except zipfile.BadZipFile as error:
+            raise ValueError(str(error)) from None
         size = os.fstat(file.fileno()).st_size
         for each in _pickles(file) if zipped else _beginning(file):
             _check_steps(each, size)

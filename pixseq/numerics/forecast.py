@@ -91,6 +91,12 @@ class Frontier:
         return np.where(reachable, (low + high) / 2, np.inf)
 
 
+def exp(log: np.ndarray | float) -> np.ndarray:
+    """What a logarithm is of, infinite beyond what a float holds: a law may be carried as far as anyone asks."""
+    with np.errstate(over="ignore"):
+        return np.exp(log)
+
+
 def years(log_c: np.ndarray, log_start: float, growth: float) -> np.ndarray:
     """Until compute of exp(log_start) FLOPs, growing `growth` > 1 times a year, reaches C; 0 where it does now."""
     return np.maximum((log_c - log_start) / np.log(growth), 0)

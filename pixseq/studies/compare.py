@@ -106,7 +106,7 @@ def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
     log_c = math.log(budget)
 
     def at(frontier: Frontier) -> np.ndarray:
-        return np.exp(frontier.tokens.log(log_c) - frontier.params.log(log_c))
+        return arithmetic.exp(frontier.tokens.log(log_c) - frontier.params.log(log_c))
 
     ci = None if fit.draws is None else arithmetic.interval(at(fit.draws), opened.level)
     return _row(what, fit.metric, fit.resolution, at(fit.frontier)[0], ci, paper)
@@ -121,9 +121,9 @@ def _more(fits: Sequence[Fit], budget: float, opened: Opened) -> list[Row]:
         value, ci = None, None
         if not (over.refused or under.refused):
             log_c = math.log(budget)
-            value = math.exp(over.tokens.log(log_c) - under.tokens.log(log_c))
+            value = float(arithmetic.exp(over.tokens.log(log_c) - under.tokens.log(log_c)))
             draws = [one.tokens.log(log_c) for one in paired([over, under])]
-            ci = arithmetic.interval(np.exp(draws[0] - draws[1]), opened.level) if draws else None
+            ci = arithmetic.interval(arithmetic.exp(draws[0] - draws[1]), opened.level) if draws else None
         name = f"{over.metric} / {under.metric}"
         what = f"ratio of optimal tokens at {opened.flops(budget)}"
         rows.append(_row(what, name, over.resolution, value, ci, PAPER_MORE))

@@ -194,12 +194,14 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Judged:
     pictures = Pictures.of(opened, None)
     per_image = pictures.tokens(subject[1])
     log_c = [math.log(supply.start_flops) + YEARS * math.log(pace) for pace in GROWTH]
-    least, most = (math.exp(fit.tokens.log(c)) / per_image for c in log_c)
+    least, most = (float(arithmetic.exp(fit.tokens.log(c))) / per_image for c in log_c)
     have = supply.images * EPOCHS
     here = f"{least:.3g} to {most:.3g} images after {YEARS:.0f} years"
     ends = None
     if fit.draws is not None:
-        low, high = (arithmetic.interval(np.exp(fit.draws.tokens.log(c)) / per_image, opened.level) for c in log_c)
+        low, high = (
+            arithmetic.interval(arithmetic.exp(fit.draws.tokens.log(c)) / per_image, opened.level) for c in log_c
+        )
         ends = low and high and (low[0], high[1])
     base = opened.flops(supply.start_flops)
     there = f"{supply.images:.3g} images are there, each seen up to {EPOCHS:.0f} times; from {base}"
