@@ -273,13 +273,16 @@ def effective(
     file: str | Path | None = None,
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Any:
     """The effective configuration of dataclass `kind`, and where every value came from decides by precedence.
 
-    `sets` are texts "train.lr=0.001"; `flags` maps dotted keys to values, None meaning not given.
+    `sets` are texts "train.lr=0.001"; `flags` maps dotted keys to values, None meaning not given; `base` has sections
+    that count less than all of them.
     Raises UsageError for unknown keys (with a guess), wrong types and values that cannot work.
     """
     values: dict[str, Any] = {}
+    _merge(values, base or {})
     if preset is not None:
         _merge(values, read_preset(preset))
     if file is not None:

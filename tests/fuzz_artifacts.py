@@ -212,7 +212,7 @@ def partial(folder, kept):
     """What an interrupted encode left, gone on with; and the records of a training run."""
     from pixseq.artifacts import atomic
     from pixseq.artifacts.arrays import Spec, StoreWriter
-    from pixseq.artifacts.checkpoint import run_folder
+    from pixseq.artifacts.unfinished import run_folder
 
     specs, recipe = {"tokens": Spec("uint16", (None, 4)), "labels": Spec("int32", (None,))}, {"a": 1, "b": {"c": 2}}
     rows = {"tokens": np.ones((4, 4), np.uint16), "labels": np.ones(4, np.int32)}

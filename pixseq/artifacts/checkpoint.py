@@ -6,12 +6,11 @@ and pixels map (scheme, size, palette, class names), so that a model needs no ot
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import Codec, is_texts
 from pixseq.bounded.saved import check_stored, is_plain, load_saved
-from pixseq.bounded.structure import read_json, read_object
+from pixseq.bounded.structure import read_object
 from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
 
@@ -95,7 +94,7 @@ def finish_checkpoint(
     """Write weights ({"model": ..., "ema": ...}), codec, config.yaml and, last of all, the manifest into `partial`.
 
     The manifest's config is `config` (accepted back as --config) and `flags`. What the run resumed from goes only when
-    all is written, so that a kill at any moment loses nothing.
+    all is written, so that a kill at any moment loses nothing; see `drop_leftovers`.
     """
     import yaml
 
@@ -107,15 +106,17 @@ def finish_checkpoint(
     summary = {"shape": dict(shape), "weights": ids, **summary}
     record = manifest.build("checkpoint", ids["model"], stage, {**config, **flags}, inputs, summary)
     atomic.write_text(partial / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    drop_leftovers(partial, ids)
+    drop_leftovers(partial, record)
     return record
 
 
-def drop_leftovers(partial: Path, kept: Collection[str]) -> None:
-    """Remove what only an unfinished run needs."""
+def drop_leftovers(partial: Path, record: manifest.Manifest) -> None:
+    """Remove what only an unfinished run needs. The state at the end stays where more steps can follow."""
+    section = record["config"].get("train")
+    constant = isinstance(section, dict) and section.get("schedule") == "constant"
     for path in partial.iterdir():
-        extra = path.suffix == ".safetensors" and path.stem not in kept
-        if extra or path.suffix == ".new" or path.name == "resume":
+        extra = path.suffix == ".safetensors" and path.stem not in record["summary"]["weights"]
+        if extra or path.suffix == ".new" or (path.name == "resume" and not constant):
             layout.delete(path)
 
 
@@ -176,96 +177,6 @@ def verify_checkpoint(path: str | Path) -> list[str]:
         if weights_id(weights, checkpoint.codec, checkpoint.shape) != id:
             faults.append(f"{name}.safetensors or codec.json does not match its id {id}")
     return faults
-
-
-@contextlib.contextmanager
-def run_folder(
-    target: str | Path, command: str, recipe: Mapping[str, Any], resume: bool, overwrite: bool
-) -> Iterator[tuple[Path, dict[str, Any] | None, manifest.Manifest | None]]:
-    """The partial folder of a training run, owned: (folder, state to go on from, manifest if it only lacks its name).
-
-    What the caller makes of it is published at the end. Raises PixseqError if an interrupted run stands there and
-    neither `resume` nor `overwrite` is given, or if its recipe is another one; with both given, another recipe begins
-    anew.
-    """
-    target = Path(target)
-    recipe = json.loads(manifest.canonical_json(recipe))
-    if resume and atomic.read_recipe(target) == recipe:  # killed when it had its name already
-        atomic.finish_publishing(target)
-        yield target, None, manifest.read(target)
-        return
-    with atomic.own(target, overwrite, command, resumable=True) as partial:
-        _check_recipe(partial, recipe, resume, overwrite)
-        finished = _finished(partial)
-        if not finished:
-            atomic.write_text(partial / layout.RECIPE, json.dumps(recipe, indent=1))
-        try:
-            yield partial, None if finished else load_state(partial), finished
-            atomic.publish(partial, target)
-        except BaseException:
-            if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
-                layout.delete(partial, keep=True)  # it failed before its first step: nothing to go on from
-            raise
-
-
-def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-    """Clear what an interrupted run left where the new one begins anew. Raises PixseqError where that was not asked."""
-    if not atomic.holds_work(partial):
-        return
-    if not resume and not overwrite:
-        raise PixseqError(f"{partial} holds an interrupted run", "go on with --resume, or begin anew with --overwrite")
-    theirs = atomic.read_recipe(partial)
-    if theirs == recipe and resume:
-        return
-    if not overwrite:
-        differing = "there is no record of it" if theirs is None else f"it differs in {_differing(theirs, recipe)}"
-        raise PixseqError(
-            f"{partial} was begun with another recipe; {differing}",
-            "repeat the command that began it with --resume, or begin anew with --overwrite",
-        )
-    layout.delete(partial, keep=True)
-
-
-def _finished(partial: Path) -> manifest.Manifest | None:
-    """The manifest of a checkpoint that only lacks its name: killed after its last write.
-
-    A manifest alone is not believed: the weights must be those it names. Raises PixseqError where they are not and
-    there is no state to make them again from.
-    """
-    path = partial / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        record = read_json(path, "")
-        ids, shape = record["summary"]["weights"], record["summary"]["shape"]
-        codec = Codec.read(read_object(partial / "codec.json", ""))
-        weights = {name: read_weights(partial / f"{name}.safetensors") for name in ids}
-        whole = all(weights_id(weights[name], codec, shape) == ids[name] for name in ids)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, PixseqError):
-        whole = False
-    if whole:
-        drop_leftovers(partial, ids)
-        return record
-    if not has_state(partial):
-        raise PixseqError(
-            f"{partial} is damaged: its weights are not those of its manifest.json",
-            BEGIN_ANEW,
-        )
-    path.unlink()
-    return None
-
-
-def _differing(theirs: Any, ours: Any) -> str:
-    return ", ".join(_differences(theirs, ours))
-
-
-def _differences(a: Any, b: Any, place: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        found = []
-        for key in sorted({*a, *b}):
-            found += _differences(a.get(key), b.get(key), f"{place}.{key}" if place else key)
-        return found
-    return [] if a == b else [f"{place} ({a} then, {b} now)"]
 
 
 def save_state(partial: Path, state: Mapping[str, Any]) -> None:

@@ -34,6 +34,9 @@ def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A checkpoint to start from; shape and order are its own.")
+    ] = None,
     objective: Annotated[Literal["ar", "bert"] | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
     attention: Annotated[Literal["causal", "prefix"] | None, typer.Option("--attention", help="Of an AIM.")] = None,
     order: Annotated[
@@ -81,17 +84,27 @@ def pretrain(
         "train.augment": augment,
         "train.seed": seed,
     }
-    recipe = effective(PretrainFile, preset, config, set_ or [], flags)
+    if start is None:
+        recipe = effective(PretrainFile, preset, config, set_ or [], flags)
     if out is None and not dry_run:
         raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
 
     from pixseq.engine.training import Limits
     from pixseq.stages import pretrain
 
+    if start is not None:
+        recipe = pretrain.config_from(start, preset, config, set_ or [], flags)
+
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     if dry_run:
         plan = pretrain.plan(
-            tokens, config=recipe, val_fraction=val_fraction, device=device, precision=precision, limits=limits
+            tokens,
+            config=recipe,
+            val_fraction=val_fraction,
+            device=device,
+            precision=precision,
+            limits=limits,
+            start=start,
         )
         if preset:
             plan |= {f"preset.{key}": value for key, value in read_preset(preset)["about"].items()}
@@ -114,6 +127,7 @@ def pretrain(
         resume=resume,
         overwrite=overwrite,
         keep=keep,
+        start=start,
     )
     made(out, record, json)
 

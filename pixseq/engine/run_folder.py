@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pixseq import progress
-from pixseq.artifacts import atomic, checkpoint
+from pixseq.artifacts import atomic, unfinished
+from pixseq.artifacts.checkpoint import load_state
 from pixseq.artifacts.manifest import Manifest
 from pixseq.engine.images import Images
 from pixseq.models.family import Shape
@@ -38,7 +39,7 @@ def run_folder(
 ) -> Iterator[RunFolder]:
     """Of all ranks: the first one makes, locks and at the end publishes it, the others read it."""
     if machine.leads:
-        with checkpoint.run_folder(out, command, recipe, resume, overwrite) as opened:
+        with unfinished.run_folder(out, command, recipe, resume, overwrite) as opened:
             machine.any(opened[2] is not None)
             folder = RunFolder(*opened)
             if resume and folder.made is None:
@@ -47,7 +48,7 @@ def run_folder(
         return
     finished = machine.any(False)  # from the first rank, which may give the folder its name at once
     path = atomic.partial_path(out)
-    yield RunFolder(path, None if finished else checkpoint.load_state(path), {} if finished else None)
+    yield RunFolder(path, None if finished else load_state(path), {} if finished else None)
 
 
 def _where_it_begins(folder: RunFolder) -> str:

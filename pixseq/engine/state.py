@@ -27,6 +27,7 @@ class Run:
         self.optimizers = make_optimizers(model, config)
         self.averaged = _averaged(model, config.ema)
         self.step, self.validated, self.best, self.since_best = 0, True, None, 0
+        self.planned = config.steps  # when it began: a run that is extended warms up as long as it was to at first
         self.seconds_before, self.began = 0.0, time.monotonic()
         if state is not None:
             self._restore(state)
@@ -44,6 +45,7 @@ class Run:
             self.averaged.load_state_dict(state.pop("ema"))
         self.step, self.best, self.since_best = state["step"], state["best"], state["since_best"]
         self.validated = state.get("settled", True)  # before it was saved, only such states were
+        self.planned = state.get("planned", self.planned)
         self.seconds_before = state["seconds"]
 
     def _check(self, state: dict[str, Any]) -> None:
@@ -57,7 +59,7 @@ class Run:
             raise ValueError(f"it has {len(state['optimizers'])} optimizers, the run {len(self.optimizers)}")
         for optimizer, saved in zip(self.optimizers, state["optimizers"]):
             check_optimizer(optimizer, saved)
-        counts = {"step": state["step"], "since_best": state["since_best"]}
+        counts = {"step": state["step"], "since_best": state["since_best"], "plan": state.get("planned", 0)}
         best, seconds = state["best"], state["seconds"]
         if best is not None:
             counts["best step"] = best["step"]
@@ -82,6 +84,7 @@ class Run:
             "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "step": self.step,
             "settled": self.validated,
+            "planned": self.planned,
             "best": self.best,
             "since_best": self.since_best,
             "seconds": self.seconds(),

@@ -103,7 +103,7 @@ class Training:
         self.forward = compiled(self.model, self.machine, self.limits.compile)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
         epoch = len(self.images) / self.config.batch_size
-        self.warmup = warmup_steps(self.config.steps, epoch, self.config.warmup_epochs, self.config.warmup_fraction)
+        self.warmup = warmup_steps(self.run.planned, epoch, self.config.warmup_epochs, self.config.warmup_fraction)
         self.val_every = self.config.val_every or max(self.config.steps // 20, 1)
         self.best_on_disk = self.run.best
         self.state_on_disk = (self.run.step, self.run.validated) if has_state(self.folder) else None

@@ -90,6 +90,11 @@ class AimShape:
         """The same model with another default pattern of use."""
         return replace(self, adapted=attention)
 
+    def for_pretraining(self) -> AimShape:
+        """The same model without a class head, and with a prediction head, to train it on."""
+        bare = replace(self, n_classes=0, head=True, probe_heads=0, probe_layers=(), adapted=AimShape.adapted)
+        return bare.adapted_to(bare.attention_patterns[0])
+
     def report(self, loss: float, channels: int) -> dict[str, float]:
         """A mean loss in the units it is told in: squared error a value, of normalised patches or by ImageNet's."""
         name = {"norm-pixels": "normalized_mse", "pixels": "pixel_mse", "codes": "nats_per_patch"}[self.target]

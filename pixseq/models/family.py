@@ -107,6 +107,9 @@ class Shape(Protocol):
     def adapted_to(self, attention: str) -> Shape:
         """The same model with another default attention."""
 
+    def for_pretraining(self) -> Shape:
+        """The same model without a class head, and with a prediction head. Raises UsageError where that cannot be."""
+
     def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of what an order permutes, on images of `grid`."""
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixseq.errors import UsageError
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
 from pixseq.models.order import Ordered
@@ -78,6 +79,18 @@ class Shape:
     def adapted_to(self, attention: str) -> Shape:
         """The same model with another default pattern of use: Image GPT has but one."""
         return self
+
+    def for_pretraining(self) -> Shape:
+        """The same model without a class head, and with a prediction head, to train it on.
+
+        Raises UsageError where position p sees pixel p: it has nothing to predict.
+        """
+        if not self.shifted:
+            raise UsageError(
+                "it is a classifier whose positions see their own pixels, which leaves nothing to predict",
+                "start from a model that was trained to predict them",
+            )
+        return replace(self, n_classes=0, head=True)
 
     def report(self, nats: float, channels: int) -> dict[str, float]:
         """A mean loss in the units it is told in. rgb has three tokens a pixel, the other schemes one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_we
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
-from pixseq.config import PretrainFile, TrainConfig, as_dict, preset_names
+from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_names
 from pixseq.engine.cost import expected_seconds, micro_batch_images
 from pixseq.engine.images import Images
 from pixseq.engine.opening import (
@@ -32,6 +32,7 @@ from pixseq.engine.opening import (
     some_of,
     split_rows,
 )
+from pixseq.engine.parent import Parent
 from pixseq.engine.run_folder import recipe_of, run_folder, run_summary
 from pixseq.engine.state import Run, averaged_weights
 from pixseq.engine.step import Batch
@@ -63,15 +64,17 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     keep: str | None = None,
+    start: str | Path | None = None,
 ) -> Manifest | None:
     """Train on `tokens` (or pixels), validate on `val` or on a held-out part, write a checkpoint; returns its manifest.
 
-    `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000. Ranks
-    other than the first return None. Raises Diverged, Interrupted, PixseqError.
+    `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000. `start`:
+    a checkpoint whose weights training starts from, of the shape that `config` has, see config_from. Ranks other than
+    the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
     with machine(device, precision, ranks=True) as where:
-        data = read_data(tokens, config, val, val_fraction, scratch=Path(out).absolute().parent)
+        data = read_data(tokens, config, val, val_fraction, start, scratch=Path(out).absolute().parent)
         remark(data, config)
         flags = {"val_fraction": val_fraction, "precision": where.precision, **data.split(val_fraction)}
         recipe = recipe_of(as_dict(config), data.inputs, flags)
@@ -80,7 +83,7 @@ def run(
         with run_folder(where, out, "pretrain", recipe, resume, overwrite) as folder:
             if folder.made is None:
                 check_memory(data.shape, where, TRAINED_BYTES)
-                model = placed(fresh_model(data.shape, config, data.codec.grid, data.images), where)
+                model = placed(first_model(data, config), where)
                 end = train(
                     Training(
                         where,
@@ -100,8 +103,11 @@ def run(
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and validated on (`held`, None: nothing), as a model of `shape` and `codec` sees it."""
+    """What is trained and validated on (`held`, None: nothing), as a model of `shape` and `codec` sees it; `parent` is
+    the one to start from, None: a fresh one.
+    """
 
+    parent: Parent | None
     store: Store
     images: Images
     held: Images | None
@@ -115,14 +121,59 @@ class Data:
 
 
 def read_data(
-    tokens: str | Path, config: PretrainFile, val: str | Path | None, val_fraction: float | None, scratch: Path
+    tokens: str | Path,
+    config: PretrainFile,
+    val: str | Path | None,
+    val_fraction: float | None,
+    start: str | Path | None,
+    scratch: Path,
 ) -> Data:
     """`scratch`: a folder for what is too large for memory, see opening.read_all."""
-    kind, side = SHAPES[config.model.family].reads, config.model.image_size
+    parent = None if start is None else open_parent(start, config)
+    kind = SHAPES[config.model.family].reads
+    side = config.model.image_size if parent is None else parent.codec.side
     store, images, held, inputs = read_images(
         tokens, kind, val, val_fraction, config.train.seed, side=side, scratch=scratch
     )
-    return Data(store, images, held, model_shape(config, store), seen_codec(store, side), inputs)
+    if parent is None:
+        return Data(None, store, images, held, model_shape(config, store), seen_codec(store, side), inputs)
+    codec = parent.paired(store)
+    inputs["model"] = parent.reference
+    return Data(parent, store, images, held, parent.shape, codec, inputs)
+
+
+def config_from(
+    start: str | Path,
+    preset: str | None = None,
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> PretrainFile:
+    """The effective configuration, see config.effective, of a run that starts from a checkpoint: shape and order are
+    its own where nothing is said. Raises UsageError where something else is said.
+    """
+    parent = Parent.open(start)
+    parent.check_family(preset, file)
+    config = effective(PretrainFile, preset, file, sets, flags, base=parent.config())
+    parent.check(config)
+    return config
+
+
+def open_parent(start: str | Path, config: PretrainFile) -> Parent:
+    """Raises UsageError where `config` is of another shape or order."""
+    parent = Parent.open(start)
+    parent.check(config)
+    if parent.shape.order == "file" and config.sequence.order != parent.order:
+        cells = parent.shape.cells(parent.codec.grid)
+        parent.check_order(_order(config.sequence.order, *cells, config.train.seed), config.sequence.order)
+    return parent
+
+
+def first_model(data: Data, config: PretrainFile) -> Model:
+    """Fresh, or the parent's."""
+    if data.parent is None:
+        return fresh_model(data.shape, config, data.codec.grid, data.images)
+    return data.parent.model(config.train.seed)
 
 
 def remark(data: Data, config: PretrainFile) -> None:
@@ -136,7 +187,10 @@ def remark(data: Data, config: PretrainFile) -> None:
             f"{path} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
             "those of whole pictures, encode --resize whole, are resized down"
         )
-    if config.model == type(config.model)():
+    if data.parent is not None:
+        for said in data.parent.remarks():
+            progress.note(said)
+    elif config.model == type(config.model)():
         progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
 
 
@@ -201,6 +255,8 @@ class Writer:
             weights["best"] = read_weights(best_weights(folder, end["best"]))
         seen = tokens_seen(self.config, shape, end)
         summary = {**run_summary(self.where, shape, data.images, end), "tokens_seen": seen}
+        if end["planned"] != self.config.train.steps:
+            summary["planned_steps"] = end["planned"]  # before it was extended
         config = as_dict(self.config)
         return finish_checkpoint(
             folder, weights, asdict(shape), data.codec, "pretrain", config, self.flags, data.inputs, summary
@@ -314,12 +370,18 @@ def plan(
     device: str = "auto",
     precision: str = "auto",
     limits: Limits | None = None,
+    start: str | Path | None = None,
 ) -> dict[str, Any]:
     """--dry-run: the effective configuration with its size and cost, nothing trained."""
     check_fraction(None, val_fraction)
     with machine(device, precision) as where:
         store = open_images(tokens, SHAPES[config.model.family].reads)
-        shape = model_shape(config, store)
+        if start is None:
+            shape = model_shape(config, store)
+        else:
+            parent = open_parent(start, config)
+            parent.paired(store)
+            shape = parent.shape
         with torch.device("meta"):
             model = build(shape)
         train_images = len(store)
