@@ -21,6 +21,7 @@ PIPELINES = Path(__file__).parent.parent / "pipelines"
 GUIDES = sorted(path.parent.name for path in PIPELINES.glob("*/Makefile") if "guide.mk" in path.read_text())
 # Steps and epochs are cut: what a block shows is that its commands follow from each other.
 SHORT = [(r"--steps \d+", "--steps 2 --batch-size 4"), (r"steps=\d+", "steps=2"), (r"--epochs \d+", "--epochs 1")]
+SHORT += [(r"--steps 2 (--batch-size 4 --resume)", r"--steps 3 \1")]  # for more steps than before
 SHORT += [(r"--keep every:\d+", "--keep every:1"), (r"--jobs 2", "--jobs 1"), (r"--trials 5", "--trials 1")]
 
 
