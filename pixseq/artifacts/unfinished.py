@@ -125,7 +125,7 @@ def can_go_on(target: Path, recipe: Mapping[str, Any]) -> bool:
 
 def copy_end(target: Path, partial: Path) -> None:
     """What a finished run goes on from: its log, its best weights, its state, which makes it whole."""
-    state = load_state(target)
+    state = load_state(target) or {}  # it is there: see can_go_on
     shutil.copyfile(target / "log.jsonl", partial / "log.jsonl")
     best = state.get("best")
     if isinstance(best, dict) and isinstance(best.get("step"), int):
