@@ -33,6 +33,7 @@ def test_a_fit_makes_a_sheet_and_its_figures_with_manifests(tmp_path):
     fits[0]["budgets"][0] |= {"params_opt": None, "tokens_opt": None, "value_opt": None, "status": "edge"}
     fits[1]["budgets"][2]["status"] = "outside"
     numbers = numbers_of(LAWS, fits)
+    numbers["runs"].append({**numbers["runs"][0], "resolution": 32})
     figures.save_fit(
         tmp_path / "fit.png", StudyFit.from_json(numbers), {"seed": 0}, {"runs": {"path": "runs.csv", "id": "sha256:1"}}
     )

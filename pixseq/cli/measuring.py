@@ -357,7 +357,7 @@ def show(
     rows += [
         (f"{part}.{key}", value) for part in ("config", "inputs", "summary") for key, value in record[part].items()
     ]
-    rows += [("made", record["made"].get("at")), ("command", " ".join(map(one_line, record["argv"])))]
+    rows += [("made", record["made"].get("at")), ("command", " ".join(map(cell_text, record["argv"])))]
     if verify:
         rows.append(("verified", "content equals its id"))
     if record["kind"] in ("tokens", "pixels", "features") and (found := show.classes(artifact)) is not None:
