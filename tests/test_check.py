@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pixseq.artifacts.palette import palette_id
 from pixseq.errors import PixseqError
-from pixseq.models import igpt, igpt_checks, sampling
+from pixseq.models import igpt, sampling
 from pixseq.stages import check
 
 
@@ -106,9 +106,9 @@ def test_a_bert_model_that_sees_hidden_pixels_is_caught(checkpoints, monkeypatch
 
 
 def test_a_cache_one_position_late_is_caught(sound, monkeypatch):
-    real = sampling.decode_one
-    late = lambda net, token, position, cache: real(net, token, max(position - 1, 1), cache)  # noqa: E731
-    monkeypatch.setattr(igpt_checks, "decode_one", late)
+    real = sampling.Decoder.step
+    late = lambda self, token, position: real(self, token, max(position - 1, 1))  # noqa: E731
+    monkeypatch.setattr(sampling.Decoder, "step", late)
     assert failing(sound[0]) == {"cache"}
 
 

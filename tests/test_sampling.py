@@ -1,10 +1,13 @@
 """The cache equals the full forward, and a picture depends on its seed alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_model import AR, BERT, random_model, tokens
 
-from pixseq.models.sampling import Cache, decode_one, draw, prefill, sample
+from pixseq.models.igpt import ImageGPT
+from pixseq.models.sampling import Decoder, draw, laid, product, sample
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 19])
@@ -12,10 +15,10 @@ def test_cached_logits_equal_the_full_forward(start):
     model, x = random_model(AR), tokens(AR)
     with torch.no_grad():
         full = model(x).logits
-        cache = Cache.empty(model, len(x), torch.float32)
-        assert torch.allclose(prefill(model, x[:, :start], cache), full[:, start], atol=1e-5)
+        decoder = Decoder(model, len(x))
+        assert torch.allclose(decoder.prefill(x[:, :start]), full[:, start], atol=1e-5)
         for position in range(start + 1, AR.n_ctx):
-            logits = decode_one(model, x[:, position - 1], position, cache)
+            logits = decoder.step(x[:, position - 1], position)
             assert torch.allclose(logits, full[:, position], atol=1e-5)
 
 
@@ -47,6 +50,41 @@ def test_a_picture_does_not_depend_on_its_batch():
     for size in (1, 2, 5, 12):
         parts = [sample(model, none[i : i + size], uniform[i : i + size]) for i in range(0, 13, size)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [96, 256, 1024])
+def test_rows_of_a_product_do_not_depend_on_their_number(dtype, inputs):
+    g = torch.Generator().manual_seed(8)
+    x, weight = torch.randn(256, inputs, generator=g), laid(torch.randn(256, inputs, generator=g), dtype)
+    whole = product(x, weight)
+    for rows in (2, 4, 8, 30, 64, 200):
+        assert torch.equal(product(x[:rows], weight), whole[:rows])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_logits_after_prompts_do_not_depend_on_the_batch_to_the_last_bit(bf16):
+    shape = replace(AR, d_model=128, n_head=4)
+    model, x = random_model(shape), torch.randint(AR.n_vocab, (24, 6), generator=torch.Generator().manual_seed(9))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+
+        def logits(some):
+            decoder = Decoder(model, len(some))
+            return torch.stack([decoder.prefill(some[:, :5]), decoder.step(some[:, 5], 6)], dim=1)
+
+        whole = logits(x)
+        for size in (2, 4, 8):
+            assert torch.equal(torch.cat([logits(x[i : i + size]) for i in range(0, 24, size)]), whole)
+
+
+def test_equal_prompts_run_once(monkeypatch):
+    model, prompt = random_model(AR), tokens(AR)[:2, :10].repeat(3, 1)
+    uniform = torch.rand(6, AR.n_ctx - 10, generator=torch.Generator().manual_seed(5))
+    each = torch.cat([sample(model, prompt[i : i + 1], uniform[i : i + 1]) for i in range(6)])
+    real, ran = ImageGPT.embed, []
+    monkeypatch.setattr(ImageGPT, "embed", lambda self, x: ran.append(len(x)) or real(self, x))
+    assert torch.equal(sample(model, prompt, uniform), each)
+    assert ran == [2]
 
 
 def test_draw_follows_the_distribution():

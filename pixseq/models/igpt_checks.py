@@ -18,7 +18,7 @@ from torch import Tensor
 from pixseq.models.certificates import STILL, Check, some_positions
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.objectives import generative_nats, random_mask
-from pixseq.models.sampling import Cache, decode_one, prefill
+from pixseq.models.sampling import Decoder
 from pixseq.streams import Stream
 
 CACHED = 256  # positions at most that are drawn one by one
@@ -127,12 +127,12 @@ def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Itera
 def _cache(net: ImageGPT, x: Tensor, close: float) -> Check:
     """Logits drawn one by one through the cache against those of a full forward, at the first and last positions."""
     full, total = net(x).logits, x.shape[1]
-    cache, worst = Cache.empty(net, len(x), net.wte.dtype), 0.0
+    decoder, worst = Decoder(net, len(x)), 0.0
     for start, stop in _stretches(total):
-        logits = prefill(net, x[:, :start], cache)
+        logits = decoder.prefill(x[:, :start])
         for position in range(start, stop):
             if position > start:
-                logits = decode_one(net, x[:, position - 1], position, cache)
+                logits = decoder.step(x[:, position - 1], position)
             worst = max(worst, float((logits - full[:, position]).abs().max()))
     about = f"largest difference of a cached logit to the full forward's: under {close:g} of the largest logit"
     return Check("cache", worst <= close * float(full.abs().max()), worst, about)

@@ -1,70 +1,145 @@
-"""Drawing pixels one after another with a preallocated key/value cache (§2, BLOG: temperature 1, no truncation).
+"""Drawing pixels one after another from keys and values that are kept (§2, BLOG: temperature 1, no truncation).
 
-Every sample brings its own random numbers, and the batch is padded to a multiple of LANES, so that a picture does not
-depend on which others were drawn beside it.
+Every sample brings its own random numbers, and no row of a product depends on how many there are, so that a picture
+does not depend on which others are drawn beside it.
 Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width, V colours, L layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape
 
-# Matrix products choose their kernel, hence the order of their sums, by the number of rows; at multiples of a few rows
-# the rows of the result no longer depend on how many there are.
-LANES = 8
+# A matrix product chooses its kernel, hence the order of its sums, by the number of rows. See `product` for the form
+# in which a CPU's choice makes no difference; one row alone is still another kernel. Elsewhere rows are padded more.
+LANES_CPU, LANES = 2, 8
+SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
+ROWS = 512  # of prompts that run together
 
 
-@dataclass
-class Cache:
-    """Keys and values of all positions so far: each [L, B, H, T, K]."""
+def laid(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[out, in] -> as `product` takes it: float32 [in, out], else [out, in]."""
+    return weight.T.contiguous() if dtype == torch.float32 else weight.to(dtype)
 
-    keys: Tensor
-    values: Tensor
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """[B, in] times a `laid` weight -> [B, out], each row the same whatever B is.
+
+    With outputs side by side in memory a float32 kernel sums over the inputs in their order, for any number of rows;
+    in bf16 it does where the weights, whose number is fixed, are the left operand.
+    """
+    if weight.dtype != torch.float32:
+        return torch.mm(weight, x.to(weight.dtype).T.contiguous()).T
+    if len(weight) <= SUM:
+        return torch.mm(x, weight)
+    first, *others = zip(x.split(SUM, dim=1), weight.split(SUM))
+    y = torch.mm(*first)
+    for part in others:
+        y.addmm_(*part)
+    return y
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled queries [B, H, 1, K], keys and values [B, H, t, K] -> [B, D]."""
+    if q.dtype == torch.float32 and q.device.type == "cpu":  # plain products read k and v once, at memory's speed
+        weights = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1)
+        return torch.bmm(weights, v.flatten(0, 1)).view(len(q), -1)
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).reshape(len(q), -1)
+
+
+class Decoder:
+    """A model's weights as a step takes them, and the keys and values of `batch` samples: [L, 2, B, H, T, K].
+
+    What multiplies the input or output of a matrix is multiplied into it once: the gains of norms, the scale of
+    queries, and the 1.702 of quick-gelu, which is silu(1.702 x) / 1.702. Computes as autocast says when it is made.
+    """
+
+    def __init__(self, model: ImageGPT, batch: int):
+        s, device = model.shape, model.wte.device
+        autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.dtype
+        self.model, self.places, self.eps = model, model.places(), torch.full((1, 1), NORM_EPS, device=device)
+        scale = torch.ones(3 * s.d_model, 1, device=device)
+        scale[: s.d_model] = (s.d_model // s.n_head) ** -0.5
+        self.blocks = [
+            (
+                laid(block.attn.qkv.weight * block.ln_1.weight * scale, self.dtype),
+                laid(block.attn.proj.weight, self.dtype),
+                laid(block.mlp.fc.weight * block.ln_2.weight * 1.702, self.dtype),
+                laid(block.mlp.proj.weight / 1.702, self.dtype),
+            )
+            for block in model.blocks
+        ]
+        self.head = laid(model.head.weight * model.ln_f.weight, self.dtype)
+        size = (s.n_layer, 2, batch, s.n_head, s.n_ctx, s.d_model // s.n_head)
+        self.kept = torch.zeros(size, dtype=self.dtype, device=device)
 
     @staticmethod
     def bytes(shape: Shape, width: int) -> int:
-        """What one sample takes, in numbers of `width` bytes."""
+        """What is kept of one sample, in numbers of `width` bytes."""
         return 2 * shape.n_layer * shape.n_ctx * shape.d_model * width
 
-    @classmethod
-    def empty(cls, model: ImageGPT, batch: int, dtype: torch.dtype) -> Cache:
-        s = model.shape
-        size = (s.n_layer, batch, s.n_head, s.n_ctx, s.d_model // s.n_head)
-        return cls(*(torch.zeros(size, dtype=dtype, device=model.wte.device) for _ in range(2)))
+    def prefill(self, prompt: Tensor) -> Tensor:
+        """Run sos and the prompt, int [B, P], at once; returns the logits of pixel P, [B, V].
 
+        Equal prompts run once, and several together: in bf16 as many at any time, since that many rows may matter.
+        """
+        inputs = F.pad(prompt, (0, 1))  # the last token is not an input
+        different, which = inputs.unique(dim=0, return_inverse=True)
+        together, logits = max(ROWS // inputs.shape[1], 1), []
+        for first in range(0, len(different), together):
+            part = different[first : first + together]
+            rows = ((first <= which) & (which < first + len(part))).nonzero()[:, 0]
+            n = len(part)
+            if self.dtype != torch.float32 and prompt.shape[1]:
+                part = F.pad(part, (0, 0, 0, together - n))
+            logits.append(self._prefill(part, rows, which[rows] - first)[:n])
+        return torch.cat(logits)[which]
 
-def prefill(model: ImageGPT, prompt: Tensor, cache: Cache) -> Tensor:
-    """Run sos and the prompt, int [B, P], at once; fills the cache, returns the logits of pixel P, [B, V]."""
-    b, p = prompt.shape
-    h = model.embed(torch.cat([prompt, prompt.new_zeros(b, 1)], dim=1))  # the last token is not an input
-    for layer, block in enumerate(model.blocks):
-        q, k, v = block.attn.heads(block.ln_1(h))
-        cache.keys[layer, :, :, : p + 1], cache.values[layer, :, :, : p + 1] = k, v
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        h = h + block.attn.proj(y.transpose(1, 2).flatten(2))
-        h = h + block.mlp(block.ln_2(h))
-    return model.head(model.ln_f(h[:, -1]))
+    def _prefill(self, inputs: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+        """int [U, P + 1] -> logits [U, V]; sample rows[i] begins as number which[i]."""
+        u, p = inputs.shape
 
+        def attend_all(heads: Tensor, kept: Tensor) -> Tensor:
+            q, k, v = heads.view(u, p, *heads.shape[1:]).permute(2, 0, 3, 1, 4)
+            kept[0, rows, :, :p], kept[1, rows, :, :p] = k[which], v[which]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+            return y.transpose(1, 2).reshape(u * p, -1)
 
-def decode_one(model: ImageGPT, token: Tensor, position: int, cache: Cache) -> Tensor:
-    """Feed pixel `position` - 1, int [B]; returns the logits of pixel `position`, [B, V]."""
-    b, heads = len(token), model.shape.n_head
-    h = F.embedding(token, model.wte) + model.places()[position]
-    for layer, block in enumerate(model.blocks):
-        q, k, v = block.attn.qkv(block.ln_1(h)).view(b, 3, heads, 1, -1).unbind(1)  # each [B, H, 1, K]
-        cache.keys[layer, :, :, position], cache.values[layer, :, :, position] = k[:, :, 0], v[:, :, 0]
-        keys, values = cache.keys[layer, :, :, : position + 1], cache.values[layer, :, :, : position + 1]
-        y = F.scaled_dot_product_attention(q, keys, values)
-        h = h + block.attn.proj(y.reshape(b, -1))
-        h = h + block.mlp(block.ln_2(h))
-    return model.head(model.ln_f(h))
+        h = self._blocks(self.model.embed(inputs).flatten(0, 1), attend_all)
+        return self._logits(h.view(u, p, -1)[:, -1])
+
+    def step(self, token: Tensor, position: int) -> Tensor:
+        """Feed pixel `position` - 1, int [B]; returns the logits of pixel `position`, [B, V]."""
+
+        def attend_last(heads: Tensor, kept: Tensor) -> Tensor:
+            kept[:, :, :, position] = heads[:, 1:].transpose(0, 1)
+            return attend(heads[:, 0, :, None], *kept[:, :, :, : position + 1])
+
+        return self._logits(self._blocks(F.embedding(token, self.model.wte) + self.places[position], attend_last))
+
+    def _blocks(self, h: Tensor, attended: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """h [N, D] through all blocks; `attended`: queries, keys, values [N, 3, H, K] and what is kept -> [N, D]."""
+        with torch.autocast(h.device.type, enabled=False):
+            for (qkv, proj, fc, out), kept in zip(self.blocks, self.kept):
+                heads = product(self._normed(h), qkv).contiguous().view(len(h), 3, self.model.shape.n_head, -1)
+                h += product(attended(heads, kept), proj)
+                h += product(F.silu(product(self._normed(h), fc), inplace=True), out)
+        return h
+
+    def _logits(self, h: Tensor) -> Tensor:
+        with torch.autocast(h.device.type, enabled=False):
+            return product(self._normed(h), self.head)
+
+    def _normed(self, h: Tensor) -> Tensor:
+        """h / sqrt(mean(h^2) + eps) in few calls; the gain is in the matrix that follows."""
+        size = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+        return h * torch.addcmul(self.eps, size, size, value=1 / h.shape[-1]).rsqrt_()
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -85,10 +160,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
         outside = ordered.cumsum(-1) - ordered >= top_p  # the colour that crosses top_p stays in
         probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0.0)
     cumulative = probabilities.double().cumsum(-1)
-    return (cumulative <= uniform[:, None].to(cumulative) * cumulative[:, -1:]).sum(-1)
+    target = uniform[:, None].to(cumulative) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: ImageGPT,
     prompt: Tensor,
@@ -106,17 +182,14 @@ def sample(
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
     b, p = prompt.shape
-    spare = -b % LANES
+    spare = -b % (LANES_CPU if prompt.device.type == "cpu" else LANES)
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
-    autocast = torch.is_autocast_enabled(prompt.device.type)
-    dtype = torch.get_autocast_dtype(prompt.device.type) if autocast else model.wte.dtype
-    cache = Cache.empty(model, b + spare, dtype)
-    tokens = [prompt]
-    logits = prefill(model, prompt, cache)
+    decoder = Decoder(model, b + spare)
+    tokens = F.pad(prompt, (0, model.shape.n_ctx - p))
+    logits = decoder.prefill(prompt)
     for position in range(p, model.shape.n_ctx):
-        token = draw(logits, uniform[:, position - p], temperature, top_k, top_p)
-        tokens.append(token[:, None])
+        if position > p:
+            logits = decoder.step(tokens[:, position - 1], position)
+        tokens[:, position] = draw(logits, uniform[:, position - p], temperature, top_k, top_p)
         advance(b)
-        if position + 1 < model.shape.n_ctx:
-            logits = decode_one(model, token, position + 1, cache)
-    return torch.cat(tokens, dim=1)[:b]
+    return tokens[:b]

@@ -20,7 +20,7 @@ from pixseq.engine import opening
 from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
-from pixseq.models.sampling import Cache, sample
+from pixseq.models.sampling import Decoder, sample
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
@@ -83,7 +83,8 @@ def run(
         starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
         starts = np.tile(starts, (completions, 1))
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        tokens = _draw(where, net, starts, seed, batch_size or pictures_at_once(where, net), settings)
+        at_once = batch_size or pictures_at_once(where, net)
+        tokens = _draw(where, net, starts, seed, at_once, settings, completions)
         tokens = tokens[:, np.argsort(order)]
     config = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
@@ -215,26 +216,37 @@ def pictures_at_once(where: Machine, net: Model) -> int:
 
     A CPU spends its time fetching keys and values, of which half as many are nearer.
     """
-    cache = Cache.bytes(net.shape, 2 if where.precision == "bf16" else 4)
+    cache = Decoder.bytes(net.shape, 2 if where.precision == "bf16" else 4)
     most = 256 if where.device.type == "cpu" else 512
     return max(min(where.memory_bytes() // 4 // cache, most), 1)
 
 
 def _draw(
-    where: Machine, net: Model, starts: np.ndarray, seed: int, batch_size: int, settings: dict[str, Any]
+    where: Machine,
+    net: Model,
+    starts: np.ndarray,
+    seed: int,
+    batch_size: int,
+    settings: dict[str, Any],
+    completions: int,
 ) -> np.ndarray:
-    """Complete `starts` [N, P] to uint16 [N, T]. Picture i uses the random numbers of (seed, i), whatever its batch."""
-    n, drawn = len(starts), net.shape.n_ctx - starts.shape[1]
-    finished = []
+    """Complete `starts` [N, P] to uint16 [N, T]. Picture i uses the random numbers of (seed, i), whatever its batch.
+
+    `starts` holds all prompts, `completions` times; those of one prompt are drawn together, so that it is run once.
+    """
+    n, total = len(starts), net.shape.n_ctx
+    drawn = total - starts.shape[1]
+    order = np.arange(n).reshape(completions, -1).T.ravel()
+    tokens = np.empty((n, total), np.uint16)
     with progress.track("sample", n * drawn, "tokens") as bar:
         for first in range(0, n, batch_size):
-            part = range(first, min(first + batch_size, n))
-            uniform = torch.stack([torch.rand(drawn, generator=generator(seed, i, Stream.SAMPLE)) for i in part])
-            prompt = torch.from_numpy(starts[part.start : part.stop].astype(np.int64))
+            part = order[first : first + batch_size]
+            uniform = torch.stack([torch.rand(drawn, generator=generator(seed, int(i), Stream.SAMPLE)) for i in part])
+            prompt = torch.from_numpy(starts[part].astype(np.int64))
             with where.autocast():
                 done = sample(net, prompt.to(where.device), uniform.to(where.device), **settings, advance=bar.advance)
-            finished.append(done.cpu().numpy().astype(np.uint16))
-    return np.concatenate(finished)
+            tokens[part] = done.cpu().numpy()
+    return tokens
 
 
 def _save_tokens(
