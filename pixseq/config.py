@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+from pixseq.choices import Augment, Objective, PretrainingAttention, Target
 from pixseq.errors import UsageError
 from pixseq.presets import guess, read_preset, read_yaml
 from pixseq.presets import preset_names as preset_names
@@ -67,7 +68,6 @@ Ratio = Annotated[float, Range(at_least=1e-9, at_most=1e9)]
 Seeds = Annotated[int, Range(at_least=1, at_most=1000)]
 
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
-Augment = Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelConfig:
     n_layer: Layers = 8
     n_head: Layers = 4
     d_model: Width = 128
-    objective: Literal["ar", "bert"] = "ar"
+    objective: Objective = "ar"
     family: ClassVar[str] = "igpt"  # the default: it stands in no file
     image_size: ClassVar[int | None] = None  # pictures have the size that they are stored in
 
@@ -94,9 +94,9 @@ class AimConfig:
     patch_size: PatchSide = 4
     head_depth: Depth = 4
     head_width: Width = 192
-    target: Literal["norm-pixels", "pixels", "codes"] = "norm-pixels"
+    target: Target = "norm-pixels"
     n_codes: Codes = 512  # of the k-means of patches that target codes predicts
-    attention: Literal["causal", "prefix"] = "prefix"
+    attention: PretrainingAttention = "prefix"
 
 
 FAMILIES = {"igpt": ModelConfig, "aim": AimConfig}

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "pixseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Highest last. A file imports from lower floors or its own room; rooms of one floor do not know each other.
 FLOORS = [
-    ("cores", "errors", "streams", "signals", "text"),
+    ("choices", "cores", "errors", "streams", "signals", "text"),
     ("numerics", "progress"),
     ("bounded",),
     ("presets",),
@@ -85,7 +85,7 @@ def test_the_command_line_imports_nothing_heavy(path):
     for name in imports(ast.Module(top, [])):
         assert name.split(".")[0] not in heavy
         if name.startswith("pixseq."):
-            assert room(name) in ("cli", "errors", "progress", "signals", "text", "__version__")
+            assert room(name) in ("cli", "choices", "errors", "progress", "signals", "text", "__version__")
 
 
 # Where a stage may ask: what it makes or lays out is of one family by its nature.

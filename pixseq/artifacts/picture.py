@@ -52,7 +52,9 @@ def save_png(
     return record
 
 
-def save_pngs(folder: str | Path, images: np.ndarray, rows: Iterable[int], stage: str, overwrite: bool = False) -> None:
+def save_pngs(
+    folder: str | Path, images: Iterable[np.ndarray], rows: Iterable[int], stage: str, overwrite: bool = False
+) -> None:
     """A folder of single pictures, uint8 [N, H, W, 3], named by their rows, for tools that want files."""
     from PIL import Image
 

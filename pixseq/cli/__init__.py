@@ -23,8 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# name: function, example (shown at the end of its help)
-COMMANDS = {
+Commands = dict[str, tuple[Callable[..., None], str]]  # name: function, example (shown at the end of its help)
+COMMANDS: Commands = {
     "encode": (images.encode, "pixseq encode photos/ --palette palette.json --size 32 -o train.zarr"),
     "decode": (images.decode, "pixseq decode train.zarr -o grid.png"),
     "pretrain": (training.pretrain, "pixseq pretrain train.zarr --preset igpt-s --val val.zarr -o model"),
@@ -38,7 +38,7 @@ COMMANDS = {
     "show": (measuring.show, "pixseq show train.zarr --verify"),
 }
 # group: help, its commands
-GROUPS = {
+GROUPS: dict[str, tuple[str, Commands]] = {
     "palette": (
         "Fit and look at colour palettes.",
         {
@@ -80,7 +80,7 @@ GROUPS = {
 }
 
 
-def _add(group: typer.Typer, commands: dict[str, tuple[Callable, str]]) -> None:
+def _add(group: typer.Typer, commands: Commands) -> None:
     for name, (function, example) in commands.items():
         group.command(name, epilog=f"Example: {example}")(function)
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import made, talk
 
 Size = Annotated[int, typer.Option("--size", help="Side of the square pictures, in pixels.")]
 Resize = Annotated[
-    Literal["crop", "squash"],
+    choices.SquareResize,
     typer.Option("--resize", help="crop: shorter side, then centre crop (paper); squash: as Hugging Face."),
 ]
 Background = Annotated[str, typer.Option("--background", help="Colour under transparent pixels.")]
-OnError = Annotated[Literal["fail", "skip"], typer.Option("--on-error", help="At pictures that cannot be read.")]
+OnError = Annotated[choices.OnError, typer.Option("--on-error", help="At pictures that cannot be read.")]
 LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", help="Column or array that holds the labels; none: read none [default: by name]."),
@@ -117,22 +118,20 @@ def encode(
         int, typer.Option("--size", help="Side of the square pictures; of whole ones the shorter side, at most.")
     ] = 32,
     resize: Annotated[
-        Literal["crop", "squash", "whole"],
+        choices.Resize,
         typer.Option(
             "--resize",
             help="crop: shorter side, then centre crop (paper); squash: as Hugging Face; whole: both sides are kept, "
             "for AIM to crop from.",
         ),
     ] = "crop",
-    filter: Annotated[
-        Literal["bilinear", "bicubic", "box", "hamming", "lanczos"], typer.Option("--filter", help="Of resizing.")
-    ] = "bilinear",
+    filter: Annotated[choices.Filter, typer.Option("--filter", help="Of resizing.")] = "bilinear",
     resized_side: Annotated[
         int | None,
         typer.Option("--resized-side", help="Shorter side that the centre crop is cut from [default: --size]."),
     ] = None,
     scheme: Annotated[
-        Literal["palette", "rgb", "gray", "pixels"],
+        choices.Scheme,
         typer.Option("--scheme", help="rgb: 3 tokens a pixel; gray: its luma; pixels: for AIM."),
     ] = "palette",
     views: Annotated[
@@ -144,9 +143,7 @@ def encode(
     val_fraction: Annotated[
         float | None, typer.Option("--val-fraction", help="Hold out this part of the images, drawn by --seed; --part.")
     ] = None,
-    part: Annotated[
-        Literal["train", "val"] | None, typer.Option("--part", help="What --val-fraction leaves, or it.")
-    ] = None,
+    part: Annotated[choices.Part | None, typer.Option("--part", help="What --val-fraction leaves, or it.")] = None,
     background: Background = "white",
     label_column: LabelColumn = None,
     bit_depth: BitDepth = None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import cell_text, emit, made, table, talk, to_json
 from pixseq.errors import PixseqError, UsageError
@@ -26,12 +27,12 @@ def features(
     tokens: o.Tokens,
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
-    pool: Annotated[Literal["mean", "none"], typer.Option("--pool", help="Over positions.")] = "mean",
+    pool: Annotated[choices.Pool, typer.Option("--pool", help="Over positions.")] = "mean",
     below: Annotated[
         float | None, typer.Option("--below", help="Average below this part of the rows: what sample --keep draws.")
     ] = None,
     attention: o.Attention = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option("--dtype", help="Of what is stored.")] = "float32",
+    dtype: Annotated[choices.FeatureType, typer.Option("--dtype", help="Of what is stored.")] = "float32",
     masks: o.Masks = None,
     random_init: Annotated[
         int | None, typer.Option("--random-init", min=0, help="Fresh weights of this seed instead: a baseline.")
@@ -81,9 +82,7 @@ def probe(
     test: Annotated[Path, typer.Option("--test", help="Features to test on, once.", show_default=False)],
     out: o.OptionalOut = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw accuracy by layer as PNG.")] = None,
-    method: Annotated[
-        Literal["logistic", "knn", "attentive"], typer.Option("--method", help="What reads the features.")
-    ] = "logistic",
+    method: Annotated[choices.ProbeMethod, typer.Option("--method", help="What reads the features.")] = "logistic",
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
     concat: Annotated[
         int, typer.Option("--concat", min=0, help="Also probe this many layers centred on the best, concatenated.")
@@ -93,7 +92,7 @@ def probe(
     ] = None,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Random subsets for --labels-per-class.")] = 5,
     low_data_choice: Annotated[
-        Literal["subset", "all"] | None,
+        choices.LowDataChoice | None,
         typer.Option(
             "--low-data-choice",
             help="--labels-per-class: subset chooses layer and scaling by its own images, all by the whole of FEATURES "
@@ -108,7 +107,7 @@ def probe(
     ] = None,
     max_iter: Annotated[int, typer.Option("--max-iter", min=1, help="L-BFGS iterations at most.")] = 1000,
     solver: Annotated[
-        Literal["pixseq", "sklearn"] | None,
+        choices.LogisticSolver | None,
         typer.Option("--solver", help="logistic: whose solver; sklearn's is slower [default: pixseq]."),
     ] = None,
     window: Annotated[
@@ -187,7 +186,7 @@ def _baseline(text: str) -> tuple[str, str, str]:
 
 def _probe_table(numbers: dict[str, Any]) -> str:
     """The curve, then one line a summary figure."""
-    head = ("layer", "c", "val_accuracy", "test_accuracy", "converged", "gradient")
+    head: tuple[str, ...] = ("layer", "c", "val_accuracy", "test_accuracy", "converged", "gradient")
     if numbers["method"] == "knn":
         head = ("layer", "val_accuracy", "test_accuracy")
     if numbers["method"] == "attentive":

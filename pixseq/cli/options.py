@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from pixseq import choices
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="What to make.", show_default=False)]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result here.")]
@@ -17,15 +19,13 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice."
 Split = Annotated[str, typer.Option("--split", help="train, test or another split of the source.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or one as cuda:1.")]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto: bf16 where the chip has units for it.")
+    choices.Precision, typer.Option("--precision", help="auto: bf16 where the chip has units for it.")
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
-Weights = Annotated[
-    Literal["model", "best", "last", "ema"], typer.Option("--weights", help="Which weights of the checkpoint.")
-]
+Weights = Annotated[choices.Weights, typer.Option("--weights", help="Which weights of the checkpoint.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
 Attention = Annotated[
-    Literal["causal", "prefix", "bidirectional"] | None,
+    choices.Attention | None,
     typer.Option("--attention", help="Who sees whom in an AIM [default: the model's own]."),
 ]
 Masks = Annotated[

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import cell_text, emit, table, talk, to_json
 from pixseq.errors import UsageError
@@ -14,7 +15,7 @@ from pixseq.text import one_line
 
 Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False)]
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
-Method = Annotated[Literal["varpro", "direct", "isoflop"], typer.Option("--method", help="Which of the three fits.")]
+Method = Annotated[choices.FitMethod, typer.Option("--method", help="Which of the three fits.")]
 
 
 def plan(
@@ -45,8 +46,10 @@ def plan(
     if json:
         emit(to_json(planned))
         return
-    head = ("id", "n_layer", "d_model", "n_head", "params", "tokens", "steps", "batch_size", "lr", "flops")
-    head += ("epochs", "seconds", "memory_gigabytes")
+    head = (
+        *("id", "n_layer", "d_model", "n_head", "params", "tokens", "steps", "batch_size", "lr", "flops"),
+        *("epochs", "seconds", "memory_gigabytes"),
+    )
     every = planned["references"] + planned["cells"]
     lines = [table(head, [[cell[key] for key in head] for cell in every])]
     counting = planned["counting"]
@@ -254,8 +257,10 @@ def forecast(
     if json:
         emit(to_json(numbers))
         return
-    head = ("metric", "resolution", "target", "flops", "95 %", "params", "tokens", "images", "years", "years 95 %")
-    head += ("status",)
+    head = (
+        *("metric", "resolution", "target", "flops", "95 %", "params", "tokens"),
+        *("images", "years", "years 95 %", "status"),
+    )
     spans = [{"95 %": _span(row["flops_ci"]), "years 95 %": _span(row["years_ci"])} for row in numbers["rows"]]
     rows = [[(row | span)[key] for key in head] for row, span in zip(numbers["rows"], spans)]
     emit("\n".join([table(head, rows), "", *map(one_line, numbers["assumptions"])]))

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 
 def secure() -> None:
@@ -39,7 +39,7 @@ def is_gone(error: OSError, stream: Any) -> bool:
     return error.errno == errno.EBADF or (error.errno == errno.EIO and terminal)
 
 
-def _null(mode: str) -> TextIO:
+def _null(mode: Literal["r", "w"]) -> TextIO:
     return open(os.devnull, mode, encoding="utf-8")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, table, talk, to_json
 
@@ -17,7 +18,7 @@ GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a 
 MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Images at once [default: by memory].")]
 Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 Augment = Annotated[
-    Literal["none", "flip", "crop-flip", "resized-crop", "resized-crop-jitter"] | None,
+    choices.Augment | None,
     typer.Option("--augment", help="Of training images; resized crops are of pixels."),
 ]
 TrainSeed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks.")]
@@ -37,8 +38,8 @@ def pretrain(
     start: Annotated[
         Path | None, typer.Option("--from", help="A checkpoint to start from; shape and order are its own.")
     ] = None,
-    objective: Annotated[Literal["ar", "bert"] | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
-    attention: Annotated[Literal["causal", "prefix"] | None, typer.Option("--attention", help="Of an AIM.")] = None,
+    objective: Annotated[choices.Objective | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
+    attention: Annotated[choices.PretrainingAttention | None, typer.Option("--attention", help="Of an AIM.")] = None,
     order: Annotated[
         str | None,
         typer.Option(
@@ -96,7 +97,7 @@ def pretrain(
         recipe = pretrain.config_from(start, preset, config, set_ or [], flags)
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
-    if dry_run:
+    if dry_run or out is None:
         plan = pretrain.plan(
             tokens,
             config=recipe,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import made, talk
 
@@ -93,7 +94,7 @@ def export_hf(
     out: o.Out,
     weights: o.Weights = "model",
     drop: Annotated[
-        Literal["head", "classifier"] | None,
+        choices.Drop | None,
         typer.Option("--drop", help="Of a model with both: no class of transformers carries both."),
     ] = None,
     metrics: Annotated[

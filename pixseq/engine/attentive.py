@@ -11,6 +11,7 @@ B rows of a batch, R learning rates.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class AttentiveRecipe:
     weight_decay: float = WEIGHT_DECAY
     device: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
         for flag in ("window", "heads", "epochs", "batch_size"):
             if getattr(self, flag) is not None and getattr(self, flag) < 1:
@@ -141,7 +142,13 @@ def probe_windows(
 
 
 def _probe_window(
-    pair: Pair, window: Sequence[int], split, recipe: AttentiveRecipe, seed: int, where: Machine, name: str
+    pair: Pair,
+    window: Sequence[int],
+    split: tuple[np.ndarray, np.ndarray],
+    recipe: AttentiveRecipe,
+    seed: int,
+    where: Machine,
+    name: str,
 ) -> dict[str, Any]:
     classes, labels = np.unique(pair.train_labels, return_inverse=True)
     M = masks(pair.train)
@@ -219,11 +226,11 @@ class Averaged:
         for start in range(0, len(numbers), at_once):
             chunks = [self.chunks[i] for i in numbers[start : start + at_once]]
             wanted = [rows[slice(*np.searchsorted(rows, [chunk.start, chunk.stop]))] for chunk in chunks]
-            values = self._read(chunks, wanted) if self.held is None else None
+            values = self._read(chunks, wanted) if self.held is None else np.empty(0)
             these = np.concatenate(wanted)
             order = np.arange(len(these)) if rng is None else rng.permutation(len(these))
             for part in np.array_split(order, math.ceil(len(order) / size)):
-                yield these[part], self.held[these[part]] if values is None else values[part]
+                yield these[part], values[part] if self.held is None else self.held[these[part]]
             del values  # before the next buffer is read
 
     def _read(self, chunks: Sequence[slice], wanted: Sequence[np.ndarray]) -> np.ndarray:
@@ -231,7 +238,7 @@ class Averaged:
         out, done = np.empty((sum(map(len, wanted)), *self.shape[1:]), self.dtype), 0
         with threads(len(self.layers)) as pool:  # decoding takes longer than all else
             for chunk, rows in zip(chunks, wanted):
-                parts = pool.map(lambda layer, chunk=chunk: layer_rows(self.store, layer, chunk), self.layers)
+                parts = pool.map(functools.partial(layer_rows, self.store, rows=chunk), self.layers)
                 out[done : done + len(rows)] = _mean(parts)[rows - chunk.start]
                 done += len(rows)
         return out

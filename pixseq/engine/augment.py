@@ -49,8 +49,8 @@ def augment_pixels(
         images = crop(images, boxes[:, share])
     if flip:
         mirrored = np.random.default_rng([seed, step, Stream.FLIP]).random(count)[share] < 0.5
-        mirrored = torch.from_numpy(mirrored).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
+        chosen = torch.from_numpy(mirrored).to(images.device)
+        images = torch.where(chosen[:, None, None, None], images.flip(2), images)
     if jitter is not None:
         factors = jitter_factors(np.random.default_rng([seed, step, Stream.JITTER]), count, jitter)
         images = move_colours(images, tuple(factor[share] for factor in factors))

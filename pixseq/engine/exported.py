@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pixseq.artifacts.manifest import reference
-from pixseq.engine.opening import open_images, some_images
+from pixseq.engine.opening import open_images, seen_images
 from pixseq.engine.sweep import Sweep
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported
@@ -41,14 +41,14 @@ def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int
         "tap": TAP,
         "pool": "none",
     }
-    row = compute(some_images(store, slice(0, 1)), 0).shape[2:]
+    row = compute(seen_images(store, slice(0, 1)), 0).shape[2:]
     told = {"device": str(where.device)}
     return Sweep(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, told)
 
 
 def check(where: Machine, model: str | Path, store: Any) -> int:
     """The width of its features of the pictures of a store. Raises PixseqError where it takes no such pictures."""
-    return _compute(where, open_exported(model), store)(some_images(store, slice(0, 2)), 0).shape[-1]
+    return _compute(where, open_exported(model), store)(seen_images(store, slice(0, 2)), 0).shape[-1]
 
 
 def _compute(where: Machine, extractor: Exported, store: Any) -> Callable[[np.ndarray, int], np.ndarray]:

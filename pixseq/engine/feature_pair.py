@@ -96,7 +96,7 @@ def _finite(values: np.ndarray) -> bool:
 
 def chunk_rows(store: Store) -> int:
     """Rows of a chunk, which are read and decoded together."""
-    return store.group["features"].chunks[1]
+    return store.arrays["features"].chunks[1]
 
 
 def chunk_slices(store: Store) -> list[slice]:
@@ -184,9 +184,9 @@ def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str
     yield "the layers", train.meta["layers"], test.meta["layers"], "make both features with the same --layers"
     yield "the widths", train.shape("features")[-1], test.shape("features")[-1], "encode both splits at one size"
     yield "the positions", _positions(train), _positions(test), "encode both splits at one size"
-    names = [store.meta.get("class_names") for store in (train, test)]
-    if all(names):
-        yield "the class names", *names, "train and test must come from one data set, with the same class folders"
+    ours, theirs = (store.meta.get("class_names") for store in (train, test))
+    if ours and theirs:
+        yield "the class names", ours, theirs, "train and test must come from one data set, with the same class folders"
 
 
 def image_labels(store: Store) -> np.ndarray:

@@ -75,8 +75,8 @@ class Images:
         """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
         rows = self._numbers(rows)
         images = self._stored(rows)
-        if self.are_larger:
-            images = centres(images, self.grid[0])
+        if self.are_larger or isinstance(images, list):
+            images = centres(list(images), self.grid[0])
         return as_tensor(images), self._labels(rows)
 
     def training_batch(
@@ -105,7 +105,7 @@ class Images:
         """Random parts of the stored pictures, resized to what a model sees: uint8 [B, H, W, 3]."""
         pictures = self._stored(rows)
         height, width = np.array([picture.shape[:2] for picture in pictures]).T
-        return cropped(pictures, drawn_boxes(seed, step, height, width, scale, batch, share), self.grid[0])
+        return cropped(list(pictures), drawn_boxes(seed, step, height, width, scale, batch, share), self.grid[0])
 
     def _numbers(self, rows: np.ndarray | range) -> np.ndarray:
         return np.asarray(rows) if self.chosen is None else self.chosen[rows]

@@ -31,7 +31,7 @@ class Few:
     trials: int
     choice: str = CHOICES[0]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
         if self.labels_per_class < 1:
             raise UsageError(f"--labels-per-class is {self.labels_per_class}, it must be at least 1")

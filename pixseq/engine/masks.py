@@ -28,4 +28,5 @@ def masks_of(net: Model, masks: int, streams: Iterable[torch.Generator], where: 
     """
     if not net.shape.draws_masks(net.attention):
         return None
-    return torch.cat([net.draw_masks(masks, stream) for stream in streams]).to(where.device)
+    drawn = (net.draw_masks(masks, stream) for stream in streams)
+    return torch.cat([masked for masked in drawn if masked is not None]).to(where.device)

@@ -95,7 +95,7 @@ def image_batches(
         at_once = min(BLOCK_PIXELS * len(store) // store.shape(store.kind)[0] + 1, at_once)
     block = -(-at_once // batch) * batch
     for first in range(start, len(store), block):
-        images = some_images(store, slice(first, min(first + block, len(store))), codec)
+        images = seen_images(store, slice(first, min(first + block, len(store))), codec)
         for i in range(0, len(images), batch):
             yield first + i, images[i : i + batch]
 
@@ -110,12 +110,20 @@ def some_images(store: Store, rows: slice | np.ndarray, codec: Codec | None = No
     else:
         images = store.read(store.kind, (rows, *[slice(None)] * (len(store.shape(store.kind)) - 1)))
     if store.kind == "pixels":
-        return images if codec is None else as_seen(images, codec.height, codec.width)
+        return images if codec is None else as_seen(images, *codec.grid[:2])
+    assert isinstance(images, np.ndarray) and store.codec.n_vocab is not None  # tokens
     if images.size and images.max() >= store.codec.n_vocab:
         raise PixseqError(
             f"{store.path} holds token {images.max()}, its vocabulary has {store.codec.n_vocab}",
             "the store is damaged: encode again",
         )
+    return images
+
+
+def seen_images(store: Store, rows: slice | np.ndarray, codec: Codec | None = None) -> np.ndarray:
+    """`some_images` in one block, of a store whose pictures have one size, or as a model of `codec` sees them."""
+    images = some_images(store, rows, codec)
+    assert isinstance(images, np.ndarray)
     return images
 
 
@@ -246,6 +254,7 @@ def held_out(images: Images, held: Images | None, val_fraction: float | None) ->
     """What a recipe says of the split that `read_images` made: how it was, where labels took part in it."""
     if val_fraction is None or images.labels is None:
         return {}
+    assert held is not None
     taken = held.count()["images"]
     return {"held_out": {"of": images.count()["images"] + taken, "taken": taken, "how": "stratified"}}
 
@@ -257,9 +266,9 @@ def check_fraction(val: str | Path | None, val_fraction: float | None) -> None:
         raise UsageError(f"--val-fraction is {val_fraction}, it must lie between 0 and 1", "for example 0.1")
 
 
-def some_of(images: Images | None, most: int) -> Images | None:
+def some_of(images: Images, most: int) -> Images:
     """A part of at most `most` rows that stands for all, of every class its share."""
-    if images is None or len(images) <= most:
+    if len(images) <= most:
         return images
     labels = images.labels if images.labels is None or images.chosen is None else images.labels[images.chosen]
     return images.subset(choose_rows(len(images), most, labels))

@@ -80,7 +80,7 @@ def part_of_source(
         return Part(None, None)
     n, labels = _survey(source)
     if val_fraction is None:
-        return part_of(n, limit, labels)
+        return part_of(n, n if limit is None else limit, labels)
     if n < 2:
         raise PixseqError(f"{source.path} holds {n} image{'s' * (n != 1)}: no part can be held out", "give it more")
     rows = _hold_out(n, val_fraction, labels, source.shows() if source.shows else None, seed)

@@ -52,7 +52,8 @@ class Beside:
     """The loss that a sweep for features measures beside them; its numbers are `evaluate`'s to the last bit."""
 
     def __init__(self, net: Model, where: Machine):
-        self.net, self.where, self.losses, self.scored = net, where, [], 0
+        self.net, self.where, self.scored = net, where, 0
+        self.losses: list[Tensor] = []
 
     def add(self, output: Output, x: Tensor) -> None:
         self.losses.append(self.net.losses(output, x, None))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixseq.artifacts.checkpoint import BEGIN_ANEW
 from pixseq.config import TrainConfig
@@ -26,7 +26,8 @@ class Run:
         self.model, self.config = model, config
         self.optimizers = make_optimizers(model, config)
         self.averaged = _averaged(model, config.ema)
-        self.step, self.validated, self.best, self.since_best = 0, True, None, 0
+        self.step, self.validated, self.since_best = 0, True, 0
+        self.best: dict[str, float] | None = None
         self.planned = config.steps  # when it began: a run that is extended warms up as long as it was to at first
         self.seconds_before, self.began = 0.0, time.monotonic()
         if state is not None:
@@ -101,14 +102,14 @@ class Run:
             optimizer.step()
             optimizer.zero_grad()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update_parameters(cast(nn.Module, self.model))
         self.step, self.validated = self.step + 1, False
 
     def measure(self, validate: Callable[[Model], dict[str, float]]) -> dict[str, float]:
         """A validation row, of the averaged weights too."""
         row = validate(self.model)
         if self.averaged is not None:
-            row |= {f"ema_{key}": value for key, value in validate(self.averaged.module).items()}
+            row |= {f"ema_{key}": value for key, value in validate(cast(Model, self.averaged.module)).items()}
         return row
 
     def judge(self, row: dict[str, float], score: Callable[[dict[str, float]], float]) -> bool:
@@ -164,7 +165,7 @@ def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
         matrices = {name: p for name, p in parameters.items() if name.startswith("blocks.") and p.ndim == 2}
     rest = [p for name, p in parameters.items() if name not in matrices]
     spared = [p for p in rest if config.decay == "matrices" and p.ndim < 2]
-    groups = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in rest if not any(p is s for s in spared)]}]
     if spared:
         groups.append({"params": spared, "weight_decay": 0.0})
     made: list[Optimizer] = [
@@ -191,4 +192,4 @@ def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel
         return None
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(cast(nn.Module, model), multi_avg_fn=get_ema_multi_avg_fn(decay))

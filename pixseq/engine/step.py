@@ -48,12 +48,12 @@ class Batch(NamedTuple):
 
     def part(self, start: int, size: int) -> Batch:
         rows = slice(start, start + size)
-        images, labels, masked = (None if x is None else x[rows] for x in self[:3])
-        return Batch(images, labels, masked, self.counts, self.first + start)
+        labels, masked = (None if x is None else x[rows] for x in (self.labels, self.masked))
+        return Batch(self.images[rows], labels, masked, self.counts, self.first + start)
 
     def prepared(self, model: Model, device: torch.device) -> Batch:
-        images, labels, masked = (None if x is None else x.to(device) for x in self[:3])
-        return self._replace(images=model.prepare(images), labels=labels, masked=masked)
+        labels, masked = (None if x is None else x.to(device) for x in (self.labels, self.masked))
+        return self._replace(images=model.prepare(self.images.to(device)), labels=labels, masked=masked)
 
 
 # (model, its output for a batch, that batch, prepared) -> {name: [B]}: numbers of each image, of which sums are taken.
@@ -106,7 +106,7 @@ def accumulate(
 def gradient_norm(model: Model, clip: float) -> float:
     """Of all weights together, before clipping to `clip` (0: never)."""
     weights = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     if clip:
         torch.nn.utils.clip_grads_with_norm_(weights, clip, norm)
     return float(norm)

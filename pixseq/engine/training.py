@@ -98,7 +98,7 @@ class Training:
     after_step: Callable[[Run], None] | None = None
     name: str = "pretrain"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.config, self.model = self.run.config, self.run.model
         self.forward = compiled(self.model, self.machine, self.limits.compile)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
@@ -155,7 +155,7 @@ class Training:
                 raise self.diverged(f"{measured} when it validated after {run.step} steps")
             better = run.judge(measured, validation.quality)
             log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
-            if better and self.machine.leads:
+            if better and self.machine.leads and run.best is not None:
                 save_weights(best_weights(self.folder, run.best), self.model.state_dict())
                 keep_best(self.folder, self.best_on_disk, run.best)
         if self.after_step is not None:

@@ -121,10 +121,10 @@ def open_bundle(path: str | Path) -> Bundle:
     index = prefix.with_name(f"{prefix.name}.index")
     try:
         rows = table(read_bytes(index, MAX_INDEX_BYTES))
-        key, header = next(rows, (None, b""))
+        key, first = next(rows, (None, b""))
         if key != b"":
             raise ValueError("it has no header")
-        header = message(header)
+        header = message(first)
         if number(header, 2):
             raise PixseqError(f"{index} is big-endian, which is not read", "save it again on a little-endian machine")
         n_shards = number(header, 1)
@@ -289,6 +289,7 @@ def message(data: bytes) -> dict[int, list[int | bytes]]:
     cursor = Cursor(data)
     while cursor.left():
         tag = cursor.varint()
+        value: int | bytes
         match tag & 7:
             case 0:
                 value = cursor.varint()
@@ -314,9 +315,10 @@ def number(fields: dict[int, list[int | bytes]], key: int) -> int:
 
 def parts(fields: dict[int, list[int | bytes]], key: int) -> list[bytes]:
     values = fields.get(key, [])
-    if not all(isinstance(value, bytes) for value in values):
+    found = [value for value in values if isinstance(value, bytes)]
+    if len(found) < len(values):
         raise ValueError("it is damaged: a number where a message belongs")
-    return values
+    return found
 
 
 def variable_name(key: bytes) -> str:

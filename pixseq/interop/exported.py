@@ -11,6 +11,7 @@ The model takes one tensor, float32 [B, 3, H, W] in [0, 1], and returns [B, D] f
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import operator
 import re
@@ -18,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -208,7 +209,7 @@ def file_id(path: str | Path) -> str:
     """sha256 of the file. Raises PixseqError where there is none."""
     try:
         with open_regular(path) as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            return f"sha256:{hashlib.file_digest(cast(io.BufferedReader, file), 'sha256').hexdigest()}"
     except OSError as error:
         raise PixseqError(f"{path} cannot be read: {error.strerror}", "check the path") from None
 
@@ -400,7 +401,12 @@ def _value(arg: Mapping[str, Any], values: Mapping[str, Any], device: torch.devi
         return value
     if kind == "as_device":
         return device
-    return {"as_scalar_type": DTYPES, "as_memory_format": FORMATS, "as_layout": {7: torch.strided}}[kind][value]
+    named: dict[str, Mapping[int, Any]] = {
+        "as_scalar_type": DTYPES,
+        "as_memory_format": FORMATS,
+        "as_layout": {7: torch.strided},
+    }
+    return named[kind][value]
 
 
 def _number(value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

@@ -93,16 +93,18 @@ def read_hf(folder: str | Path) -> Foreign:
     if types not in ([], ["float32"]):
         notes.append(f"weights of type {', '.join(types)} became float32")
     prefix = "" if any(name.startswith("h.") for name in found) else "transformer."
-    ours = config.get(NOTE) if isinstance(config.get(NOTE), dict) else {}
+    note = config.get(NOTE)
+    ours: dict[str, Any] = note if isinstance(note, dict) else {}
     head, score = "lm_head.weight" in found, found.get("score.weight")
-    shape = {
+    n_classes = 0 if score is None or score.ndim != 2 else len(score)
+    shape: dict[str, Any] = {
         "n_layer": sizes["n_layer"],
         "n_head": sizes["n_head"],
         "d_model": sizes["n_embd"],
         "n_vocab": sizes["vocab_size"] - 1,
         "n_ctx": sizes["n_positions"],
         "objective": "ar",
-        "n_classes": 0 if score is None or score.ndim != 2 else len(score),
+        "n_classes": n_classes,
         "head": head,
         # Their classifier was trained on pixel p at position p; ours, told by the note, on sos first.
         "shifted": score is None or ours.get("shifted") is True,
@@ -119,7 +121,7 @@ def read_hf(folder: str | Path) -> Foreign:
         weights=_to_ours(folder, found, shape, prefix),
         files=[folder / "config.json", *files],
         notes=notes,
-        class_names=_texts(ours.get("class_names")) or _class_names(config, shape["n_classes"]),
+        class_names=_texts(ours.get("class_names")) or _class_names(config, n_classes),
         palette=processor if "clusters" in asked else None,
         config={key: config[key] for key in ("architectures", "transformers_version") if key in config},
     )
@@ -152,7 +154,9 @@ def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
                 f"{folder}: its {key} is {config[key]!r}, pixseq's Image GPT has {value!r}",
                 NOT_OURS,
             )
-    sizes = {key: config.get(key, config.get(SIZE_ALIASES.get(key), default)) for key, default in SIZES.items()}
+    sizes: dict[str, Any] = {
+        key: config.get(key, config.get(SIZE_ALIASES.get(key, key), default)) for key, default in SIZES.items()
+    }
     for key, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 24:
             raise PixseqError(f"{folder}: its {key} is {value!r}", "config.json is damaged: download it again")
@@ -369,8 +373,9 @@ def _config(shape: Mapping[str, Any], class_names: list[str] | None) -> dict[str
         NOTE: {"shifted": shape["shifted"], "class_names": class_names},
     }
     if shape["n_classes"]:
-        fitting = class_names and len(class_names) == shape["n_classes"]
-        labels = class_names if fitting else [f"LABEL_{i}" for i in range(shape["n_classes"])]
+        labels = [f"LABEL_{i}" for i in range(shape["n_classes"])]
+        if class_names and len(class_names) == len(labels):
+            labels = class_names
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
     return config

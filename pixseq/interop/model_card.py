@@ -236,7 +236,7 @@ def _table(rows: list[Row]) -> str:
 
 def _header(name: str, task: str, rows: Iterable[Row]) -> str:
     """The YAML that the hub reads, with the numbers that are surely of these weights."""
-    content = {"library_name": "transformers", "pipeline_tag": task, "tags": ["image-gpt", "pixseq"]}
+    content: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": task, "tags": ["image-gpt", "pixseq"]}
     results = [
         {
             "task": {"type": task},

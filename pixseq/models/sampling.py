@@ -166,7 +166,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
 
 @torch.inference_mode()
 def sample(
-    model: ImageGPT,
+    model: Model,
     prompt: Tensor,
     uniform: Tensor,
     temperature: float = 1.0,
@@ -181,6 +181,7 @@ def sample(
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
+    net = cast(ImageGPT, model)  # none of another family can be
     b, p = prompt.shape
     spare = -b % (LANES_CPU if prompt.device.type == "cpu" else LANES)
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))

@@ -18,6 +18,7 @@ from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.palette import checked_colours, load_palette
+from pixseq.choices import Precision, Weights
 from pixseq.engine import opening
 from pixseq.engine.images import as_tensor
 from pixseq.engine.parts import part_of_store
@@ -37,11 +38,11 @@ def run(
     model: str | Path,
     tokens: str | Path | None = None,
     out: str | Path | None = None,
-    weights: str = "model",
+    weights: Weights = "model",
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """{"ok": whether all hold, "checks": [{name, ok, figure, about}], "precision", "device"}.
 
@@ -113,5 +114,5 @@ def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
 def _images(net: Model, store: Store | None, codec: Codec, seed: int) -> Tensor:
     """IMAGES or fewer, as models see them: from all over the store, or random ones."""
     if store is not None:
-        return as_tensor(opening.some_images(store, part_of_store(store, IMAGES)[0], codec))
+        return as_tensor(opening.seen_images(store, part_of_store(store, IMAGES)[0], codec))
     return net.random_images(IMAGES, generator(seed, Stream.CHECK_IMAGES))

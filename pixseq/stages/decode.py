@@ -59,9 +59,10 @@ def run(
         rows = np.sort(rng.choice(total, min(count, total), replace=False))
     else:
         rows, part = part_of_store(store, count)
-    images = list(some_images(store, rows))
+    found = some_images(store, rows)
+    images: Sequence[np.ndarray] = list(found)
     if not store.whole:
-        images = store.codec.to_images(np.stack(images))
+        images = list(store.codec.to_images(np.stack(images)))
     columns = columns or min(round(len(images) ** 0.5) or 1, 16)
     config = {"count": count, "first": first, "seed": seed, "columns": columns, "scale": scale}
     inputs = {"tokens": reference(tokens, store.manifest)}

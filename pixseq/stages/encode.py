@@ -21,6 +21,7 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
+from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
 from pixseq.engine.parts import check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
@@ -47,22 +48,22 @@ def run(
     palette: str | Path | None = None,
     split: str = "train",
     size: int = 32,
-    resize: str = "crop",
-    scheme: str = "palette",
+    resize: Resize = "crop",
+    scheme: Scheme = "palette",
     views: int = 0,
     limit: int | None = None,
     val_fraction: float | None = None,
-    part: str | None = None,
+    part: Part | None = None,
     seed: int = 0,
     background: str = "white",
-    on_error: str = "fail",
+    on_error: OnError = "fail",
     workers: int = 0,
     resume: bool = False,
     overwrite: bool = False,
     label_column: str | None = None,
     bit_depth: int | None = None,
     max_pixels: int | None = None,
-    filter: str = "bilinear",
+    filter: Filter = "bilinear",
     resized_side: int | None = None,
 ) -> Manifest:
     """Write `source` as a store of tokens or pixels with all that training needs; returns its manifest.
@@ -182,7 +183,7 @@ def _as_ids(
         )
     drawn = None if config["part"] is None else prep.seed
     config = {**config, **dict.fromkeys(asdict(prep)), "size": prep.size, "seed": drawn}
-    return config, {"labels": describe(replace(source, ids=source.labels))} if source.has_labels else {}
+    return config, {} if source.labels is None else {"labels": describe(replace(source, ids=source.labels))}
 
 
 def _without_palette(codec: Codec) -> Codec:
@@ -195,7 +196,7 @@ def _without_palette(codec: Codec) -> Codec:
 
 def _reached(codec: Codec, tally: Tally) -> Codec:
     """The vocabulary of ids without a palette, which may have turned out to be larger."""
-    if codec.scheme == "pixels" or len(tally.counts) <= codec.n_vocab:
+    if codec.n_vocab is None or len(tally.counts) <= codec.n_vocab:
         return codec
     progress.note(f"the ids reach {len(tally.counts) - 1}, so the vocabulary has {len(tally.counts)}")
     return replace(codec, n_vocab=len(tally.counts))
@@ -270,8 +271,7 @@ class Encoded(NamedTuple):
     shapes: np.ndarray | None = None
 
     @property
-    def count(self) -> int:
-        """n"""
+    def n_rows(self) -> int:
         return len(self.rows if self.shapes is None else self.shapes)
 
 
@@ -298,8 +298,8 @@ class Tally:
         labels = [] if batch.labels is None else np.minimum(batch.labels, COUNTED_LABELS - 1)
         return Tally(
             image=batch.stop,
-            rows=self.rows + new.count,
-            squared_error=None if new.squared_error is None else self.squared_error + new.squared_error,
+            rows=self.rows + new.n_rows,
+            squared_error=None if new.squared_error is None else (self.squared_error or 0.0) + new.squared_error,
             met=met,
             counts=_added(self.counts, new.counts),
             classes=_added(self.classes, np.bincount(labels, minlength=len(class_names or ()))),
@@ -317,7 +317,8 @@ class Tally:
             return {**self.met, "rows": self.rows, **spread}
         mse = None
         if self.squared_error is not None:
-            mse = round(self.squared_error / (self.rows * codec.height * codec.width), 6)
+            height, width, _ = codec.grid
+            mse = round(self.squared_error / (self.rows * height * width), 6)
         return {
             **self.met,
             "rows": self.rows,
@@ -351,6 +352,7 @@ def _encode(
     import numpy as np
 
     from pixseq.artifacts.arrays import SHAPES
+    from pixseq.data.images import ImageBatch
 
     tally = Tally(**writer.state)
     met = Counter(tally.met)
@@ -363,8 +365,9 @@ def _encode(
         for batch in reader:
             new = encoded(batch)
             tally = tally.plus(batch, new, dict(met + Counter(reader.counts)), codec.class_names)
-            images = batch.numbers if prep.views > 1 else None
-            images = images if originals is None else originals[batch.numbers].astype(np.int32)
+            images = batch.numbers if isinstance(batch, ImageBatch) and prep.views > 1 else None
+            if originals is not None and isinstance(batch, ImageBatch):
+                images = originals[batch.numbers].astype(np.int32)
             arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
             writer.append({name: array for name, array in arrays.items() if array is not None}, asdict(tally))
             bar.advance(batch.stop - bar.done)
@@ -398,10 +401,10 @@ def _reading(
     from pixseq.numerics.quantize import GRAYS, byte_counts, nearest_table, squared_error, to_tokens
 
     def counted(tokens: np.ndarray, error: float | None) -> Encoded:
-        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab), error)
+        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab or 0), error)
 
     if isinstance(source, TokenSource):
-        most = codec.n_vocab if codec.palette else MAX_COLORS
+        most = codec.n_vocab if codec.palette and codec.n_vocab else MAX_COLORS
         return TokenReader(source, most, start, None, at_once, chosen), lambda batch: counted(batch.tokens, None)
     reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec.scheme
     if scheme == "pixels":

@@ -18,11 +18,12 @@ from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png, save_png
+from pixseq.choices import Attention, Precision, Weights
 from pixseq.drawing.charts import line_chart
 from pixseq.drawing.grids import grid
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
-from pixseq.engine.opening import image_batches, open_images, open_model, some_images
+from pixseq.engine.opening import image_batches, open_images, open_model, seen_images
 from pixseq.engine.parts import part_of_store
 from pixseq.engine.scores import config_of, facts_of, images_at_once, no_numbers
 from pixseq.errors import PixseqError, UsageError
@@ -39,14 +40,14 @@ def run(
     model: str | Path,
     tokens: str | Path,
     out: str | Path | None = None,
-    weights: str = "model",
+    weights: Weights = "model",
     masks: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     seed: int = 0,
     overwrite: bool = False,
-    attention: str | None = None,
+    attention: Attention | None = None,
     by_position: str | Path | None = None,
     pictures: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def run(
             for one in passes:
                 net.attention = one.attention
                 for first, images in image_batches(store, batch, codec=checkpoint.codec):
-                    here = labels[first : first + len(images)] if one.classify else None
+                    here = None if labels is None or not one.classify else labels[first : first + len(images)]
                     _measure(where, net, images, first, count, seed, one.loss, here, sums)
                     bar.advance(len(images))
         if pictures is not None:
@@ -98,7 +99,7 @@ def run(
     inputs = {"model": reference(model, checkpoint.manifest), "tokens": reference(tokens, store.manifest)}
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
-    if by_position is not None:
+    if by_position is not None and chart is not None:
         curve = sums.curve()
         write_metrics(by_position, "evaluate", config, inputs, {**numbers, "loss_by_position": curve}, overwrite)
         drawn_curve = _curve_chart(curve, f"{checkpoint.path.name} on {store.path.name}")
@@ -118,7 +119,8 @@ def _chart_beside(by_position: str | Path | None) -> Path | None:
 
 def _curve_chart(curve: list[float | None], title: str) -> np.ndarray:
     points = [(position, loss) for position, loss in enumerate(curve) if loss is not None]
-    return line_chart([("loss", *zip(*points))], title, "position along the sequence", "loss")
+    line = ("loss", [position for position, _ in points], [loss for _, loss in points])
+    return line_chart([line], title, "position along the sequence", "loss")
 
 
 @torch.inference_mode()
@@ -127,13 +129,13 @@ def _predicted(where: Machine, net: Model, store: Store, codec: Codec, seed: int
     that says which they are.
     """
     rows, part = part_of_store(store, PICTURES)
-    x = net.prepare(as_tensor(some_images(store, rows, codec)).to(where.device))
+    x = net.prepare(as_tensor(seen_images(store, rows, codec)).to(where.device))
     masked = masks_of(net, 1, (generator(seed, i, 0, Stream.EVALUATION_MASK) for i in range(len(x))), where)
     with where.autocast():
         predicted = net.predictions(net(x, masked), x, masked)
     codec.must_have_colours(store.path)
-    given, predicted = (codec.to_images(images.cpu().numpy()) for images in (x, predicted))
-    pairs = np.stack([given, predicted], axis=1).reshape(-1, *given.shape[1:])
+    given, answers = (codec.to_images(images.cpu().numpy()) for images in (x, predicted))
+    pairs = np.stack([given, answers], axis=1).reshape(-1, *given.shape[1:])
     columns = min(4, len(pairs))
     drawn = grid(pairs, columns, column_labels=["given", "predicted"] * (columns // 2))
     return drawn, {"pictures": len(given), **({"part": part} if part else {})}
@@ -153,8 +155,8 @@ class Sums:
     """Sums over what was measured; if asked for, `by_position` of losses and `counts` of images along the sequence."""
 
     along: bool
-    by_position: Tensor | float = 0.0
-    counts: Tensor | float = 0.0
+    by_position: Tensor | None = None
+    counts: Tensor | None = None
     loss: float = 0.0
     scored: int = 0
     hits: int = 0
@@ -180,7 +182,15 @@ class Sums:
 
     def curve(self) -> list[float | None]:
         """The mean loss at each position, None where nothing is scored."""
+        if self.by_position is None or self.counts is None:
+            return []
         return [float(x / n) if n else None for x, n in zip(self.by_position, self.counts)]
+
+    def add_positions(self, losses: Tensor, scored: Tensor) -> None:
+        """Of a batch, [B, T] each."""
+        sums, counts = (losses * scored).double().sum(0).cpu(), scored.sum(0).cpu()
+        self.by_position = sums if self.by_position is None else self.by_position + sums
+        self.counts = counts if self.counts is None else self.counts + counts
 
 
 def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> list[Pass]:
@@ -241,10 +251,9 @@ def _measure(
                 sums.loss += float(net.losses(output, x, masked).double().sum())
                 sums.scored += net.scored(len(x), masked)
                 if sums.along:
-                    losses, scored = net.position_losses(output, x, masked)
-                    sums.by_position += (losses * scored).double().sum(0).cpu()
-                    sums.counts += scored.sum(0).cpu()
+                    sums.add_positions(*net.position_losses(output, x, masked))
         if labels is not None:
+            assert output.class_logits is not None
             sums.wild += int((~torch.isfinite(output.class_logits)).any(1).sum())
             predicted[:, mask] = output.class_logits.argmax(1).cpu().numpy()
     if labels is not None:

@@ -13,6 +13,7 @@ from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.structure import MOST_YAML
+from pixseq.choices import Drop, Weights
 from pixseq.engine.opening import load_weights
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.huggingface import write_hf
@@ -24,8 +25,8 @@ from pixseq.models.family import Shape, shape_from
 def run(
     model: str | Path,
     out: str | Path,
-    weights: str = "model",
-    drop: str | None = None,
+    weights: Weights = "model",
+    drop: Drop | None = None,
     metrics: Iterable[str | Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def run(
     card = model_card(
         target.name,
         asdict(shape),
-        checkpoint.codec.height,
+        checkpoint.codec.grid[0],
         checkpoint.codec.palette is not None,
         checkpoint.manifest,
         weights,
@@ -55,7 +56,7 @@ def run(
     )
     codec = checkpoint.codec
     with atomic.writing(target, overwrite, "export hf") as partial:
-        write_hf(partial, tensors, asdict(shape), codec.height, codec.palette, codec.class_names, card)
+        write_hf(partial, tensors, asdict(shape), codec.grid[0], codec.palette, codec.class_names, card)
     notes = []
     if codec.palette is None:
         notes.append(f"{model} has no palette: the export has no image processor, and its inputs are palette ids")

@@ -7,6 +7,7 @@ stream after l blocks; its mean over positions, or whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.images import as_tensor
@@ -30,7 +32,7 @@ from pixseq.engine.opening import (
     image_batches,
     load_weights,
     open_images,
-    some_images,
+    seen_images,
     use_attention,
 )
 from pixseq.engine.parts import origin
@@ -46,21 +48,23 @@ from pixseq.streams import Stream
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
 
+Compute = Callable[[np.ndarray, int], np.ndarray]  # see _activations
+
 
 def run(
     model: str | Path,
     tokens: str | Path,
     out: str | Path,
     layers: str = "all",
-    pool: str = "mean",
-    attention: str | None = None,
-    dtype: str = "float32",
+    pool: Pool = "mean",
+    attention: Attention | None = None,
+    dtype: FeatureType = "float32",
     masks: int | None = None,
     random_init: int | None = None,
-    weights: str = "model",
+    weights: Weights = "model",
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -139,7 +143,7 @@ def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Sweep:
         store,
         codec,
         compute,
-        compute(some_images(store, slice(0, 1), codec), 0).shape[2:],
+        compute(seen_images(store, slice(0, 1), codec), 0).shape[2:],
         _pixel_batch(store),
         config,
         {"tokens": reference(tokens, store.manifest)},
@@ -161,7 +165,7 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
         raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
     pooling = Pooling(asked.pool, first_below(asked.below, shape, store))
     compute = _activations(where, net, layers, masks, asked.seed, pooling)
-    row = compute(some_images(store, slice(0, 1), codec), 0).shape[2:]
+    row = compute(seen_images(store, slice(0, 1), codec), 0).shape[2:]
     beside = Beside(net, where) if asked.loss else None
     if beside is not None:  # not before: that one image counts once
         compute = _activations(where, net, layers, masks, asked.seed, pooling, beside)
@@ -212,8 +216,8 @@ def _write(sweep: Sweep, out: str | Path, resume: bool, overwrite: bool) -> Mani
     config, store = sweep.config, sweep.store
     layers, masks, total = config["layers"], config["masks"], len(store)
     specs = {"features": Spec(config["dtype"], (len(layers), None, *sweep.row))}
-    beside = {"labels": store.labels(), "images": store.images()}
-    beside = {name: values for name, values in beside.items() if values is not None}
+    stored = {"labels": store.labels(), "images": store.images()}
+    beside = {name: values for name, values in stored.items() if values is not None}
     specs |= {name: Spec("int32", (None,)) for name in beside}
     batch_bytes = sweep.batch * masks * len(layers) * math.prod(sweep.row) * np.dtype(config["dtype"]).itemsize
     chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // sweep.batch), 1) * sweep.batch
@@ -273,7 +277,7 @@ def _activations(
     seed: int,
     pooling: Pooling,
     beside: Beside | None = None,
-):
+) -> Compute:
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
@@ -287,6 +291,7 @@ def _activations(
             output = net(x, masked, logits=beside is not None, pooled=pooled, unpooled=not pooled)
             if beside is not None:
                 beside.add(output, x)
+        assert output.features is not None
         return torch.stack([pooling.rows(output.features[layer]) for layer in layers]).float().cpu().numpy()
 
     return compute
@@ -298,7 +303,7 @@ def _pixel_batch(store: Store) -> int:
     return max(min(BUFFER_BYTES // (4 * 3 * rows * columns), 4096), 1)
 
 
-def _pixels(store: Store):
+def _pixels(store: Store) -> Compute:
     """images [B, ...] -> their colours in [-1, 1], [1, B, values]."""
     store.codec.must_have_colours(store.path)
     if store.codec.palette is not None:

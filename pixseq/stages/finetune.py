@@ -24,6 +24,7 @@ from pixseq.artifacts.checkpoint import (
 )
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.choices import Attention, Precision, Weights
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
 from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.images import Images
@@ -53,10 +54,10 @@ def run(
     config: FinetuneFile,
     val: str | Path | None = None,
     val_fraction: float | None = None,
-    weights: str = "model",
-    attention: str | None = None,
+    weights: Weights = "model",
+    attention: Attention | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     limits: Limits | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -86,7 +87,7 @@ def run(
                 if recipe.refit:
                     net, left = start.model(), limits.after(time.monotonic() - began)
                     again = refit(where, net, recipe, data, score, folder.path, end, left)
-                    about |= said_of_refit(data.everything, end, again)
+                    about |= said_of_refit(data.whole(), end, again)
                 if where.leads:
                     sets = weights_of(folder.path, end, again, recipe.lora_alpha)
                     summary = {**run_summary(where, data.shape, data.images, end), **about}
@@ -111,6 +112,11 @@ class Data:
     codec: Codec
     inputs: dict[str, Any]
 
+    def whole(self) -> Images:
+        """`everything`, where there is a refit."""
+        assert self.everything is not None
+        return self.everything
+
 
 def read_data(
     parent: Checkpoint,
@@ -125,6 +131,7 @@ def read_data(
     store, images, held, inputs = read_images(
         tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
     )
+    assert held is not None  # stopping early takes some: val, or a fraction
     parent.codec.must_pair(parent.path, store.codec, store.path)
     n_classes = count_classes(store, images, held, tokens if val is None else val)
     inputs["model"] = reference(parent.path, parent.manifest)
@@ -247,9 +254,9 @@ def refit(
     if where.leads:
         folder.mkdir(parents=True, exist_ok=True)
     where.wait()
-    progress.say(f"refit: {steps} steps on all {len(data.everything)} rows, those of validation too")
+    progress.say(f"refit: {steps} steps on all {len(data.whole())} rows, those of validation too")
     run = Run(net, again, load_state(folder))
-    done = train(Training(where, run, data.everything, score, folder, limits, name="refit"))
+    done = train(Training(where, run, data.whole(), score, folder, limits, name="refit"))
     if where.leads:
         shutil.copyfile(folder / "log.jsonl", partial / "refit.jsonl")
     return done
@@ -277,6 +284,7 @@ def count_classes(store: Store, images: Images, held: Images, val: str | Path) -
 
     `val` is where the images `held` are from.
     """
+    most = -1
     for path, labels in ((store.path, images.labels), (val, held.labels)):
         if labels is None:
             raise PixseqError(f"{path} has no labels", "fine-tuning needs a source with labels, such as class folders")
@@ -285,10 +293,11 @@ def count_classes(store: Store, images: Images, held: Images, val: str | Path) -
                 f"{path}: {(labels < 0).sum()} images to fine-tune or validate on have no label",
                 "encode labelled images only",
             )
+        most = max(most, int(labels.max()))
         if labels.max() >= MOST_CLASSES:
             raise PixseqError(f"{path} holds the label {labels.max()}", f"labels count classes, up to {MOST_CLASSES}")
     names = store.codec.class_names
-    n_classes = max(len(names) if names else 0, int(max(images.labels.max(), held.labels.max())) + 1)
+    n_classes = max(len(names) if names else 0, most + 1)
     if n_classes < 2:
         raise PixseqError(f"{store.path} holds labels of {n_classes} class", "fine-tuning needs two classes or more")
     return n_classes
@@ -301,6 +310,7 @@ class JointLoss:
     gen_weight: float
 
     def __call__(self, model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
+        assert output.class_logits is not None and batch.labels is not None
         clf = class_nats(output.class_logits, batch.labels) / batch.counts.images
         if not self.gen_weight:
             return {"loss": clf, "clf_loss": clf}
@@ -322,6 +332,7 @@ class LossAndHits:
     seed: int
 
     def __call__(self, model: Model, output: Output, batch: Batch) -> dict[str, Tensor]:
+        assert output.class_logits is not None and batch.labels is not None
         predicted = output.class_logits.argmax(1).cpu().numpy()
         voted = elected(predicted, self.masks, self.seed, batch.first)
         hits = torch.from_numpy(voted == batch.labels[:: self.masks].cpu().numpy())

@@ -243,8 +243,8 @@ def _rows(store: Store, layer: int, images: np.ndarray | slice) -> np.ndarray:
         if len(here):
             values = layer_rows(store, layer, rows)[here].astype(np.float32, copy=False)
             parts.append(values.mean(axis=1) if values.ndim == 3 else values)
-    rows = np.concatenate(parts)
-    return rows if masks(store) == 1 else rows.reshape(-1, masks(store), rows.shape[1]).mean(axis=1)
+    every = np.concatenate(parts)
+    return every if masks(store) == 1 else every.reshape(-1, masks(store), every.shape[1]).mean(axis=1)
 
 
 def _facts(store: Store, layer: int) -> dict[str, str]:

@@ -101,6 +101,7 @@ def _check_positions(path: str | Path, found: Foreign, shape: Shape, size: int) 
     """Stored positions may be left out where they are those that the model computes, up to their type's rounding."""
     ours = shape.positions()
     for name, stored in found.positions.items():
+        assert ours is not None  # AIM's are fixed
         if stored.numel() != ours.numel():
             raise PixseqError(
                 f"{name} in {path} has shape {list(stored.shape)}, and pictures of {size}x{size} "
@@ -123,7 +124,8 @@ def _check(path: str | Path, found: Foreign, shape: Shape) -> None:
 def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[Codec, dict[str, Any]]:
     """What the tokens mean, and the palette as a parent."""
     side = math.isqrt(shape.n_ctx)
-    codec = Codec("palette", side, side, shape.n_vocab, class_names=found.class_names)
+    n_vocab: int = found.shape["n_vocab"]
+    codec = Codec("palette", side, side, n_vocab, class_names=found.class_names)
     source = palette or found.palette
     if source is None:
         found.notes.append(
@@ -132,9 +134,9 @@ def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[Co
         )
         return codec, {}
     loaded = load_palette(source)
-    if loaded.size != shape.n_vocab:
+    if loaded.size != n_vocab:
         raise PixseqError(
-            f"the palette {source} has {loaded.size} colours, the model's vocabulary has {shape.n_vocab}",
+            f"the palette {source} has {loaded.size} colours, the model's vocabulary has {n_vocab}",
             "pass the palette that the model was trained with as --palette",
         )
     codec = replace(codec, palette=loaded.colors.tolist(), palette_id=loaded.id)

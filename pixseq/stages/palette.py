@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
+from pixseq.choices import OnError, SquareResize
 from pixseq.engine.parts import part_of_source
 from pixseq.errors import UsageError
 
@@ -28,12 +29,12 @@ def run_fit(
     split: str = "train",
     colors: int = 512,
     size: int = 32,
-    resize: str = "crop",
+    resize: SquareResize = "crop",
     max_images: int | None = None,
     seed: int = 0,
     refine_steps: int | None = None,
     background: str = "white",
-    on_error: str = "fail",
+    on_error: OnError = "fail",
     workers: int = 0,
     overwrite: bool = False,
     label_column: str | None = None,

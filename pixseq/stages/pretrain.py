@@ -19,6 +19,7 @@ from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_we
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
+from pixseq.choices import Precision
 from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_names
 from pixseq.engine.cost import expected_seconds, micro_batch_images
 from pixseq.engine.images import Images
@@ -59,7 +60,7 @@ def run(
     val: str | Path | None = None,
     val_fraction: float | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     limits: Limits | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -179,7 +180,7 @@ def first_model(data: Data, config: PretrainFile) -> Model:
 def remark(data: Data, config: PretrainFile) -> None:
     """Say what may not be as it was meant."""
     side, codec, path = config.model.image_size, data.codec, data.store.path
-    if side and not data.store.whole and min(codec.height, codec.width) < side:
+    if side and not data.store.whole and min(codec.grid[:2]) < side:
         size = codec.size
         progress.warn(f"{path} holds pictures of {size}, not of model.image_size {side}: the model's are {size}")
     elif side and config.train.augment.startswith("resized-crop") and not data.images.are_larger:
@@ -223,9 +224,10 @@ class HeldOut:
         cls, where: Machine, held: Images | None, model: Model, config: TrainConfig, limits: Limits
     ) -> HeldOut | None:
         """On some of the images that are held out, if any; without gradients, twice as many fit into memory."""
-        some = some_of(held, config.val_images)
+        if held is None:
+            return None
         micro = limits.micro_batch or micro_batch_images(model, where)
-        return None if some is None else cls(where, some, 2 * micro)
+        return cls(where, some_of(held, config.val_images), 2 * micro)
 
     def measure(self, model: Model) -> dict[str, float]:
         return {"val_loss": generative_loss(self.where, model, self.images, self.batch)}
@@ -368,7 +370,7 @@ def plan(
     config: PretrainFile,
     val_fraction: float | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     limits: Limits | None = None,
     start: str | Path | None = None,
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.picture import check_png
+from pixseq.choices import LogisticSolver, LowDataChoice, ProbeMethod
 from pixseq.cores import threads, usable_cores
 from pixseq.engine.feature_pair import Pair, masks, open_pair
 from pixseq.engine.low_data import Few, Fits, probe_few
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 2 << 30  # of the features that are probed at once
 
 Row = dict[str, Any]
+Split = tuple[np.ndarray, np.ndarray]  # the numbers of the images to fit on, and to validate on
 
 
 @atomic.owns("probe", "out", "plot")
@@ -37,7 +39,7 @@ def run(
     test: str | Path,
     out: str | Path | None = None,
     plot: str | Path | None = None,
-    method: str = "logistic",
+    method: ProbeMethod = "logistic",
     layers: str | Sequence[int] = "all",
     concat: int = 0,
     labels_per_class: int | None = None,
@@ -56,8 +58,8 @@ def run(
     batch_size: int | None = None,
     weight_decay: float | None = None,
     device: str | None = None,
-    low_data_choice: str | None = None,
-    solver: str | None = None,
+    low_data_choice: LowDataChoice | None = None,
+    solver: LogisticSolver | None = None,
 ) -> dict[str, Any]:
     """The metrics as a mapping, written to `out` as metrics and to `plot` as a PNG curve where these are given.
 
@@ -77,7 +79,7 @@ def run(
     their defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row:
     the mean over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
-    options = {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size}
+    options: dict[str, Any] = {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size}
     options |= {"weight_decay": weight_decay, "device": device}
     recipe = Recipe.checked(method, c, val_fraction, standardize, seed, max_iter, lr, options, solver)
     few = _few(method, labels_per_class, trials, low_data_choice)
@@ -166,7 +168,16 @@ class Recipe:
 
     @classmethod
     def checked(
-        cls, method, c, val_fraction, standardize, seed, max_iter, lr, options: dict[str, Any], solver=None
+        cls,
+        method: str,
+        c: Sequence[float] | str,
+        val_fraction: float,
+        standardize: bool | None,
+        seed: int,
+        max_iter: int,
+        lr: Sequence[float] | str | None,
+        options: dict[str, Any],
+        solver: str | None = None,
     ) -> Recipe:
         """Raises UsageError where a value cannot be used. `lr` and `options` (None: default) are of attentive."""
         cs = _positive("--c", c, "0.01,0.1,1", "C is the inverse strength of regularisation")
@@ -272,7 +283,7 @@ def _check_baseline(name: str, other: Pair, pair: Pair) -> None:
 
 
 def _same(ours: np.ndarray | None, theirs: np.ndarray | None) -> bool:
-    return (ours is None) == (theirs is None) and (ours is None or np.array_equal(ours, theirs))
+    return ours is theirs if ours is None or theirs is None else np.array_equal(ours, theirs)
 
 
 def _split(pair: Pair, recipe: Recipe, labels_per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -317,7 +328,7 @@ def _chosen_layers(layers: str | Sequence[int], pair: Pair) -> list[int]:
 # ---- measuring
 
 
-def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe, name: str) -> list[Row]:
+def _probe(pair: Pair, layers: Sequence[int], every: bool, split: Split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, or for the attentive probe one a window of layers; `every`: no list of layers was asked for."""
     if recipe.attentive is None:
         return _probe_layers(pair, layers, split, recipe, name)
@@ -327,7 +338,7 @@ def _probe(pair: Pair, layers: Sequence[int], every: bool, split, recipe: Recipe
     return attentive.probe_windows(pair, windows, split, recipe.attentive, recipe.seed, name)
 
 
-def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name: str) -> list[Row]:
+def _probe_layers(pair: Pair, layers: Sequence[int], split: Split, recipe: Recipe, name: str) -> list[Row]:
     """One row a layer, in order; layers side by side, as many as there are cores and as fit in MEMORY_BYTES."""
     workers = max(1, min(usable_cores(), len(layers), MEMORY_BYTES // pair.bytes_per_layer()))
     rows = []
@@ -342,7 +353,7 @@ def _probe_layers(pair: Pair, layers: Sequence[int], split, recipe: Recipe, name
 
 
 def _prober(
-    pair: Pair, split, recipe: Recipe, solver: probes.Solver, advance: Callable[[float], None]
+    pair: Pair, split: Split, recipe: Recipe, solver: probes.Solver, advance: Callable[[float], None]
 ) -> Callable[[Sequence[int]], Row]:
     """Layers, taken side by side -> c, val_accuracy, test_accuracy, converged and what was tried.
 
@@ -387,7 +398,7 @@ def _headline(best: Row) -> Row:
     return {"best_layer": best["layer"], **{key: best[key] for key in shown if key in best}}
 
 
-def _concat(pair: Pair, best: int, count: int, split, recipe: Recipe) -> Row:
+def _concat(pair: Pair, best: int, count: int, split: Split, recipe: Recipe) -> Row:
     window = probes.concat_window(pair.layers.index(best), count, len(pair.layers))
     layers = [pair.layers[i] for i in window]
     progress.say(f"probe: layers {layers[0]} to {layers[-1]} side by side")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pixseq.artifacts.checkpoint import Checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
+from pixseq.choices import OnError, Precision, Weights
 from pixseq.drawing.grids import grid
 from pixseq.engine import opening
 from pixseq.engine.parts import part_of_source, prompts_of_store
@@ -47,15 +49,15 @@ def run(
     tokens_out: str | Path | None = None,
     images_out: str | Path | None = None,
     columns: int | None = None,
-    weights: str = "model",
+    weights: Weights = "model",
     batch_size: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
     label_column: str | None = None,
     bit_depth: int | None = None,
     max_pixels: int | None = None,
-    on_error: str = "fail",
+    on_error: OnError = "fail",
 ) -> Manifest | None:
     """Draw `count` pictures; with a `prompt` (tokens or a source of images), `completions` of each of `count` images.
 
@@ -64,7 +66,7 @@ def run(
     `images_out`: also a folder of single PNGs. Without `out` no picture is drawn. `split`, `label_column`, `bit_depth`,
     `max_pixels` and `on_error` say how a source is read. Returns the picture's manifest.
     """
-    _check(count, keep, completions, temperature, top_k, top_p, prompt)
+    _check(count, keep, completions, temperature, top_k, top_p, prompt is not None)
     reading = {"split": split, "label_column": label_column, "bit_depth": bit_depth, "max_pixels": max_pixels}
     reading |= {"on_error": on_error if on_error != "fail" else None}
     reading = {option: value for option, value in reading.items() if value is not None}
@@ -86,7 +88,7 @@ def run(
         at_once = batch_size or pictures_at_once(where, net)
         tokens = _draw(where, net, starts, seed, at_once, settings, completions)
         tokens = tokens[:, np.argsort(order)]
-    config = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
+    config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
         config |= {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
     images = codec.to_images(tokens)
@@ -127,7 +129,9 @@ def _order(model: str | Path, net: Model, kept: int) -> np.ndarray:
     return order
 
 
-def _check(count: int, keep: float, completions: int, temperature: float, top_k: int, top_p: float, prompt) -> None:
+def _check(
+    count: int, keep: float, completions: int, temperature: float, top_k: int, top_p: float, prompted: bool
+) -> None:
     for flag, value in (("count", count), ("completions", completions)):
         if value < 1:
             raise UsageError(f"--{flag} is {value}, it must be at least 1")
@@ -139,7 +143,7 @@ def _check(count: int, keep: float, completions: int, temperature: float, top_k:
         raise UsageError(f"--top-k is {top_k}, it must not be negative", "0 draws from all colours")
     if not 0 < top_p <= 1:
         raise UsageError(f"--top-p is {top_p}, it must lie in (0, 1]", "1 draws from all colours")
-    if completions > 1 and prompt is None:
+    if completions > 1 and not prompted:
         raise UsageError("--completions was given without --prompt", "use --count for more pictures")
 
 
@@ -180,21 +184,21 @@ def _prompt(
         store = opening.open_images(prompt, "tokens")
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         rows, part = prompts_of_store(store, count)
-        return opening.some_images(store, rows), reference(prompt, store.manifest), part
+        return opening.seen_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
 
     how = {key: value for key, value in reading.items() if key in ("bit_depth", "max_pixels", "on_error")}
-    prep = Preparation(size=checkpoint.codec.height, **how)
+    prep = Preparation(size=checkpoint.codec.grid[0], **how)
     source = _opened(prompt, reading.get("split"), reading.get("label_column"), prep)
     for note in source.notes:
         progress.note(note)
-    part = part_of_source(source, count)
-    reader = Reader(source, prep, batch_size=count, rows=part.rows)
+    chosen = part_of_source(source, count)
+    reader = Reader(source, prep, batch_size=count, rows=chosen.rows)
     images = next(iter(reader)).images
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
-    return checkpoint.codec.to_tokens(images), describe(source), part.record
+    return checkpoint.codec.to_tokens(images), describe(source), chosen.record
 
 
 def _opened(prompt: str, split: str | None, label_column: str | None, prep: Preparation) -> Source:
@@ -268,7 +272,7 @@ def _completion_grid(
 ) -> np.ndarray:
     """An image beside the other: what was given, its completions, the original; None: one image a row."""
     shown = originals.copy()
-    shown[:, kept // (codec.width * codec.grid[2]) :] = HIDDEN
+    shown[:, kept // math.prod(codec.grid[1:]) :] = HIDDEN
     by_image = drawn.reshape(completions, len(originals), *drawn.shape[1:]).swapaxes(0, 1)
     rows = np.concatenate([shown[:, None], by_image, originals[:, None]], axis=1)
     labels = ["prompt", *[f"sample {i + 1}" for i in range(completions)], "original"]

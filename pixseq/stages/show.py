@@ -52,16 +52,16 @@ def classes(path: str | Path) -> dict[str, int] | None:
 def _plot_log(path: Path, record: manifest.Manifest, plot: str | Path, overwrite: bool) -> None:
     from pixseq.artifacts.metrics import read_log
     from pixseq.artifacts.picture import save_png
-    from pixseq.drawing.charts import line_chart
+    from pixseq.drawing.charts import Series, line_chart
 
     if record["kind"] != "checkpoint" or not (path / "log.jsonl").is_file():
         raise PixseqError(f"{path} of kind {record['kind']} has no training log", "--plot draws checkpoints we trained")
     rows = read_log(path / "log.jsonl")
-    series = []
+    series: list[Series] = []
     for key, name in (("loss", "train"), ("val_loss", "validation"), ("ema_val_loss", "validation, averaged weights")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
-            series.append((name, *zip(*points)))
+            series.append((name, [step for step, _ in points], [loss for _, loss in points]))
     image = line_chart(series, f"{path.name}: {record['stage']}", "step", "loss")
     save_png(plot, image, "show", {"plot": "log"}, {"model": manifest.reference(path, record)}, overwrite=overwrite)
 
