@@ -8,12 +8,16 @@ Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape
+from pixseq.models.igpt import NORM_EPS, ImageGPT
+
+if TYPE_CHECKING:
+    from pixseq.models.family import Model, Shape  # which imports this module
 
 # A matrix product chooses its kernel, hence the order of its sums, by the number of rows. See `product` for the form
 # in which a CPU's choice makes no difference; one row alone is still another kernel. Elsewhere rows are padded more.
@@ -181,11 +185,10 @@ def sample(
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
-    net = cast(ImageGPT, model)  # none of another family can be
     b, p = prompt.shape
     spare = -b % (LANES_CPU if prompt.device.type == "cpu" else LANES)
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
-    decoder = Decoder(model, b + spare)
+    decoder = Decoder(cast(ImageGPT, model), b + spare)
     tokens = F.pad(prompt, (0, model.shape.n_ctx - p))
     logits = decoder.prefill(prompt)
     for position in range(p, model.shape.n_ctx):
