@@ -515,8 +515,10 @@ def test_checkpoints_are_kept_on_the_way(tmp_path, pixels, interrupted):
     other = recipe("train.ema=0.5", "train.seed=1")  # what another recipe kept is not taken for this one's
     pretrain.run(pixels, tmp_path / "m", other, val_fraction=0.1, device="cpu", resume=True, overwrite=True, keep="4")
     assert open_checkpoint(tmp_path / "m-step4").manifest["config"]["train"]["seed"] == 1
+    (tmp_path / "m").rename(tmp_path / "elsewhere")
     with pytest.raises(PixseqError, match="m-step4 already exists"):
         pretrain.run(pixels, tmp_path / "m", config, val_fraction=0.1, device="cpu", overwrite=False, keep="4")
+    assert not (tmp_path / "m.partial").exists()
     with pytest.raises(UsageError, match="names no steps"):
         pretrain.run(pixels, tmp_path / "x", config, device="cpu", keep="every:0")
 

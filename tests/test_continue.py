@@ -194,6 +194,19 @@ def test_an_interrupted_run_of_a_constant_rate_takes_more_steps(tokens, long, tm
     assert again["id"] == long["id"] and again["summary"]["planned_steps"] == 6
 
 
+def test_an_extended_run_leaves_what_was_kept_and_keeps_its_former_end(tokens, tmp_path):
+    short = still(tokens, tmp_path / "m", 6, keep="every:2")
+    before = {step: show.run(tmp_path / f"m-step{step}")["id"] for step in (2, 4)}
+    with pytest.raises(Interrupted):
+        still(tokens, tmp_path / "m", 9, resume=True, keep="every:2", limits=Limits(time_limit_minutes=0))
+    shutil.rmtree(tmp_path / "m.partial" / "resume")  # lost: it begins at the shorter run's end again
+    still(tokens, tmp_path / "m", 9, resume=True, keep="every:2")
+    kept = {step: show.run(tmp_path / f"m-step{step}", verify=True) for step in (2, 4, 6, 8)}
+    assert {step: kept[step]["id"] for step in before} == before
+    assert kept[6]["summary"]["steps"] == 6
+    assert kept[6]["summary"]["weights"]["model"] == short["summary"]["weights"]["model"]
+
+
 def test_the_warm_up_stays_as_long_as_it_was_planned(tokens, tmp_path):
     warm = ("train.warmup_epochs=null", "train.warmup_fraction=0.5", "train.log_every=1")
     with pytest.raises(Interrupted):

@@ -80,15 +80,16 @@ def run(
         flags = {"val_fraction": val_fraction, "precision": where.precision, **data.split(val_fraction)}
         recipe = recipe_of(as_dict(config), data.inputs, flags)
         writer = Writer(where, config, data, flags)
-        keeper = Keeper(writer, Path(out), recipe, overwrite, kept, resume)
         with run_folder(where, out, "pretrain", recipe, resume, overwrite) as folder:
             if folder.made is None:
                 check_memory(data.shape, where, TRAINED_BYTES)
                 model = placed(first_model(data, config), where)
+                begun = Run(model, config.train, folder.state)
+                keeper = Keeper(writer, Path(out), recipe, overwrite, resume, kept, begun)
                 end = train(
                     Training(
                         where,
-                        Run(model, config.train, folder.state),
+                        begun,
                         data.images,
                         losses,
                         folder.path,
@@ -266,17 +267,28 @@ class Writer:
 
 
 class Keeper:
-    """--keep: checkpoints of the run on its way, OUT-step1000 beside `out`. Raises PixseqError where one is there
-    already, unless this very run has kept it before it was interrupted.
+    """--keep: checkpoints of a run on its way, OUT-step1000 beside `out`, from where it has `begun`; where a shorter
+    run is extended, of its end too. Raises PixseqError where one that is still to be made is there already, unless this
+    very run has kept it before it was interrupted.
     """
 
     def __init__(
-        self, writer: Writer, out: Path, recipe: Mapping[str, Any], overwrite: bool, steps: set[int], resume: bool
+        self,
+        writer: Writer,
+        out: Path,
+        recipe: Mapping[str, Any],
+        overwrite: bool,
+        resume: bool,
+        steps: set[int],
+        begun: Run,
     ):
         self.writer, self.out, self.overwrite = writer, out, overwrite
-        self.steps = {step for step in steps if not (resume and is_of(step_folder(out, step), recipe))}
+        ahead = {step for step in steps if step >= begun.step}
+        self.steps = {step for step in ahead if not (resume and is_of(step_folder(out, step), recipe))}
         for step in self.steps if writer.where.leads else ():
             atomic.check_target(step_folder(out, step), overwrite)
+        if begun.validated:
+            self.after_step(begun)
 
     def after_step(self, run: Run) -> None:
         if run.step not in self.steps or not self.writer.where.leads:
