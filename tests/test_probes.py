@@ -90,6 +90,14 @@ def test_a_warm_started_path_ends_at_scikit_learns_coefficients(digits):
     assert np.allclose(found.intercept - found.intercept[0], direct.intercept_ - direct.intercept_[0], atol=1e-4)
 
 
+def test_small_cs_that_tell_nothing_yet_do_not_end_the_search():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], [12, 8]).astype(np.int32)
+    data = Labelled((rng.normal(size=(20, 3)) + 3 * y[:, None]).astype(np.float32), y)
+    found = probes.linear_probe(data, data, (np.arange(0, 20, 2), np.arange(1, 20, 2)), [1e-7, 1e-6, 1e-5, 1])
+    assert [tried.val_accuracy for tried in found.tried[:3]] == [0.6] * 3 and found.test_accuracy > 0.9
+
+
 def test_two_classes_work_along_the_warm_started_path(digits):
     train, test = (side.take(np.flatnonzero(side.y < 2)) for side in digits)
     found = probes.linear_probe(train, test, probes.held_out_split(train.y, 0.1, 0), [1e-3, 1e-2, 1e-1])

@@ -50,7 +50,7 @@ class Classifier:
     """A fit: classes [K], weights [D, K] and intercept [K] float64, and how far its solver came.
 
     `objective` is f at the end, `gradient` the largest component of its gradient, `converged` whether that is within
-    the tolerance.
+    the tolerance; of scikit-learn's solver, whether it ended by itself, which rounding may make it do a little before.
     """
 
     classes: np.ndarray

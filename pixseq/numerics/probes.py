@@ -315,8 +315,9 @@ def _search(
     """Along increasing C, each fit starting from the one before: accuracy on the held-out images.
 
     Equal accuracy goes to the smaller C. Larger C's are left out once PATIENCE in a row were no better than the best,
-    or one was worse by more than a standard error: accuracy rises and falls once along C. Returns what was tried, the
-    best of it, and the fit with the best.
+    or one was worse by more than a standard error: accuracy rises and falls once along C. It may be level before it
+    rises, where C's are too small for few rows and every answer is one class: those equal to the first do not count.
+    Returns what was tried, the best of it, and the fit with the best.
     """
     tried: list[Tried] = []
     best: Tried | None = None
@@ -327,7 +328,7 @@ def _search(
         if best is None or now.val_accuracy > best.val_accuracy:
             best, fitted, waited = now, found, 0
             continue
-        waited += 1
+        waited += now.val_accuracy < best.val_accuracy or best is not tried[0]
         standard_error = (best.val_accuracy * (1 - best.val_accuracy) / held.n_images) ** 0.5
         if waited == PATIENCE or now.val_accuracy < best.val_accuracy - standard_error:
             break
