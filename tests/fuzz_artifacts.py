@@ -37,6 +37,8 @@ def store(folder, kept):
     return (
         read,
         "show HERE/t.zarr --verify --json",
+        "show HERE/t.zarr --verify",
+        "show HERE/t.zarr --lineage --json",
         "decode HERE/t.zarr -o OUT",
         "pretrain HERE/t.zarr --config KEPT/tiny.yaml --val KEPT/t.zarr -o OUT",
         "pretrain KEPT/t.zarr --config KEPT/tiny.yaml --val HERE/t.zarr -o OUT",
@@ -119,6 +121,8 @@ def checkpoint(folder, kept):
     return (
         read,
         "show HERE/m --verify --json",
+        "show HERE/m --lineage",
+        "show HERE/m --plot OUT",
         "check HERE/m KEPT/t.zarr --json",
         "sample HERE/m --count 2 -o OUT",
         "evaluate HERE/m KEPT/t.zarr -o OUT",
@@ -155,7 +159,7 @@ def metrics(folder, kept):
     from pixseq.stages import show
 
     write_metrics(folder / "x.json", "evaluate", {"a": 1}, {"model": {"path": "m", "id": "i"}}, {"nats": [1.5, 2]})
-    return lambda folder: show.run(folder / "x.json", verify=True), "show HERE/x.json", "show HERE/x.json --json"
+    return lambda folder: show.run(folder / "x.json", verify=True), "show HERE/x.json", "show HERE/x.json --lineage"
 
 
 def picture(folder, kept):

@@ -275,3 +275,24 @@ def test_the_end_of_an_archive_that_spans_disks_is_damage(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"PK\6\7" + bytes(12) + b"\5\0\0\0" + b"PK\5\6" + bytes(18))
     with pytest.raises(ValueError, match="span"):
         load_saved(tmp_path / "w.pth")
+
+
+def test_members_of_a_zip_do_not_declare_more_than_it_has(tmp_path):
+    """Its module makes room for what is declared before it reads."""
+    import zipfile
+
+    from pixseq.bounded.files import check_members
+    from pixseq.interop.exported import open_exported
+
+    with zipfile.ZipFile(tmp_path / "w.pt2", "w") as archive:
+        archive.writestr("w/models/model.json", "{}")
+    whole = (tmp_path / "w.pt2").read_bytes()
+    for place in (20, 24):  # how long it is packed, and unfolded
+        data = bytearray(whole)
+        at = data.rindex(b"PK\1\2") + place
+        data[at : at + 4] = (1 << 31).to_bytes(4, "little")
+        (tmp_path / "w.pt2").write_bytes(data)
+        with zipfile.ZipFile(tmp_path / "w.pt2") as archive, pytest.raises(ValueError, match="declares 2,147,483,648"):
+            check_members(archive, len(data), 10)
+        with pytest.raises(PixseqError, match="declares 2,147,483,648"):
+            open_exported(tmp_path / "w.pt2")

@@ -70,9 +70,10 @@ def test_a_manifest_with_odd_contents_is_shown(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code and "sha256:0" in capsys.readouterr().out
-    (tmp_path / "x.json").write_text(json.dumps({"pixseq": {**record, "inputs": {"model": "m"}}}))
-    with pytest.raises(PixseqError, match="is not a pixseq artifact"):
-        manifest.read(tmp_path / "x.json")
+    for parent in ("m", {"id": 1}, {"id": "sha256:0", "path": 1}):
+        (tmp_path / "x.json").write_text(json.dumps({"pixseq": {**record, "inputs": {"model": parent}}}))
+        with pytest.raises(PixseqError, match="is not a pixseq artifact"):
+            manifest.read(tmp_path / "x.json")
 
 
 def test_json_nested_without_end_is_damage(tmp_path):

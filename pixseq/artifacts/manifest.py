@@ -156,8 +156,11 @@ def is_manifest(found: Any) -> TypeGuard[Manifest]:
     """Whether it has the keys of a manifest, and what they hold is of the types that every reader relies on."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in KEYS.items()):
         return False
-    parents = found["inputs"].values()
-    return found["format"] >= 1 and all(isinstance(p, dict) and isinstance(p.get("id", ""), str) for p in parents)
+    parents = list(found["inputs"].values())
+    if found["format"] < 1 or not all(isinstance(parent, dict) for parent in parents):
+        return False
+    named = (parent.get(key, "") for parent in parents for key in ("id", "path"))
+    return all(isinstance(word, str) for word in named)
 
 
 def read(path: str | Path) -> Manifest:

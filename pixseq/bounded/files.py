@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,3 +73,15 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     if max(size, len(data)) > most:  # it may grow meanwhile
         raise PixseqError(f"{path} has {size:,} bytes, more than the {most:,} that are read", "is it the right file?")
     return data
+
+
+def check_members(archive: zipfile.ZipFile, size: int, most: int) -> None:
+    """Raises ValueError for a zip of `size` bytes whose members would unfold, declare more than it has, or are more
+    than `most`. Its module makes room for what a member declares before it reads.
+    """
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is a compressed archive, which torch never writes")
+    declared = max(sum(getattr(member, part) for member in members) for part in ("file_size", "compress_size"))
+    if declared > size or len(members) > most:
+        raise ValueError(f"it declares {declared:,} bytes in {len(members):,} members, and has {size:,}")

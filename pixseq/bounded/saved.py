@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pixseq.bounded.files import check_holes, open_regular
+from pixseq.bounded.files import check_holes, check_members, open_regular
 from pixseq.bounded.tensors import MOST_TENSORS
 
 if TYPE_CHECKING:
@@ -81,14 +81,8 @@ def _pickles(file: BinaryIO) -> Iterator[bytes]:
     """Of an archive. Raises ValueError for one that unfolds, or declares more than it has."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-                raise ValueError("it is a compressed archive, which torch.save does not write")
-            if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
-                raise ValueError("its members declare more bytes than it has")
-            if len(members) > MOST_TENSORS:
-                raise ValueError(f"it holds {len(members):,} tensors")
-            for member in members:
+            check_members(archive, os.fstat(file.fileno()).st_size, MOST_TENSORS)
+            for member in archive.infolist():
                 if member.filename.endswith(".pkl"):
                     if member.file_size > MOST_STEPS:
                         raise ValueError(f"{member.filename} has {member.file_size:,} bytes")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pixseq.bounded.calls import TooLarge, check_call, check_numbers, live_bytes
-from pixseq.bounded.files import check_holes, open_regular
+from pixseq.bounded.files import check_holes, check_members, open_regular
 from pixseq.bounded.structure import MOST_JSON, parse_json
 from pixseq.bounded.tensors import MOST_TENSORS
 from pixseq.errors import PixseqError
@@ -221,11 +221,11 @@ def open_exported(path: str | Path) -> Exported:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             check_holes(file)
-            _check_members(path, archive)
+            check_members(archive, path.stat().st_size, MOST_TENSORS)
             return _read(path, id, archive)
     except zipfile.BadZipFile:
         raise PixseqError(f"{path} is no archive of torch.export", REMEDY) from None
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, EOFError) as error:
         raise PixseqError(f"{path} is not laid out as torch.export writes it: {error!r}", REMEDY) from None
 
 
@@ -254,16 +254,6 @@ def _read(path: Path, id: str, archive: zipfile.ZipFile) -> Exported:
         raise PixseqError(f"{path} takes a tensor of {sizes}, where pictures [B, 3, H, W] are needed", REMEDY)
     most = FREE + FOLDED * path.stat().st_size
     return Exported(path, id, nodes, constants, inputs[0], output, sizes[0], (sizes[2], sizes[3]), most)
-
-
-def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raises ValueError for members that would unfold, or declare more than the file holds."""
-    members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError("it is compressed, which torch.export does not do")
-    declared, size = sum(member.file_size for member in members), path.stat().st_size
-    if declared > size or len(members) > MOST_TENSORS:
-        raise ValueError(f"it declares {declared:,} bytes in {len(members):,} members, and has {size:,}")
 
 
 def _json(archive: zipfile.ZipFile, name: str) -> Any:
