@@ -45,6 +45,15 @@ def test_a_manifest_that_names_itself_ends(tmp_path):
     assert all(parent.again for parent in lineage(path).parents)
 
 
+def test_a_parent_without_an_id_is_told(tmp_path):
+    chain(tmp_path)
+    record = json.loads((tmp_path / "p.json").read_text())
+    record["pixseq"]["inputs"] = {"source": {"path": "digits"}}
+    (tmp_path / "p.json").write_text(json.dumps(record))
+    (source,) = lineage(tmp_path / "p.json").parents
+    assert (source.path, source.lacking) == ("digits", "its id is not told")
+
+
 def test_the_classes_of_a_store_are_counted(tmp_path):
     chain(tmp_path)
     assert show.classes(tmp_path / "t.zarr") == {str(digit): 2 for digit in range(10)}

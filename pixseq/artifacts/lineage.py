@@ -58,7 +58,9 @@ def _of(role: str, named: str, path: Path, record: manifest.Manifest, told: set[
 
 def _parent(role: str, reference: Mapping[str, Any], child: Path, told: set[str]) -> Ancestor:
     """A parent is known by its id, wherever it is now: where it was, or beside what was made of it."""
-    named, id = str(reference.get("path")), str(reference["id"])
+    named, id = str(reference.get("path")), reference.get("id")
+    if id is None:
+        return Ancestor(role, named, "-", lacking="its id is not told")
     if not id.startswith("sha256:"):
         return Ancestor(role, named, id, "source")
     lacking = "not found" if len(told) < MOST_TOLD else f"not followed beyond {MOST_TOLD} artifacts"

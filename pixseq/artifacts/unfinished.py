@@ -109,7 +109,7 @@ def can_go_on(target: Path, recipe: Mapping[str, Any]) -> bool:
     record = manifest.read(target)
     config = {key: value for key, value in record["config"].items() if key in recipe["config"]}
     flags = {key: value for key, value in record["config"].items() if key not in config}
-    inputs = {role: parent["id"] for role, parent in record["inputs"].items()}
+    inputs = {role: parent.get("id") for role, parent in record["inputs"].items()}
     steps = more_steps({"config": config, "inputs": inputs, **flags}, recipe)
     if steps is None:
         return False

@@ -326,7 +326,7 @@ def is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
         return False
     record = manifest.read(path)
     flags = {key: value for key, value in recipe.items() if key not in ("config", "inputs")}
-    parents = {role: parent["id"] for role, parent in record["inputs"].items()}
+    parents = {role: parent.get("id") for role, parent in record["inputs"].items()}
     return parents == recipe["inputs"] and record["config"] == {**recipe["config"], **flags}
 
 
