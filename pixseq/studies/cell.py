@@ -153,7 +153,8 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) 
     def probed(out: Path) -> None:
         fit = once(folder / "train.features.zarr", swept(train))
         held = once(folder / "test.features.zarr", swept(test))
-        probe.run(fit, held, out, layers=study.grid.probe.layers, c=study.grid.probe.c)
+        how = study.grid.probe
+        probe.run(fit, held, out, layers=how.layers, c=how.c, device=where["device"])
 
     once(folder / "probe.json", probed)
     numbers = _numbers(folder / "probe.json", {"test_accuracy": forms.number, "best_layer": forms.number})
