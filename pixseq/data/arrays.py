@@ -11,10 +11,10 @@ import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Member:
                 yield stack.enter_context(open_regular(self.file))
             else:
                 archive = stack.enter_context(zipfile.ZipFile(self.file))
-                yield stack.enter_context(archive.open(f"{self.key}.npy"))
+                yield cast(BinaryIO, stack.enter_context(archive.open(f"{self.key}.npy")))
 
     @property
     def nbytes(self) -> int:
@@ -111,11 +111,14 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         chosen = [each[None] for each in found]
         notes += _check_batches(path, files, wanted.skip)
     else:
+        members: Mapping[str | None, Member]
         members = {file.stem: npy_member(file) for file in files} if path.is_dir() else _members(path)
         each = _parts(path, members, wanted)
         named = split_of(path.name)
-        by_name = list(each) == [None] and named is not None and named == canonical(wanted.split)
-        split = named if by_name else pick_split(path, [name for name in each if name], wanted.split)
+        by_name = list(each) == [None] and named == canonical(wanted.split)
+        split = (
+            named if named is not None and by_name else pick_split(path, [name for name in each if name], wanted.split)
+        )
         chosen = [each[split if split in each else None]]
 
     counts = [part.images.shape[0] for part in chosen]
@@ -130,8 +133,8 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         notes += _without_labels(path, int(without[0]), of, wanted.skip) if len(without) < len(targets) else []
         targets, why = (targets, why) if len(without) < len(targets) else (None, of)
     if targets is not None and len(chosen[0].images.shape) == 2:
-        named = all(DOWNSAMPLED.fullmatch(part.images.file.name) for part in chosen)
-        if (targets.min(), targets.max()) == (1, 1000) or (named and targets.min() > 0):
+        official = all(DOWNSAMPLED.fullmatch(part.images.file.name) for part in chosen)
+        if (targets.min(), targets.max()) == (1, 1000) or (official and targets.min() > 0):
             targets = targets - 1  # Downsampled ImageNet counts its 1,000 classes from 1
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
@@ -176,7 +179,7 @@ def _sixteen_bits(path: Path, member: Member, bit_depth: int | None) -> str:
     return f"{said}, but the first reach only {most}: if they have {bits} bits, --bit-depth {bits}" if bits else said
 
 
-def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dict[str | None, LabelledImages]:
+def _parts(path: Path, members: Mapping[str | None, Member], wanted: Wanted) -> dict[str | None, LabelledImages]:
     """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none."""
     if None in members:
         targets = _labels_beside(path, wanted)
@@ -186,6 +189,7 @@ def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dic
     answers: dict[str | None, Member] = {}
     class_names = None
     for key, member in members.items():
+        assert key is not None  # as above
         split, role = _role(key)
         if role in CLASS_NAME_KEYS and member.dtype.kind == "U" and len(member.shape) == 1:
             class_names = [shown(name) for name in _texts(member)]
@@ -198,8 +202,9 @@ def _parts(path: Path, members: dict[str | None, Member], wanted: Wanted) -> dic
             elif is_one:
                 found[split] = member
     if not images or (None in images and len(images) > 1):
+        held = shown(", ".join(filter(None, members)))
         raise PixseqError(
-            f"{shown(path)} does not say which array holds the images: it has {shown(', '.join(members)) or 'none'}",
+            f"{shown(path)} does not say which array holds the images: it has {held or 'none'}",
             "name it images, x or data (and its labels: labels or y); add _train and _test if it has splits",
         )
     if wanted.label_column not in (None, NO_LABELS) and not answers:
@@ -287,7 +292,7 @@ def _members(file: Path) -> dict[str | None, Member]:
                     check_packed(info)
                     with archive.open(info) as inside:
                         key = info.filename.removesuffix(".npy")
-                        members[key] = _header(inside, file, key, info.file_size)
+                        members[key] = _header(cast(BinaryIO, inside), file, key, info.file_size)
         return members
 
 
@@ -314,7 +319,7 @@ def _labels(images: Member, targets: Member, class_names: list[str] | None) -> t
         raise PixseqError(f"{targets} holds values that are not finite", "--label-column none reads no labels")
     names = [shown(name) for name in class_names] if class_names else None
     if targets.dtype.kind in "iu":
-        return values, names
+        return np.asarray(values), names
     classes = {name: i for i, name in enumerate(class_names)} if class_names and isinstance(values, list) else None
     if len(values) > MOST_TEXTS:
         raise PixseqError(
@@ -322,8 +327,8 @@ def _labels(images: Member, targets: Member, class_names: list[str] | None) -> t
         )
     try:
         each = values if isinstance(values, list) else values.tolist()
-        numbers = [-1 if labels.is_missing(value) else labels.number(value, classes) for value in each]
-        numbers = np.array(numbers, dtype=np.int64)
+        found = [-1 if labels.is_missing(value) else labels.number(value, classes) for value in each]
+        numbers = np.array(found, dtype=np.int64)
     except (ValueError, KeyError, OverflowError) as error:
         raise PixseqError(f"{targets}: {error}", "--label-column none reads no labels") from None
     return numbers, names

@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -136,8 +136,8 @@ def _open(file: Path) -> BinaryIO:
     if not packed:
         return handle
     unpacked = gzip.GzipFile(fileobj=handle)
-    unpacked.myfileobj = handle  # closed with it
-    return unpacked
+    cast(Any, unpacked).myfileobj = handle  # closed with it
+    return cast(BinaryIO, unpacked)
 
 
 def _header(handle: BinaryIO, file: Path, axes: int) -> tuple[int, ...]:

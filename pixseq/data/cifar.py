@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
             class_names = _class_names(f"{shown(path)}/{name}", name, data)
             continue
         match = BATCH.fullmatch(name)
+        assert match is not None  # of all others `_files` has none
         batch = _parse(f"{shown(path)}/{name}", name, data)
         classes.add(batch.classes)
         binary.add(match["binary"])
@@ -144,7 +146,7 @@ def _files(path: Path, only: Collection[str] = ()) -> Iterator[tuple[str, bytes]
             if member.isfile() and wanted(name):
                 if member.size > MAX_MEMBER_BYTES:
                     raise ValueError(f"{name} declares {member.size} bytes")
-                yield name, tar.extractfile(member).read()
+                yield name, cast(IO[bytes], tar.extractfile(member)).read()
 
 
 def _parse(place: str, name: str, data: bytes) -> CifarBatch:

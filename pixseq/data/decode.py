@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -108,7 +108,8 @@ def _upright(
     image: Image.Image, background: tuple[int, int, int], bit_depth: int | None
 ) -> tuple[Image.Image, list[str]]:
     done = []
-    wide = ";16" in str(image.tile[0].args) if image.tile and image.mode in ("RGB", "RGBA", "LA") else False
+    tile = getattr(image, "tile", None)
+    wide = ";16" in str(tile[0].args) if tile and image.mode in ("RGB", "RGBA", "LA") else False
     # A JPEG with a second picture in it (MPO, as phones write) is a still, not an animation.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         done.append("animated_first_frame")
@@ -122,14 +123,17 @@ def _upright(
     elif wide:  # Pillow keeps the upper byte of each value only
         if bit_depth is not None:
             raise BadPicture("of 16-bit colours only the upper 8 bits are read, so that --bit-depth cannot apply")
-        most = max(high for _, high in image.getextrema()[: 1 if image.mode == "LA" else 3])
+        bands = cast(tuple[tuple[int, int], ...], image.getextrema())
+        most = max(high for _, high in bands[: 1 if image.mode == "LA" else 3])
         done += ["sixteen_bit", *_within((most << 8) + 255)]
     if image.mode == "CMYK":
         done.append("cmyk")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-        if alpha.getextrema()[0] < 255:  # conversion alone would show whatever colour hides under the transparency
+        if (
+            cast(tuple[int, int], alpha.getextrema())[0] < 255
+        ):  # conversion alone would show whatever colour hides under the transparency
             backdrop = Image.new("RGB", image.size, background)
             backdrop.paste(image, mask=alpha)
             image = backdrop

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixseq import progress
 from pixseq.data.decode import narrow_bits
-from pixseq.data.records import Source, reading
+from pixseq.data.records import ImageFile, Source, reading
 from pixseq.data.token_files import TokenSource
 from pixseq.numerics.parts import choose_rows
 from pixseq.text import few
@@ -79,7 +79,7 @@ def describe(source: Source | TokenSource) -> dict[str, Any]:
         told = {"recipe": source.recipe}
     if source.files:
         _add_files(digest, source.files)
-    elif source.name in ("folder", "paths"):
+    elif isinstance(source, Source) and source.name in ("folder", "paths"):
         _add_pictures(digest, source)
     if source.shares:
         digest.update(f"split {source.split}".encode())
@@ -106,15 +106,22 @@ def _add_files(digest: hashlib._Hash, files: Sequence[Path]) -> None:
 
 def _add_pictures(digest: hashlib._Hash, source: Source) -> None:
     """Of a source of one file a picture."""
-    folders = {os.path.dirname(os.path.abspath(item.data)) for item in source.read(0, None)}
-    above = os.path.commonpath(folders)
+    assert source.count is not None
+    above = os.path.commonpath({os.path.dirname(file) for file in _picture_files(source)})
     looked_at = set(choose_rows(source.count, SAMPLED).tolist())
-    for i, item in enumerate(source.read(0, None)):
-        file = Path(os.path.abspath(item.data))
+    for i, name in enumerate(_picture_files(source)):
+        file = Path(name)
         size = file.stat().st_size if file.is_file() else 0  # what cannot be read is told when it is
         digest.update(os.fsencode(file.relative_to(above)) + f" {size}\n".encode())
         if size and i in looked_at:
             digest.update(_some_bytes(file, MOST_BLOCKS // len(looked_at)))
+
+
+def _picture_files(source: Source) -> Iterator[str]:
+    """The absolute paths of the files of such a source, in order."""
+    for item in source.read(0, None):
+        assert isinstance(item, ImageFile) and isinstance(item.data, str)
+        yield os.path.abspath(item.data)
 
 
 def _some_bytes(path: Path, blocks: int) -> bytes:
@@ -142,6 +149,6 @@ def _listing(name: str) -> str:
                 size = file.stat().st_size if file.exists() else 0
                 listing.update(os.fsencode(file.relative_to(path)) + f" {size}\n".encode())
     elif path.is_file():
-        with path.open("rb") as file:
-            listing.update(f"{path.stat().st_size}\n".encode() + file.read(1 << 20))
+        with path.open("rb") as opened:
+            listing.update(f"{path.stat().st_size}\n".encode() + opened.read(1 << 20))
     return listing.hexdigest()[:16]

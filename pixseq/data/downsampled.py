@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ def open_downsampled(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     splits: dict[str, dict[int, Path]] = {}
     for file in files:
         match = BATCH.fullmatch(file.name)
+        assert match is not None  # so they were chosen
         split = "train" if match[1] else file.name.removesuffix("_data")
         splits.setdefault(split, {})[int(match[1] or 1)] = file
     split = pick_split(path, splits, wanted.split)
@@ -66,7 +68,8 @@ def _load(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Images uint8 [n, S, S, 3] and labels from 0, int64 [n]. Raises PixseqError for anything else."""
     with reading(file):
         content = unpickle.load(read_bytes(file, MOST_BATCH), str(file))
-    rows, labels = content.get("data"), content.get("labels")
+    rows: Any = content.get("data")
+    labels: Any = content.get("labels")
     side = math.isqrt(rows.shape[1] // 3) if isinstance(rows, np.ndarray) and rows.ndim == 2 else 0
     if not side or rows.dtype != np.uint8 or rows.shape[1] != 3 * side * side or not len(rows):
         got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else f"{shown(sorted(content))}"

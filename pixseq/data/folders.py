@@ -53,11 +53,14 @@ def as_source(
         )
     names = None if chosen.class_names is None else [shown(name) for name in chosen.class_names]
     count = sum(len(names) for _, names, _ in chosen.pictures)
-    classes, sizes = [label for *_, label in chosen.pictures], [len(pictures) for _, pictures, _ in chosen.pictures]
-    labels = None if names is None else lambda: np.repeat(classes, sizes)
+    sizes = [len(pictures) for _, pictures, _ in chosen.pictures]
+
+    def labels() -> np.ndarray:
+        return np.repeat(np.array([label for *_, label in chosen.pictures], np.int64), sizes)
+
     why = "the class folders" if names is not None else "there are no class folders"
-    has_labels = names is not None
-    return Source(form, str(path), chosen.split, count, names, has_labels, read, notes, labels, labels_from=why)
+    has_labels, known = names is not None, None if names is None else labels
+    return Source(form, str(path), chosen.split, count, names, has_labels, read, notes, known, labels_from=why)
 
 
 def _instead(others: list[str]) -> str:

@@ -78,15 +78,15 @@ class Preparation:
         ):
             if value not in choices:
                 raise UsageError(f"--{name} {value} is not one of {', '.join(choices)}")
-        for name, value, low, high in (
+        for name, number, low, high in (
             ("size", self.size, 1, MOST_SIDE),
             ("views", self.views, 0, 1_000_000),
             ("seed", self.seed, 0, 2**63 - 1),
             ("max-pixels", self.max_pixels, 1, MOST_PIXELS),
             ("bit-depth", self.bit_depth or 16, 1, 16),
         ):
-            if not low <= value <= high:
-                raise UsageError(f"--{name} {value} is not between {low} and {high}")
+            if not low <= number <= high:
+                raise UsageError(f"--{name} {number} is not between {low} and {high}")
         if self.views and self.resize != "crop":
             raise UsageError(
                 f"--views draws square crops, so it cannot go with --resize {self.resize}", "leave one of them out"
@@ -123,12 +123,12 @@ class Preparation:
         if not self.views:  # whole pixels, so that a picture whose shorter side is S is copied, not blurred
             left, upper = (width - side) // 2, (height - side) // 2
             return [(left, upper, left + side, upper + side)]
-        boxes = []
+        boxes: list[tuple[float, float, float, float]] = []
         for view in range(self.views):
             rng = np.random.default_rng([self.seed, index, view, Stream.VIEWS])
             crop = side * CROP / rng.uniform(*SHORTER)
-            left, upper = rng.uniform(0, width - crop), rng.uniform(0, height - crop)
-            boxes.append((left, upper, min(left + crop, width), min(upper + crop, height)))
+            x, y = rng.uniform(0, width - crop), rng.uniform(0, height - crop)
+            boxes.append((x, y, min(x + crop, width), min(y + crop, height)))
         return boxes
 
 
@@ -212,7 +212,7 @@ class Reader:
 
     def _batch(self, held: list[_Result], stop: int) -> Iterator[ImageBatch]:
         """At most one batch: none, if all its pictures were skipped."""
-        images = np.concatenate([result.images for result in held]) if held else ()
+        images = np.concatenate([result.images for result in held]) if held else np.empty(0)
         if not len(images):
             return
         labels = None
@@ -248,7 +248,7 @@ class Reader:
                 for future, _ in window:
                     future.cancel()
 
-    def _jobs(self) -> Iterator[Callable[[], _Result]]:
+    def _jobs(self) -> Iterator[partial[_Result]]:
         """The source cut into chunks, none of which crosses the end of a batch."""
         index, waiting, waiting_bytes = self.start, [], 0
         for item in self._items():
@@ -280,7 +280,7 @@ class Reader:
         """Bytes that are left of a picture, at most; 1 where they are few."""
         return MOST_RATIO * self.prep.size**2 * 3 if self.prep.resize == "whole" else 1
 
-    def _held_by(self, job: partial) -> int:
+    def _held_by(self, job: partial[_Result]) -> int:
         """The bytes of encoded pictures in a chunk, and of what whole ones become."""
         files = job.args[0]
         if not isinstance(files, list):
@@ -342,13 +342,16 @@ class Reader:
     ) -> _Result:
         """`rows` are uint8 [N, S, S, 3], or N pictures [h, w, 3] where they stay whole."""
         if self.prep.resize != "whole":
-            return _Result(rows, labels, numbers, count, tally, problems)
+            return _Result(np.asarray(rows), labels, numbers, count, tally, problems)
         pixels, shapes = joined(rows)
         return _Result(pixels, labels, numbers, count, tally, problems, shapes)
 
     def _files(self, files: list[ImageFile], index: int) -> _Result:
-        rows, labels, problems = [], [], []
-        tally, numbers = Counter(), []
+        rows: list[np.ndarray] = []
+        labels: list[int | None] = []
+        numbers: list[int] = []
+        problems: list[str] = []
+        tally: Counter[str] = Counter()
         for file, number in zip(files, self._numbers(index, len(files))):
             try:
                 if self.source.has_labels and file.label is None:
@@ -368,11 +371,11 @@ class Reader:
             labels += [file.label] * len(new)
             numbers += [number] * len(new)
             tally.update(["images", *done])
-        labels = np.array(labels, dtype=np.int64) if self.source.has_labels else None
-        numbers = np.array(numbers, dtype=np.int64)
+        targets = np.array(labels, dtype=np.int64) if self.source.has_labels else None
+        made: Iterable[np.ndarray] = rows
         if self.prep.resize != "whole":
-            rows = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
-        return self._result(rows, labels, numbers, len(files), tally, *problems)
+            made = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
+        return self._result(made, targets, np.array(numbers, dtype=np.int64), len(files), tally, *problems)
 
     def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""

@@ -35,8 +35,9 @@ def splits(tree: Tree, root: str) -> dict[str, dict[str, PicturesByFolder]]:
         }
         return {split: _by_class(tree, os.path.join(root, "images"), files) for split, files in lists.items()}
     meta = os.path.join(root, "meta")
-    found = {"train": tree.text(meta, "train.txt"), "test": tree.text(meta, "test.txt")}
-    if None not in found.values() and "images" in tree.listing(root).folders:
+    texts = {"train": tree.text(meta, "train.txt"), "test": tree.text(meta, "test.txt")}
+    found = {split: text for split, text in texts.items() if text is not None}
+    if len(found) == len(texts) and "images" in tree.listing(root).folders:
         lines = {split: [line.strip() for line in text.split("\n") if line.strip()] for split, text in found.items()}
         lists = {
             split: [line if line.endswith(".jpg") else f"{line}.jpg" for line in each] for split, each in lines.items()
@@ -109,8 +110,8 @@ def _of_one(tree: Tree, folder: str, file: str, rows: Iterable[Iterable[str]]) -
             "move them away",
         )
     names: dict[str, list[bytes]] = {}
-    for name, label in label_of.items():
-        names.setdefault(label, []).append(name)
+    for picture, label in label_of.items():
+        names.setdefault(label, []).append(picture)
     return {label: [(folder, np.sort(np.array(names[label], dtype=bytes)))] for label in sorted(names)}
 
 

@@ -7,7 +7,7 @@ not called like splits is a class (the vehicle). What cannot be told is an error
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -21,6 +21,8 @@ from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
 from pixseq.text import LISTED, few, shown
 
+Labelled = list[tuple[str, np.ndarray, int | None]]  # folders, names of pictures in them, their label
+
 
 @dataclass(frozen=True)
 class Split:
@@ -30,7 +32,7 @@ class Split:
 
     called: str
     folder: str
-    classes: dict[str, str | PicturesByFolder] | None
+    classes: Mapping[str, str | PicturesByFolder] | None
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ChosenSplit:
 
     split: str
     class_names: list[str] | None
-    pictures: list[tuple[str, np.ndarray, int | None]]
+    pictures: Labelled
     others: list[str]
     notes: list[str]
 
@@ -61,9 +63,10 @@ def choose(tree: Tree, root: str, path: object, wanted: str) -> ChosenSplit:
         if any(other.classes for other in found.values()):
             notes.append(_without_labels(tree, chosen.folder))
         others = []
-        class_names, pictures = None, [(*each, None) for each in tree.walk(chosen.folder, notes, others)]
+        class_names = None
+        pictures: Labelled = [(*each, None) for each in tree.walk(chosen.folder, notes, others)]
     else:
-        class_names, pictures = _labelled(tree, found, chosen, notes, others)
+        class_names, pictures = _labelled(tree, found, chosen, chosen.classes, notes, others)
     return ChosenSplit(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
 
 
@@ -78,15 +81,21 @@ def archive_root(tree: Tree) -> str:
 
 
 def _labelled(
-    tree: Tree, found: dict[str, Split], chosen: Split, notes: list[str], others: list[str]
-) -> tuple[list[str], list[tuple[str, np.ndarray, int | None]]]:
-    """The class names and the labelled pictures of a split."""
+    tree: Tree,
+    found: dict[str, Split],
+    chosen: Split,
+    own: Mapping[str, str | PicturesByFolder],
+    notes: list[str],
+    others: list[str],
+) -> tuple[list[str], Labelled]:
+    """The class names and the labelled pictures of a split, whose `own` classes are these."""
     splits = [split.classes for split in found.values() if split.classes is not None]
     # Over all splits, so that a class that one of them lacks shifts no label.
     class_names = sorted({name for classes in splits for name in classes}, key=os.fsencode)
-    pictures, empty, nested = [], [], []
+    pictures: Labelled = []
+    empty, nested = [], []
     for label, name in enumerate(class_names):
-        where = chosen.classes.get(name, [])
+        where = own.get(name, [])
         inside = list(tree.walk(where, notes, others)) if isinstance(where, str) else where
         if isinstance(where, str) and len(inside) > 1:
             nested += [os.path.relpath(folder, os.path.dirname(where)) for folder, _ in inside if folder != where]
@@ -96,8 +105,8 @@ def _labelled(
     said = empty if len(empty) <= LISTED else [*empty[:LISTED], f"... and {len(empty) - LISTED} more empty classes"]
     if len(class_names) > 1 and len(empty) == len(class_names) - 1:
         said.append(f"only one of {len(class_names)} classes has pictures")
-    lone = [(name, [s.called for s in found.values() if name in (s.classes or ())]) for name in class_names]
-    lone = [f"{shown(name)} ({shown(where[0])})" for name, where in lone if len(where) == 1 and len(splits) > 1]
+    held = [(name, [s.called for s in found.values() if name in (s.classes or ())]) for name in class_names]
+    lone = [f"{shown(name)} ({shown(within[0])})" for name, within in held if len(within) == 1 and len(splits) > 1]
     if lone:
         said.append(f"{len(lone)} of {len(class_names)} classes are in one split only: {few(lone)}")
     if nested:

@@ -76,12 +76,12 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         why = f"all {sum(counts)} rows of {columns.why} are empty or -1"
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
-        label = columns.label if labels else None
+        label, classes = columns.label if labels else None, labels.classes if labels else None
         for which, low, high in parts(counts, start, stop):
             file, group, first = groups[which]
             for row, (picture, value) in enumerate(_rows(file, group, columns.image, label)):
                 if low <= row < high:
-                    target = None if label is None or is_missing(value) else number(value, labels.classes)
+                    target = None if label is None or is_missing(value) else number(value, classes)
                     name = f"{file}, row {first + row}"
                     data = _data(name, picture, file.parent, wanted.skip)
                     beside = f" ({os.path.relpath(data, file.parent)})" if isinstance(data, str) else ""
@@ -89,7 +89,8 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 
     names, has_labels = labels.names if labels else None, labels is not None
     notes += labels.notes if labels else []
-    known = (lambda: _classes(files, columns.label)) if labels else None
+    column = columns.label
+    known = None if labels is None or column is None else lambda: _classes(files, column)
     return Source("parquet", str(path), split, sum(counts), names, has_labels, read, notes, known, True, why, files)
 
 
@@ -149,6 +150,7 @@ def _survey(columns: Columns, files: list[Path], of_all_splits: list[Path], skip
             ) from None
     if not missing:
         return ColumnLabels(names, classes, [])
+    assert first is not None  # one at least is missing
     file, row = first
     said = f"{shown(file)}, row {row} has no label: {missing} of {rows} rows of {columns.why} are empty or -1"
     if skip:

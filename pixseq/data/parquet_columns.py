@@ -48,7 +48,7 @@ def find_columns(file: Path, schema: Any, wanted: Wanted) -> Columns:
                 f"{shown(file)} has no labels in a column {shown(wanted.label_column)}",
                 f"columns that could hold them: {few(usable) or 'none'}; of all its columns: {few(columns)}",
             )
-        label = wanted.label_column
+        label: str | None = wanted.label_column
     else:
         classed = [name for name in usable if features.get(name, {}).get("_type") == "ClassLabel"]
         label = _label(file, usable, classed)
@@ -94,7 +94,7 @@ def _label(file: Path, usable: list[str], classed: list[str]) -> str | None:
 
 def _image(file: Path, columns: dict[str, Any]) -> str:
     pictures = [name for name, kind in columns.items() if holds_pictures(kind)]
-    usual = IMAGE_COLUMNS
+    usual: tuple[str, ...] = IMAGE_COLUMNS
     if not pictures:
         pictures = [name for name, kind in columns.items() if is_text(kind) and name.lower() in PATH_COLUMNS]
         usual = PATH_COLUMNS

@@ -17,14 +17,18 @@ def survey(source: Source) -> tuple[int, np.ndarray | None]:
 
     A source that does not know them in advance (`knows`) is read once, and no picture is decoded.
     """
-    if knows(source):
-        return source.count, source.labels() if source.has_labels else None
+    if source.count is not None and knows(source):
+        return source.count, source.labels() if source.has_labels and source.labels is not None else None
     count, labels = 0, array("q")
     for item in source.read(0, None):
-        many = isinstance(item, Pixels)
-        count += len(item.images) if many else 1
-        if source.has_labels:
-            labels.extend(item.labels.tolist() if many else [-1 if item.label is None else item.label])
+        count += len(item.images) if isinstance(item, Pixels) else 1
+        if not source.has_labels:
+            continue
+        if isinstance(item, Pixels):
+            assert item.labels is not None
+            labels.extend(item.labels.tolist())
+        else:
+            labels.append(-1 if item.label is None else item.label)
     return count, np.array(labels, dtype=np.int64) if source.has_labels else None
 
 

@@ -7,7 +7,7 @@ Shapes: P pixels of all pictures together, B pictures at once, S the model's sid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +20,7 @@ SHOWN = 0.875  # how much of the shorter side the centre crop shows: 224 of 256,
 BICUBIC = Image.Resampling.BICUBIC
 
 
-class Pictures(Sequence[np.ndarray]):
+class Pictures:
     """Whole pictures uint8 [h, w, 3], kept as `pixels` uint8 [P, 3], one after the other in raster order.
 
     `shapes` [N, 2] holds the height and width of each.
@@ -32,6 +32,9 @@ class Pictures(Sequence[np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.pixels[self.starts[index] : self.starts[index + 1]].reshape(*self.shapes[index], 3)
@@ -49,7 +52,8 @@ def resized(image: Image.Image, shorter: int, method: Image.Resampling) -> Image
     short = min(image.size)
     if short == shorter:
         return image
-    return image.resize(tuple(shorter if n == short else shorter * n // short for n in image.size), method)
+    width, height = (shorter if n == short else shorter * n // short for n in image.size)
+    return image.resize((width, height), method)
 
 
 def centre(image: Image.Image, side: int) -> Image.Image:
@@ -63,7 +67,7 @@ def resized_side(side: int) -> int:
     return math.ceil(side / SHOWN)
 
 
-def centres(pictures: Sequence[np.ndarray], side: int) -> np.ndarray:
+def centres(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
     """What a model of that side sees in evaluation: uint8 [B, S, S, 3] of pictures of any sizes.
 
     The published transform: the shorter side to S / 0.875 (bicubic), then the centre.
@@ -100,7 +104,7 @@ def _each(make: Callable[..., Image.Image], given: Sequence[tuple], side: int) -
     out = np.empty((len(given), side, side, 3), np.uint8)
 
     def one(i: int) -> None:
-        out[i] = make(*given[i])
+        out[i] = np.asarray(make(*given[i]))
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(one, range(len(given))))

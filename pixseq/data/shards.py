@@ -30,13 +30,13 @@ def shards_of_split(path: Path, shards: Iterable[Path], wanted: Wanted) -> tuple
     for shard in sorted(shards, key=lambda p: _numeric(p.relative_to(path))):
         folder = shard.parent.name if shard.parent != path else ""
         inside = split_word(folder) or split_of(folder)
-        split = inside or split_of(shard.name)
-        called.setdefault(folder, split or "")
-        groups.setdefault(split, []).append(shard)
+        own = inside or split_of(shard.name)
+        called.setdefault(folder, own or "")
+        groups.setdefault(own, []).append(shard)
     if None in groups and len(groups) > 1:
-        named = next(group[0] for split, group in groups.items() if split)
+        first = next(group[0] for split, group in groups.items() if split)
         raise PixseqError(
-            f"{shown(path)}: {shown(named.name)} names a split, {shown(groups[None][0].name)} does not",
+            f"{shown(path)}: {shown(first.name)} names a split, {shown(groups[None][0].name)} does not",
             "give a folder where all shards, or none, carry train or test in their names",
         )
     asked = called.get(wanted.split) or wanted.split  # by the name of its folder

@@ -220,4 +220,6 @@ def _format(file: Path) -> str | None:
         return "Downsampled ImageNet"
     if kind == "zip":
         return "npz" if zips.holds_arrays(file) else "zip"
-    return {"idx-images": "idx images", "idx-labels": "idx labels"}.get(kind, kind if kind != "pickle" else None)
+    if kind is None or kind == "pickle":
+        return None
+    return {"idx-images": "idx images", "idx-labels": "idx labels"}.get(kind, kind)

@@ -137,6 +137,7 @@ def open_set(path: Path, files: list[Path], wanted: str) -> TokenSource:
     sets: dict[Path, dict[str, Path]] = {}
     for file in files:
         named = NAME.fullmatch(file.name)
+        assert named is not None  # so they were chosen
         sets.setdefault(file.with_name(named[1]), {})[NAMED_SPLITS[named[2]]] = file
     if len(sets) > 1:
         raise PixseqError(
@@ -205,12 +206,12 @@ class TokenReader:
 
     def __iter__(self) -> Iterator[TokenBatch]:
         ids, labels = self.source.ids, self.source.labels
-        some_ids, some_labels = (None if member is None else _picker(member) for member in (ids, labels))
+        some_ids, some_labels = _picker(ids), None if labels is None else _picker(labels)
         for low in range(self.start, self.stop, self.batch_size):
             high = min(low + self.batch_size, self.stop)
             rows = np.arange(low, high) if self.rows is None else self.rows[low:high]
             tokens = _tokens(ids, some_ids(rows), rows, self.n_vocab)
-            numbers = None if some_labels is None else _labels(labels, some_labels(rows), rows)
+            numbers = None if labels is None or some_labels is None else _labels(labels, some_labels(rows), rows)
             self.counts = {"images": high - self.start}
             yield TokenBatch(tokens, numbers, high)
 

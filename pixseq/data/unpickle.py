@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class _DType:
             raise Refused(f"it holds an array of {self.plain}")
 
     def __setstate__(self, state: tuple) -> None:
-        self.plain = self.plain.newbyteorder(_text(state[1]))
+        self.plain = self.plain.newbyteorder(cast(Any, _text(state[1])))  # refused if it is none
 
 
 class _Array:
@@ -51,7 +51,7 @@ def _check_sizes(data: bytes) -> None:
     The unpickler in C makes room for a memo of as many entries as a number in the file says.
     """
     for count, (step, argument, _) in enumerate(pickletools.genops(data)):  # raises for lengths beyond the end
-        if step.name in MEMOS and argument > count:
+        if step.name in MEMOS and argument is not None and argument > count:
             raise Refused(f"it numbers a value {argument:,} after {count:,} steps")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
@@ -59,12 +60,13 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     if found is not None:
         notes += found.notes
     has_labels = found is not None and found.codes is not None
+    classes = None if found is None else found.classes
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         samples = (sample for file in files for sample in _samples(file, wanted))
         for name, data, value in islice(samples, start, stop):
-            labelled = has_labels and value is not None
-            yield ImageFile(name, data, _number(name, value, found.classes) if labelled else None)
+            numbered = found is not None and has_labels and value is not None
+            yield ImageFile(name, data, _number(name, value, classes) if numbered else None)
 
     why = "the .cls or .json members" if has_labels else "no member .cls, or key of a .json, holds any"
     names, count, known = None, None, None
@@ -174,12 +176,12 @@ def _names(file: Path) -> Iterator[str]:
     """The names of a tar's files: of one that is not compressed without reading what they hold."""
     with reading(file), open_tar(file, _mode(file)) as tar:
         for member in tar:
-            tar.members = []
+            cast(Any, tar).members = []
             if member.isfile():
                 yield member.name
 
 
-def _mode(file: Path) -> str:
+def _mode(file: Path) -> Literal["r:", "r|*"]:
     """How to open a tar so that members can be passed over: one that is not compressed by seeking."""
     with reading(file), open_regular(file) as handle:
         return "r|*" if handle.read(262)[257:] != b"ustar" else "r:"
@@ -195,7 +197,8 @@ def _samples(file: Path, wanted: Wanted, pictures: bool = True) -> Iterator[Samp
 
     Without `pictures` these are empty.
     """
-    key, fields = None, {}
+    key: tuple[str, str] | None = None
+    fields: dict[str, tuple[str, bytes]] = {}
     for name, data in _members(file, wanted.label_column, pictures):
         folder, slash, base = name.rpartition("/")
         stem, _, field = base.partition(".")
@@ -252,7 +255,7 @@ def _members(file: Path, column: str | None = None, pictures: bool = True) -> It
     fields = (*LABEL_FIELDS, "json", *([] if column is None else [column.lower()]))
     with reading(file), open_tar(file, "r|*" if pictures else _mode(file)) as tar:
         for member in tar:
-            tar.members = []  # tarfile would keep every header it has seen
+            cast(Any, tar).members = []  # tarfile would keep every header it has seen
             field = member.name.rpartition("/")[2].partition(".")[2].lower()
             if not member.isfile() or not (_is_picture(member.name) or field in fields):
                 continue
@@ -264,7 +267,7 @@ def _members(file: Path, column: str | None = None, pictures: bool = True) -> It
             if not pictures and _is_picture(member.name):
                 yield member.name, b""
                 continue
-            data = tar.extractfile(member).read()
+            data = cast(IO[bytes], tar.extractfile(member)).read()
             if len(data) < member.size:
                 raise EOFError(f"{member.name} is cut short")
             yield member.name, data
