@@ -37,7 +37,7 @@ def disagreements(fits: Sequence[Fit]) -> list[Disagreement]:
             if pairs:
                 shown = "; ".join(" against ".join(_with_interval(fit, what) for fit in pair) for pair in pairs)
                 at = "" if resolution is None else f" at resolution {resolution}"
-                values = {fit.method: _value(fit, what) for fit in standing}
+                values = {fit.method: _known(fit, what) for fit in standing}
                 methods = tuple((a.method, b.method) for a, b in pairs)
                 found.append(
                     Disagreement(metric, resolution, what, values, methods, f"{name} of {metric}{at}: {shown}")
@@ -51,6 +51,13 @@ def _value(fit: Fit, what: str) -> float | None:
     return getattr(fit, grown).exponent if grown != what else getattr(fit.constants, what)
 
 
+def _known(fit: Fit, what: str) -> float:
+    """Of a fit that has it."""
+    value = _value(fit, what)
+    assert value is not None
+    return value
+
+
 def _interval(fit: Fit, what: str) -> Interval | None:
     grown = what.removesuffix("_exponent")
     return getattr(fit, grown).exponent_ci if grown != what else getattr(fit.constants, f"{what}_ci")
@@ -58,7 +65,7 @@ def _interval(fit: Fit, what: str) -> Interval | None:
 
 def _mirrored(fit: Fit) -> bool:
     """Whether the params exponent is 1 minus that of tokens, as where compute is 6 N D."""
-    return abs(fit.params.exponent + (fit.tokens.exponent or 0) - 1) < 1e-6
+    return abs((fit.params.exponent or 0) + (fit.tokens.exponent or 0) - 1) < 1e-6
 
 
 def _least(fits: Sequence[Fit]) -> float:
@@ -73,11 +80,12 @@ def _least(fits: Sequence[Fit]) -> float:
 
 
 def _apart(a: Fit, b: Fit, what: str, unit: float) -> bool:
-    one, other = _value(a, what), _value(b, what)
+    one, other = _known(a, what), _known(b, what)
     difference = abs(one - other) / unit
-    if not _interval(a, what) or not _interval(b, what):
+    ours, theirs = _interval(a, what), _interval(b, what)
+    if ours is None or theirs is None:
         return difference > APART
-    (a_low, a_high), (b_low, b_high) = _interval(a, what), _interval(b, what)
+    (a_low, a_high), (b_low, b_high) = ours, theirs
     if max(a_low, b_low) > min(a_high, b_high):
         return difference > SAME_EXPONENT
     return difference > APART and not (b_low <= one <= b_high and a_low <= other <= a_high)

@@ -17,6 +17,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
 from pixseq.bounded import forms
+from pixseq.choices import Precision
 from pixseq.config import StudyData
 from pixseq.engine import scores
 from pixseq.errors import Diverged, PixseqError
@@ -25,7 +26,7 @@ from pixseq.runtime import machine
 from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
 from pixseq.studies import judge as judging
 from pixseq.studies import ladder, rates
-from pixseq.studies.judge import once
+from pixseq.studies.judge import OnMachine, once
 from pixseq.studies.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
 
 SHOWN = 32  # completions in the picture
@@ -37,7 +38,7 @@ FRECHET = {
 }
 
 
-def run_named(study: Study, id: str, device: str = "auto", precision: str = "auto") -> None:
+def run_named(study: Study, id: str, device: str = "auto", precision: Precision = "auto") -> None:
     """Run a cell, or make a reference, by its id. Raises PixseqError where the study has none of that id."""
     for each in judging.references(study):
         if each.id == id:
@@ -46,7 +47,7 @@ def run_named(study: Study, id: str, device: str = "auto", precision: str = "aut
     run(study, study.cell(id), device, precision)
 
 
-def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto") -> Mapping[str, Any]:
+def run(study: Study, cell: Cell, device: str = "auto", precision: Precision = "auto") -> Mapping[str, Any]:
     """The cell's result, written as result.json.
 
     A cell of a sweep of learning rates is trained and scored, no more. Raises PixseqError where its stores are no
@@ -63,7 +64,7 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: str = "auto")
     if (folder / "result.json").is_file():
         return study.result(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    where = {"device": device, "precision": precision}
+    where: OnMachine = {"device": device, "precision": precision}
     numbers: dict[str, Any] = {"status": DONE, "reason": None}
     try:
         once(folder / "model", lambda out: _train(study, cell, out, where))
@@ -92,17 +93,18 @@ def _extractor(folder: Path) -> dict[str, Any]:
     return {} if model is None else {EXTRACTOR: model}
 
 
-def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
+def _train(study: Study, cell: Cell, out: Path, where: OnMachine) -> None:
     config = ladder.recipe_of(study.grid, cell)
     pretrain.run(study.data(cell).train, out, config, resume=True, overwrite=True, **where)
 
 
-def _exactly(where: Mapping[str, str]) -> dict[str, str]:
+def _exactly(where: OnMachine) -> OnMachine:
     """In float32 unless bf16 was asked for."""
-    return {**where, "precision": "fp32" if where["precision"] == "auto" else where["precision"]}
+    exact: Precision = "fp32" if where["precision"] == "auto" else where["precision"]
+    return {**where, "precision": exact}
 
 
-def _sweep_once(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> None:
+def _sweep_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> None:
     """The held-out loss and the features of the same pictures from one sweep, where one gives both."""
     loss, held, data = folder / "loss.json", folder / "test.features.zarr", study.data(cell)
     if any(path.exists() for path in (loss, held, atomic.partial_path(held), folder / "probe.json")):
@@ -122,7 +124,7 @@ def _numbers(path: Path, needed: Mapping[str, forms.Form]) -> dict[str, Any]:
     return numbers
 
 
-def _loss(folder: Path, val: str, where: Mapping[str, str]) -> dict[str, Any]:
+def _loss(folder: Path, val: str, where: OnMachine) -> dict[str, Any]:
     """The held-out loss in the first unit that its family reports."""
     exact = _exactly(where)
     once(folder / "loss.json", lambda out: evaluate.run(folder / "model", val, out, **exact))
@@ -140,7 +142,7 @@ def _labelled(data: StudyData) -> bool:
     return all(open_store(path, "tokens", "pixels").labels() is not None for path in _probed_stores(data))
 
 
-def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
+def _accuracy(study: Study, folder: Path, cell: Cell, where: OnMachine) -> dict[str, Any]:
     """Test accuracy of the linear probe at the layer that validation chose; None without labels."""
     data = study.data(cell)
     train, test = _probed_stores(data)
@@ -161,7 +163,7 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) 
     return {"accuracy": numbers["test_accuracy"], "best_layer": numbers["best_layer"]}
 
 
-def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str]) -> dict[str, Any]:
+def _completions(study: Study, folder: Path, cell: Cell, where: OnMachine) -> dict[str, Any]:
     """Fréchet distance of completed pictures from other real ones, and its floor; None where none are drawn."""
     how = study.grid.completions
     if how.count == 0 or not shape_from(open_checkpoint(folder / "model").shape).can_sample:
@@ -169,9 +171,18 @@ def _completions(study: Study, folder: Path, cell: Cell, where: Mapping[str, str
     judge = judging.ready(study, cell, where)
 
     def drawn(out: Path) -> None:
-        options = {"prompt": judge.prompts, "keep": how.keep, "temperature": how.temperature}
-        options["count"] = len(open_store(judge.prompts, "tokens"))
-        sample.run(folder / "model", None, tokens_out=out, seed=how.seed, overwrite=True, **options, **where)
+        sample.run(
+            folder / "model",
+            None,
+            count=len(open_store(judge.prompts, "tokens")),
+            prompt=str(judge.prompts),
+            keep=how.keep,
+            temperature=how.temperature,
+            seed=how.seed,
+            tokens_out=out,
+            overwrite=True,
+            **where,
+        )
 
     def measured(out: Path) -> None:
         ours = folder / "completions.features.zarr"

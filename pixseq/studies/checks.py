@@ -66,7 +66,7 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
     _check_labels(stores, remarks)
     if not completes(grid):
         return
-    how, rows = grid.completions, train.codec.height
+    how, rows = grid.completions, train.codec.grid[0]
     if (how.count or 2) > len(val):
         raise UsageError(
             f"completions.count is {how.count or 2}, and {val.path} holds {len(val)} images", "lower it, or encode more"
@@ -98,12 +98,12 @@ def check_stores(where: Machine, grid: GridFile, stores: Stores, remarks: list[s
 def _check_labels(stores: Stores, remarks: list[str]) -> None:
     """Both sides of the probe have labels, or neither has, which is said."""
     train, test = stores.get("probe_train", stores["train"]), stores.get("probe_test", stores["val"])
-    labelled = {store.path: store.labels() for store in (train, test)}
-    bare = [path for path, labels in labelled.items() if labels is None]
-    if bare:
+    labels = train.labels()
+    bare = list(dict.fromkeys(store.path for store in (train, test) if store.labels() is None))
+    if labels is None or bare:
         remarks.append(f"{' and '.join(map(str, bare))} has no labels: accuracies will not be measured")
         return
-    counts = np.unique(labelled[train.path], return_counts=True)[1]
+    counts = np.unique(labels, return_counts=True)[1]
     if len(counts) < 2 or counts.max() < 2:
         raise PixseqError(
             f"{train.path} holds {len(counts)} classes of {counts.max()} images at most: nothing can be probed",

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pixseq.artifacts import atomic
-from pixseq.artifacts.fit import Fit, Floor, Growth
+from pixseq.artifacts.fit import Fit, Floor, Growth, Interval
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.choices import FitMethod
 from pixseq.errors import UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.numerics.forecast import Frontier
@@ -38,7 +39,7 @@ PAPER_RESOLUTION = "as resolution rises, model size must grow much faster than d
 def run(
     fit: str | Path,
     budget: float | None = None,
-    method: str = "varpro",
+    method: FitMethod = "varpro",
     out: str | Path | None = None,
     overwrite: bool = False,
     images: float | None = None,
@@ -87,7 +88,7 @@ def run(
 # ---- rows
 
 
-def _row(what: str, metric: str, resolution: int | None, value: float | None, ci, paper: str) -> Row:
+def _row(what: str, metric: str, resolution: int | None, value: float | None, ci: Interval | None, paper: str) -> Row:
     return Row(what, metric, resolution, finite(value), ci and [finite(end) for end in ci], paper)
 
 
@@ -103,7 +104,7 @@ def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
     what = f"tokens per parameter at {opened.flops(budget)}"
     if fit.refused:
         return _row(what, fit.metric, fit.resolution, None, None, paper)
-    log_c = math.log(budget)
+    log_c = np.array(math.log(budget))
 
     def at(frontier: Frontier) -> np.ndarray:
         return arithmetic.exp(frontier.tokens.log(log_c) - frontier.params.log(log_c))
@@ -122,7 +123,7 @@ def _more(fits: Sequence[Fit], budget: float, opened: Opened) -> list[Row]:
         if not (over.refused or under.refused):
             log_c = math.log(budget)
             value = float(arithmetic.exp(over.tokens.log(log_c) - under.tokens.log(log_c)))
-            draws = [one.tokens.log(log_c) for one in paired([over, under])]
+            draws = [one.tokens.log(np.array(log_c)) for one in paired([over, under])]
             ci = arithmetic.interval(arithmetic.exp(draws[0] - draws[1]), opened.level) if draws else None
         name = f"{over.metric} / {under.metric}"
         what = f"ratio of optimal tokens at {opened.flops(budget)}"
@@ -150,19 +151,21 @@ def _ratios(fits: Sequence[Fit], resolution: int | None, level: float, remarks: 
     return rows
 
 
-def _ratio(over: Fit, under: Fit, level: float, name: str, remarks: list[str]) -> tuple[float | None, Any]:
-    if under.tokens.exponent <= 0:
+def _ratio(over: Fit, under: Fit, level: float, name: str, remarks: list[str]) -> tuple[float | None, Interval | None]:
+    slow, fast = under.tokens.exponent, over.tokens.exponent
+    assert slow is not None and fast is not None  # of fits that stand
+    if slow <= 0:
         remarks.append(f"{name}: {under.metric} wants no more data as compute grows, so there is no ratio")
         return None, None
-    value, draws = over.tokens.exponent / under.tokens.exponent, paired([over, under])
-    if not draws:
+    value, draws = fast / slow, paired([over, under])
+    if not draws or over.draws is None or under.draws is None:
         return value, None
     if len(over.draws) != len(under.draws):
         remarks.append(f"{name}: some resamples failed, so the interval takes the two fits as of separate runs")
     upper, lower = (one.tokens.exponent for one in draws)
     with np.errstate(divide="ignore"):
-        draws = np.where(lower > 0, upper / np.where(lower > 0, lower, 1), np.inf)
-    ci = arithmetic.interval(draws, level)
+        ratios = np.where(lower > 0, upper / np.where(lower > 0, lower, 1), np.inf)
+    ci = arithmetic.interval(ratios, level)
     if ci is not None and not math.isfinite(ci[1]):
         remarks.append(f"{name}: the data exponent of {under.metric} may be 0, so the ratio has no upper bound")
     return value, ci
@@ -173,7 +176,7 @@ def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
     fits = [one for one in fits if one.resolution is not None and not one.refused]
     if len(fits) < 2:
         return []
-    doublings = np.log2([one.resolution for one in fits])
+    doublings = np.log2(np.array([one.resolution for one in fits], float))
     rows = []
     for what in ("params", "tokens"):
         slope = _slope(doublings, np.array([getattr(one, what).exponent for one in fits]))
@@ -181,7 +184,7 @@ def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
         lots = np.array([getattr(one, what).exponent for one in draws]).T
         ci = arithmetic.interval(_slope(doublings, lots), level) if draws else None
         name = f"{what} exponent, change per doubling of resolution"
-        rows.append(_row(name, fits[0].metric, None, slope, ci, PAPER_RESOLUTION))
+        rows.append(_row(name, fits[0].metric, None, float(slope), ci, PAPER_RESOLUTION))
     return rows
 
 

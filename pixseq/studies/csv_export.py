@@ -80,7 +80,9 @@ def read_table(path: Path, metrics: Sequence[str] | None, chosen: Sequence[str] 
     return found
 
 
-def _needed(keys: Mapping[str, str], roles: Mapping[str, str], words: Sequence[str], metrics) -> set[str]:
+def _needed(
+    keys: Mapping[str, str], roles: Mapping[str, str], words: Sequence[str], metrics: Sequence[str] | None
+) -> set[str]:
     """Keys whose cells must be numbers."""
     if metrics is None:
         wanted = {key for name, key in keys.items() if name not in words}

@@ -147,21 +147,21 @@ def _isoflop(points: Points) -> Fit:
     ]
     optima = [_vertex(points, k, *one) for k, one in enumerate(zip(found.parabolas, found.status))]
     fit = replace(fit, optima=tuple(optima), outliers=tuple(left_out), flags=(*fit.flags, *flags))
-    if found.params_law is None:
+    if found.params_law is None or found.tokens_law is None:
         unused = [f"{c:.3g} ({s})" for c, s in zip(points.budgets, found.status) if s != "ok"]
         why = f"{found.status.count('ok')} of {len(points.budgets)} budgets have an optimum inside the sizes run"
         return replace(fit, refused=f"{why}, three are needed; not so: {', '.join(unused)}")
     fit = replace(fit, residual=_parabola_residual(points, found))
     drawn = isoflop.bootstrap(found, log_n, points.y, points.index, log_c, ratio, points.picks, points.weight)
     with np.errstate(over="ignore"):
-        draws = Frontier(*(PowerLaw(lots[:, 0], np.exp(lots[:, 1])) for lots in drawn), None)
-    return _with_numbers(points, fit, (found.params_law, found.tokens_law), Constants(), draws)
+        params, tokens = (PowerLaw(lots[:, 0], np.exp(lots[:, 1])) for lots in drawn)
+    return _with_numbers(points, fit, (found.params_law, found.tokens_law), Constants(), Frontier(params, tokens, None))
 
 
 def _vertex(points: Points, k: int, parabola: isoflop.Parabola | None, status: str) -> Optimum:
     """The optimum of a budget, named where it lies inside the sizes run."""
     curvature = None if parabola is None else float(parabola.curvature)
-    if status != "ok":
+    if parabola is None or status != "ok":
         return points.optimum(k, status, curvature=curvature)
     return points.optimum(k, status, float(parabola.vertex), float(parabola.value), curvature)
 
@@ -171,7 +171,7 @@ def _parabola_residual(points: Points, found: isoflop.Profile) -> float | None:
     misfits = []
     for k, (parabola, status) in enumerate(zip(found.parabolas, found.status)):
         seen = points.y[(points.index == k) & found.used]
-        if status == "ok" and (parabola.fitted > 0).all() and (seen > 0).all():
+        if parabola is not None and status == "ok" and (parabola.fitted > 0).all() and (seen > 0).all():
             misfits.append(np.log(parabola.fitted / seen))
     return number(rms(np.concatenate(misfits))) if misfits else None
 
@@ -208,12 +208,18 @@ def _law(points: Points, method: str) -> Fit:
         counts = "counted for little" if method == "direct" else "counted for little or nothing"
         flags.append(f"far off the law, {_listed(far.values())}: {counts}; were they trained as the others?")
     ordinary = np.delete(laws.residual(theta[None], runs)[0], list(far))
-    found = {"optima": tuple(optima), "outliers": tuple(far.values()), "residual": number(rms(ordinary))}
-    fit = replace(fit, **found, flags=(*fit.flags, *flags))
+    fit = replace(
+        fit,
+        optima=tuple(optima),
+        outliers=tuple(far.values()),
+        residual=number(rms(ordinary)),
+        flags=(*fit.flags, *flags),
+    )
     with np.errstate(over="ignore"):
-        grown_draws = [PowerLaw(part[1:, 0], np.exp(part[1:, 1])) for part in grown]
-    draws = Frontier(*grown_draws, laws.Law(*(values[1:] for values in vars(law).values())))
-    constants = Constants(**{name: number(values[0]) for name, values in vars(law).items()})
+        params, tokens = (PowerLaw(part[1:, 0], np.exp(part[1:, 1])) for part in grown)
+    draws = Frontier(params, tokens, laws.Law(*(values[1:] for values in vars(law).values())))
+    known: dict[str, Any] = {name: number(values[0]) for name, values in vars(law).items()}
+    constants = Constants(**known)
     return _with_numbers(points, fit, [part[0] for part in grown], constants, draws)
 
 
@@ -228,7 +234,7 @@ def _outliers(points: Points, theta: np.ndarray, runs: laws.Runs) -> dict[int, O
 def _left_out(points: Points, found: isoflop.Profile, log_n: np.ndarray) -> list[Outlier]:
     """Runs that the parabolas of their budgets leave out."""
     outliers = []
-    for i in np.flatnonzero(~found.used):
+    for i in np.flatnonzero(~found.used).tolist():
         parabola = found.parabolas[points.index[i]]
         others = np.flatnonzero((points.index == points.index[i]) & found.used)
         at = isoflop.parabola(log_n[others], points.y[others], points.weight[others]) if parabola is None else parabola
@@ -240,7 +246,7 @@ def _left_out(points: Points, found: isoflop.Profile, log_n: np.ndarray) -> list
 
 def _outlier(points: Points, i: int, off: float, distance: float) -> Outlier:
     """`off` is a share of what the fit says, `distance` in standard deviations of the noise."""
-    value = number(points.direction.flipped(points.y[i]))
+    value = number(float(points.direction.flipped(points.y[i])))
     return Outlier(
         points.name(i), float(points.params[i]), float(points.tokens[i]), value, number(off), number(distance)
     )
@@ -311,6 +317,7 @@ def _why_unused(points: Points, k: int, parabola: isoflop.Parabola | None, statu
         return f"{at} the metric has no minimum over the sizes run: not used"
     if status == "scattered":
         return f"{at} the runs lie so far off any parabola that one of them must be at fault: not used"
+    assert parabola is not None
     below = parabola.vertex <= np.log(low)
     side = f"below the smallest model run ({low:.3g}" if below else f"above the largest model run ({high:.3g}"
     return f"{at} the optimum lies at the edge, {side} params): not used"
@@ -329,11 +336,13 @@ def _with_numbers(
         flags.append(f"{lost} of {len(kept)} resamples gave no fit: {verdict}")
     params = Growth(number(size), _interval(draws.params.exponent), exp(log_size))
     tokens = Growth(number(data), _interval(draws.tokens.exponent), exp(log_data))
-    if not (0 < params.exponent < 1 and 0 < tokens.exponent < 1):
+    if not all(one.exponent is not None and 0 < one.exponent < 1 for one in (params, tokens)):
         flags.append("an exponent lies outside 0 to 1: the optima do not settle how compute is divided")
     between = _interval(draws.tokens.exponent - draws.params.exponent)
     if draws.law is not None:
-        intervals = {f"{name}_ci": _interval(getattr(draws.law, name)) for name in ("E", "alpha", "beta")}
+        intervals: dict[str, Any] = {
+            f"{name}_ci": _interval(getattr(draws.law, name)) for name in ("E", "alpha", "beta")
+        }
         constants = replace(constants, **intervals)
     return replace(
         fit,

@@ -94,7 +94,8 @@ def paired(fits: Sequence[Fit]) -> list[Frontier]:
     Where resamples failed for one fit, or between resolutions, draws pair by chance, as of separate runs. Without draws
     of one fit there are none.
     """
-    if any(one.draws is None for one in fits):
+    draws = [one.draws for one in fits if one.draws is not None]
+    if len(draws) < len(fits):
         return []
-    fewest = min(len(one.draws) for one in fits)
-    return [one.draws.each(lambda values: values[:fewest]) for one in fits]
+    fewest = min(map(len, draws))
+    return [one.each(lambda values: values[:fewest]) for one in draws]

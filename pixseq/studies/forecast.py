@@ -18,6 +18,7 @@ from pixseq.artifacts.fit import Fit
 from pixseq.artifacts.forecast import Forecast, Other, StudyForecast
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.picture import check_png
+from pixseq.choices import FitMethod
 from pixseq.drawing.forecast import save_forecast
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
@@ -36,7 +37,7 @@ def run(
     resolutions: str | Sequence[int],
     targets: Mapping[str, float] | None = None,
     metrics: Sequence[str] | None = None,
-    method: str = "varpro",
+    method: FitMethod = "varpro",
     out: str | Path | None = None,
     plot: str | Path | None = None,
     overwrite: bool = False,
@@ -186,7 +187,7 @@ def _metric_rows(
         others = {each.resolution: needed(each, one.target) for each in disputes.fits} if one.target is not None else {}
         other = found_at(others, side, one.target) if others else None
         row = _row(fits[0].metric, side, one, None in found or side in found, pace, pictures)
-        row = replace(row, other=other and Other(disputes.method, _exp(other.log_c)))
+        row = replace(row, other=None if other is None else Other(disputes.method, _exp(other.log_c)))
         rested_on = {None} if None in found else {side} if side in found else set(found)
         disputed = bool(rested_on & disputes.sides) or (other is not None and disputes.at_odds(one, other, pace.level))
         rows.append(_marked(row) if disputed else row)
@@ -211,8 +212,8 @@ def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, p
     if why is not None:
         return Forecast(metric, resolution, one.target, status=why)
     log_start = math.log(pace.start_flops)
-    ends = arithmetic.interval(one.draws, pace.level)
-    ends = ends and [end if end <= FARTHEST else math.inf for end in ends]
+    between = arithmetic.interval(one.draws, pace.level)
+    ends = None if between is None else [end if end <= FARTHEST else math.inf for end in between]
     years = float(arithmetic.years(np.array(one.log_c), log_start, pace.growth))
     tokens = _exp(one.log_d)
     status = ["now"] if years == 0 else []
@@ -227,7 +228,7 @@ def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, p
         tokens=tokens,
         images=tokens and tokens / pictures.tokens(resolution),
         years=years,
-        years_ci=ends and [finite(arithmetic.years(np.array(end), log_start, pace.growth)) for end in ends],
+        years_ci=ends and [finite(float(arithmetic.years(np.array(end), log_start, pace.growth))) for end in ends],
         beyond=_exp(one.log_c - math.log(pace.largest)),
         status=", ".join(status) or "ok",
     )

@@ -14,10 +14,11 @@ below, give the same order with less between them. At 8x8 the floor is 0.24, mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -27,8 +28,9 @@ from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
+from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyCompletions
-from pixseq.engine.opening import open_images, some_images
+from pixseq.engine.opening import open_images, seen_images
 from pixseq.errors import Diverged, PixseqError, UsageError
 from pixseq.models.family import SHAPES
 from pixseq.stages import features, pretrain
@@ -65,7 +67,7 @@ def reference_cell(grid: GridFile, index: int, codec: Codec, images: int) -> Cel
             f"completions.reference_budget is {budget:.3g} FLOPs, below one step of the smallest model {one_step:.3g}",
             "raise it, or leave it out for the largest budget",
         )
-    resolution = codec.height
+    resolution, _, _ = codec.grid
     name = f"{REFERENCE}-r{resolution}"
     return ladder.cell_of(grid, shape, budget, images, id=name, resolution=resolution, data=index, seed=OTHER_SEED)
 
@@ -94,6 +96,13 @@ def folder_of(study: Study, cell: Cell) -> Path:
 # ---- what the cells of one resolution share
 
 
+class OnMachine(TypedDict):
+    """Where a stage computes."""
+
+    device: str
+    precision: Precision
+
+
 @dataclass(frozen=True)
 class Judge:
     """Paths of what the cells of one resolution share."""
@@ -105,13 +114,12 @@ class Judge:
     real: Path  # their features
     floor: Path | None  # features of as many others; None: there are none
 
-    def features(self, store: Path, out: Path, where: Mapping[str, str]) -> None:
+    def features(self, store: Path, out: Path, where: OnMachine) -> None:
         layers = "all" if self.layer is None else str(self.layer)
-        options = {"layers": layers, "below": self.below}
-        features.run(self.extractor, store, out, resume=True, overwrite=True, **options, **where)
+        features.run(self.extractor, store, out, layers, below=self.below, resume=True, overwrite=True, **where)
 
 
-def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
+def ready(study: Study, cell: Cell, where: OnMachine) -> Judge:
     """What judges a cell, below PLAN/reference, made where it is not there; a process that makes it is waited for.
 
     Raises PixseqError where the reference model diverges.
@@ -133,8 +141,8 @@ def ready(study: Study, cell: Cell, where: Mapping[str, str]) -> Judge:
             folder / "others.features.zarr" if "others" in sides else None,
         )
         for name, rows in sides.items():
-            store = once(folder / f"{name}.zarr", lambda out, rows=rows: _copy(val, rows, out))
-            once(folder / f"{name}.features.zarr", lambda out, store=store: judge.features(store, out, where))
+            store = once(folder / f"{name}.zarr", functools.partial(_copy, val, rows))
+            once(folder / f"{name}.features.zarr", functools.partial(judge.features, store, where=where))
     return judge
 
 
@@ -160,7 +168,7 @@ def once(path: Path, make: Callable[[Path], Any]) -> Path:
     return path
 
 
-def _train(study: Study, cell: Cell, out: Path, where: Mapping[str, str]) -> None:
+def _train(study: Study, cell: Cell, out: Path, where: OnMachine) -> None:
     planned = next(each for each in references(study) if each.resolution == cell.resolution)
     if rates.waits(study, planned):
         raise PixseqError(
@@ -210,7 +218,7 @@ def rows_of_sides(how: StudyCompletions, val: Store) -> dict[str, np.ndarray]:
 
 def _copy(store: Store, rows: np.ndarray, out: Path) -> None:
     """Some rows of a store as a store of its own, which names its parent and says which they are."""
-    images = some_images(store, slice(None))[rows]
+    images = seen_images(store, slice(None))[rows]
     arrays, labels = {store.kind: images}, store.labels()
     if labels is not None:
         arrays["labels"] = labels[rows]

@@ -34,6 +34,7 @@ def needed(fit: Fit, target: float | None) -> Needed:
     if fit.refused:
         return Needed(target, why=f"none: no fit: {fit.refused}")
     top, E = fit.ceiling, fit.constants.E
+    assert E is not None  # a law's fit that stands has it
     if target is None:
         seen = [row.value for row in fit.optima if row.value is not None]
         best = min((value if top is None else top - value for value in seen), default=math.inf)
@@ -77,7 +78,8 @@ def _at_resolution(found: Mapping[int, Needed], resolution: int, target: float |
 def found_at(found: Mapping[int | None, Needed], side: int, target: float | None) -> Needed:
     if None in found:  # one law for all
         return found[None]
-    return found[side] if side in found else _at_resolution(found, side, target)
+    known = {resolution: one for resolution, one in found.items() if resolution is not None}
+    return known[side] if side in known else _at_resolution(known, side, target)
 
 
 # ---- whether the fits agree

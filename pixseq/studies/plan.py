@@ -21,6 +21,7 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell, write_plan
+from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyData, as_dict, effective
 from pixseq.engine.opening import open_images
 from pixseq.errors import PixseqError
@@ -41,7 +42,7 @@ def run(
     recentre: bool = False,
     timed: bool = True,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the plan of a grid file; returns its `cells`, how their FLOPs are counted, the `references` that judge
@@ -83,7 +84,7 @@ def _holding(out: str | Path, overwrite: bool) -> Iterator[None]:
         yield
 
 
-def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precision: str) -> dict[str, Any]:
+def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precision: Precision) -> dict[str, Any]:
     config = checks.absolute(config)
     inputs = checks.extractor_inputs(config)
     cells: list[Cell] = []
@@ -97,7 +98,7 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
             planned = _plan_data(config, i, stores["train"], remarks)
             judged = judge.reference_cell(config, i, stores["train"].codec, len(stores["train"]))
             planned += rates.sweep_cells(planned, config)
-            both = planned + [judged] * (judged is not None)
+            both = planned if judged is None else [*planned, judged]
             checks.check_cells(where, config, both, remarks)
             if timed:
                 both = calibrate.timed(where, config, stores["train"], both)
@@ -106,7 +107,7 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
     if config.rates.sweep:
         remarks.append("the learning rates of cells are those of the grid until the sweep (ids in -f) is done")
     _check_distinct([cell.id for cell in cells])
-    summary = {"cells": len(cells), "flops": sum(cell.flops for cell in cells)}
+    summary: dict[str, Any] = {"cells": len(cells), "flops": sum(cell.flops for cell in cells)}
     if references:
         summary["references"] = [each.to_json() for each in references]
     judge.forget(out)
@@ -131,7 +132,7 @@ def checked(grid: GridFile) -> GridFile:
     budgets = sorted(set(grid.budgets))
     if len(budgets) == 2:
         steps = round(math.log(budgets[1] / budgets[0]) / math.log(SPACING))
-        budgets = np.geomspace(*budgets, max(steps, 1) + 1).tolist()
+        budgets = np.geomspace(budgets[0], budgets[1], max(steps, 1) + 1).tolist()
     return replace(grid, budgets=tuple(budgets))
 
 
@@ -208,13 +209,14 @@ def cells_of(grid: GridFile, index: int, codec: Codec, images: int, b: int, midd
         )
     able = [shape for shape, cost in zip(rungs, one_step) if cost <= budget]
     shapes = ladder.around(grid, able, middle)
-    resolution = codec.height
+    resolution, _, _ = codec.grid
     cells = []
     for s, shape in enumerate(shapes):
         for k in range(grid.seeds):
             name = f"r{resolution}-b{b}-s{s}" + f"-k{k}" * (k > 0)
-            names = {"id": name, "resolution": resolution, "data": index, "seed": k}
-            cells.append(ladder.cell_of(grid, shape, budget, images, **names))
+            cells.append(
+                ladder.cell_of(grid, shape, budget, images, id=name, resolution=resolution, data=index, seed=k)
+            )
     return cells
 
 

@@ -145,15 +145,21 @@ class Points:
         return Fit(*names, self.of.resolution, direction.text, method, seed_spread=self.spread, floor=self.floor())
 
     def optimum(
-        self, k: int, status: str, log_n: float | None = None, value: float | None = None, curvature=None
+        self,
+        k: int,
+        status: str,
+        log_n: float | None = None,
+        value: float | None = None,
+        curvature: float | None = None,
     ) -> Optimum:
         """That of a budget; `log_n` and `value` None where there is none to name."""
-        numbers = (None, None, None, None)
-        if log_n is not None:
-            log_d = float(self.of.ratio.log_tokens(np.log(self.budgets[k]), np.array(log_n)))
-            numbers = (np.exp(log_n), np.exp(log_d), np.exp(log_d - log_n), self.direction.flipped(value))
-        runs = int((self.index == k).sum())
-        return Optimum(float(self.budgets[k]), *map(number, numbers), number(curvature), runs, status)
+        runs, budget = int((self.index == k).sum()), float(self.budgets[k])
+        if log_n is None or value is None:
+            return Optimum(budget, None, None, None, None, number(curvature), runs, status)
+        log_d = float(self.of.ratio.log_tokens(np.log(self.budgets[k]), np.array(log_n)))
+        best = float(self.direction.flipped(np.array(value)))
+        sizes = (number(np.exp(log_n)), number(np.exp(log_d)), number(np.exp(log_d - log_n)))
+        return Optimum(budget, *sizes, number(best), number(curvature), runs, status)
 
     def sizes(self, k: int) -> tuple[float, float]:
         ours = self.params[self.index == k]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pixseq import progress
 from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
+from pixseq.choices import Precision
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.runtime import devices_for
 from pixseq.studies import checks, judge, plan, rates, worker
@@ -28,7 +29,7 @@ def run(
     jobs: int = 1,
     budget_limit: float | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: Precision = "auto",
     again: bool = False,
 ) -> dict[str, Any]:
     """Run the cells that are not done, `jobs` at a time, or the one `cell` in this process; returns all `cells`.
@@ -60,8 +61,8 @@ def run(
         except BaseException:
             worker.stop(workers)
             raise
-        for each in workers:
-            each.close()
+        for ended in workers:
+            ended.close()
     _raise(failed)
     return {"counting": study.counting, "cells": study.results()}
 
@@ -84,7 +85,7 @@ def _work(
     queue: Iterator[Cell | Literal["wait"]],
     workers: list[Worker],
     devices: list[str],
-    precision: str,
+    precision: Precision,
     board: progress.Board,
     failed: dict[str, str],
 ) -> None:
@@ -94,14 +95,14 @@ def _work(
         while not ended and sum(each.cell is not None for each in workers) < len(devices):
             cell = next(queue, None)
             ended = cell is None
-            if cell is WAIT or ended:
+            if cell is None or cell == WAIT:
                 break
             _idle(study, workers, devices, precision).give(cell)
         for each in [each for each in workers if each.cell]:
             answer = each.answer()
             if answer is None:
                 continue
-            if answer["error"] is not None:
+            if answer["error"] is not None and each.cell is not None:
                 failed[each.cell.id] = answer["error"]
             board.say(_line(study, each, failed))
             each.cell = None
@@ -112,7 +113,7 @@ def _work(
         time.sleep(POLL_SECONDS)
 
 
-def _idle(study: Study, workers: list[Worker], devices: list[str], precision: str) -> Worker:
+def _idle(study: Study, workers: list[Worker], devices: list[str], precision: Precision) -> Worker:
     """One that waits, or a new one on a device that is free."""
     for each in workers:
         if each.cell is None:
@@ -124,7 +125,7 @@ def _idle(study: Study, workers: list[Worker], devices: list[str], precision: st
     return workers[-1]
 
 
-WAIT = "wait"  # no cell is ready before one that runs has ended
+WAIT: Literal["wait"] = "wait"  # no cell is ready before one that runs has ended
 
 
 def _in_order(study: Study, budget_limit: float | None, failed: Mapping[str, str]) -> Iterator[Cell | Literal["wait"]]:
@@ -223,6 +224,7 @@ def _state(study: Study, cell: Cell) -> str:
 
 
 def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
+    assert done.cell is not None
     id, seconds = done.cell.id, progress.clock(time.monotonic() - done.began)
     if failed.get(id) == STOPPED:
         return f"{id}: stopped after {seconds}"

@@ -89,7 +89,7 @@ def _tokens_per_image(rows: Sequence[Row]) -> dict[str, float] | None:
     """Of each resolution, where every row tells it, in a column n_ctx or tokens_per_image."""
     found: dict[str, set[Any]] = {}
     for row in rows:
-        count = row.get("tokens_per_image", row.get("n_ctx"))
+        count: Any = row.get("tokens_per_image", row.get("n_ctx"))
         if row.get("resolution") is None or not _is_number(count) or count <= 0:
             return None
         found.setdefault(f"{row['resolution']:.0f}", set()).add(count)
@@ -144,9 +144,10 @@ def checked(rows: Sequence[Row], name: str, metrics: Sequence[str] | None = None
 
 
 def _run(row: Row, metrics: Sequence[str]) -> Run:
-    size = (row[key] for key in ("id", "resolution", "budget", *REQUIRED))
+    id, resolution, budget, params, tokens, flops = (row[key] for key in ("id", "resolution", "budget", *REQUIRED))
     values = {metric: row[metric] for metric in metrics}
-    return Run(*size, row.get("seed"), values, {key: row[key] for key in document.MEASURED_WITH if key in row})
+    beside = {key: row[key] for key in document.MEASURED_WITH if key in row}
+    return Run(id, resolution, budget, params, tokens, flops, row.get("seed"), values, beside)
 
 
 def _named(row: Row) -> str:

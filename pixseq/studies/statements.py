@@ -129,10 +129,11 @@ def _resolution(opened: Opened, metric: str) -> Judged:
     fits = [one for one in opened.fits if one.metric == metric and not one.refused and one.resolution]
     if len(fits) < 2:
         return _untold(RESOLUTION, "fewer than two resolutions have a fit", metric)
-    fits = sorted(fits, key=lambda one: one.resolution)
+    fits = sorted(fits, key=lambda one: one.resolution or 0)
     low, high = fits[0], fits[-1]
-    rise = high.params.exponent - low.params.exponent
-    lead = high.params.exponent - high.tokens.exponent
+    first, last, data = low.params.exponent, high.params.exponent, high.tokens.exponent
+    assert first is not None and last is not None and data is not None  # of fits that stand
+    rise, lead = last - first, last - data
     ends = f"from {low.resolution} to {high.resolution}"
     here = f"params exponent {rise:+.3f} {ends}, there {lead:+.3f} beyond tokens'"
     rises = leads = None
@@ -200,7 +201,8 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Judged:
     ends = None
     if fit.draws is not None:
         low, high = (
-            arithmetic.interval(arithmetic.exp(fit.draws.tokens.log(c)) / per_image, opened.level) for c in log_c
+            arithmetic.interval(arithmetic.exp(fit.draws.tokens.log(np.array(c))) / per_image, opened.level)
+            for c in log_c
         )
         ends = low and high and (low[0], high[1])
     base = opened.flops(supply.start_flops)

@@ -15,10 +15,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from pixseq import signals
 from pixseq.artifacts.plan import Cell
+from pixseq.choices import Precision
 from pixseq.cores import usable_cores
 from pixseq.errors import INTERRUPTED, Interrupted, PixseqError, Stop
 from pixseq.runtime import JOBS
@@ -41,7 +42,7 @@ class Worker:
     began: float = 0.0
 
     @classmethod
-    def start(cls, study: Study, devices: Sequence[str], device: str, precision: str) -> Worker:
+    def start(cls, study: Study, devices: Sequence[str], device: str, precision: Precision) -> Worker:
         """One of several that share the cores of this machine: one a device of `devices`, which may be alike."""
         jobs = len(devices)
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the process outlives this function)
@@ -62,16 +63,16 @@ class Worker:
     def give(self, cell: Cell) -> None:
         self.cell, self.began = cell, time.monotonic()
         try:
-            self.process.stdin.write(cell.id + "\n")
-            self.process.stdin.flush()
+            self.asked.write(cell.id + "\n")
+            self.asked.flush()
         except BrokenPipeError:
             pass  # it has died, which its answer says
 
     def answer(self) -> dict[str, Any] | None:
         """What it says of its cell, None while it works."""
-        if not select.select([self.process.stdout], [], [], 0)[0]:
+        if not select.select([self.told], [], [], 0)[0]:
             return None
-        line = self.process.stdout.readline()
+        line = self.told.readline()
         if line:
             return json.loads(line)
         code = self.process.wait()
@@ -82,14 +83,24 @@ class Worker:
         return {"error": f"its process ended with {code}" + "".join(f" ({line.strip()})" for line in last)}
 
     @property
+    def asked(self) -> IO[str]:
+        """Its stdin, a pipe."""
+        return cast(IO[str], self.process.stdin)
+
+    @property
+    def told(self) -> IO[str]:
+        """Its stdout, a pipe."""
+        return cast(IO[str], self.process.stdout)
+
+    @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
     def close(self) -> None:
         """Let it end, which it does at once where it waits."""
-        self.process.stdin.close()
+        self.asked.close()
         self.process.wait()
-        self.process.stdout.close()
+        self.told.close()
         self.errors.close()
 
 
@@ -109,7 +120,7 @@ def stop(workers: list[Worker]) -> None:
 # ---- inside the process
 
 
-def main(path: str, device: str, precision: str) -> None:
+def main(path: str, device: str, precision: Precision) -> None:
     from pixseq.studies import cell
     from pixseq.studies.study import open_study
 
@@ -135,7 +146,8 @@ def _stopped(number: int, frame: Any) -> None:
 if __name__ == "__main__":
     signals.heed(_stopped)
     try:
-        main(*sys.argv[1:])
+        study, device, precision = sys.argv[1:]
+        main(study, device, cast(Precision, precision))  # as `start` gives them
     except Stop:
         signals.pass_over()
         signals.leave(INTERRUPTED)
