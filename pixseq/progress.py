@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 from pixseq.text import printable
 
-SOON_SECONDS, FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 1.0, 2.0, 10.0
+SOON_SECONDS, FIRST_LINE_SECONDS, LINE_EVERY_SECONDS = 1.5, 2.0, 10.0
 
 _enabled = False
 _warnings: list[str] = []

@@ -128,7 +128,8 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     if world > 1:
         with _together():
             torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
-        progress.enable(progress.enabled() and rank == 0)
+        if rank:
+            progress.enable(False)
     try:
         yield Machine(where, precision, rank, world, share_memory)
     finally:

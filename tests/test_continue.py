@@ -53,6 +53,13 @@ def test_it_goes_on_after_an_interrupt_and_from_another_parent_it_does_not(check
     assert on(tokens, tmp_path / "m", start, val_fraction=0.2, resume=True)["id"] == whole["id"]
 
 
+def test_a_parent_is_not_replaced_by_what_starts_from_it(checkpoints, tokens, tmp_path):
+    shutil.copytree(checkpoints["ar"], tmp_path / "m")
+    with pytest.raises(UsageError, match="which it would replace"):
+        on(tokens, tmp_path / "m", tmp_path / "m", overwrite=True)
+    assert open_checkpoint(tmp_path / "m").manifest["id"] == open_checkpoint(checkpoints["ar"]).manifest["id"]
+
+
 def test_another_shape_or_order_is_refused_by_name(checkpoints, aim, tokens, tmp_path):
     start = checkpoints["ar"]
     for given, said in (
