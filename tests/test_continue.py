@@ -236,7 +236,7 @@ def test_what_cannot_be_extended_says_why_and_what_else_there_is(tokens, tmp_pat
     assert f"--from {tmp_path / 'done'}" in fault.value.hint
     with pytest.raises(Interrupted):
         cosine(tmp_path / "cut", 4, limits=Limits(time_limit_minutes=0))
-    with pytest.raises(PixseqError, match="planned for 4 steps"):
+    with pytest.raises(PixseqError, match="another recipe: of 4 steps"):
         cosine(tmp_path / "cut", 8, resume=True)
     still(tokens, tmp_path / "still", 4)
     shutil.rmtree(tmp_path / "still" / "resume")

@@ -70,8 +70,8 @@ def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwr
         return
     if not overwrite and resume and more_steps(theirs, recipe):
         raise PixseqError(
-            f"{partial} was planned for {more_steps(theirs, recipe)} steps, over which its learning rate comes down to "
-            "zero: more steps are another schedule",
+            f"{partial} was begun with another recipe: of {more_steps(theirs, recipe)} steps, over which its learning "
+            "rate comes down to zero",
             "finish it as it was begun, then train on with pretrain --from; a train.schedule=constant takes more steps",
         )
     if not overwrite:
