@@ -197,6 +197,16 @@ def test_a_partial_of_an_older_version_goes_on(tmp_path):
         np.testing.assert_array_equal(zarr.open_group(tmp_path / name, mode="r")["labels"][:], x)
 
 
+def test_a_partial_that_declares_rows_without_end_is_damaged(tmp_path):
+    """Cutting it back would list every chunk that its shape declares."""
+    specs, path = {"labels": Spec("int32", (None,))}, tmp_path / "t"
+    StoreWriter(path, specs, {}, 8).append({"labels": np.arange(8, dtype=np.int32)}, {})
+    metadata = path / "labels" / "zarr.json"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "shape": [1 << 62]}))
+    with pytest.raises(PixseqError, match="does not tell how far it came"):
+        StoreWriter(path, specs, {}, 8, resume=True)
+
+
 def test_foreign_unfinished_and_newer_files_are_told_apart(tmp_path, tokens):
     (tmp_path / "x.json").write_text('{"a": 1}')
     (tmp_path / "cut.json").write_text('{"pixseq": ')

@@ -25,6 +25,7 @@ from pixseq.errors import PixseqError
 from pixseq.numerics.whole import starts
 
 UNFINISHED = "pixseq_unfinished"
+MOST_CHUNKS = 1 << 21  # of an array that is cut back to what is whole: zarr lists them all
 MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
 KINDS = {"tokens": ("uint16",), "pixels": ("uint8",), "features": ("float16", "float32")}
 
@@ -133,6 +134,7 @@ class StoreWriter:
             arrays[name].dtype == spec.dtype
             and shape == spec.sized(shape[spec.row_axis] if len(shape) > spec.row_axis else 0)
             and (spec.whole or shape[spec.row_axis] >= rows)
+            and arrays[name].nchunks <= MOST_CHUNKS
             for name, (shape, spec) in shapes.items()
         )
 
