@@ -100,6 +100,13 @@ class AimConfig:
 
 
 FAMILIES = {"igpt": ModelConfig, "aim": AimConfig}
+# family: what its shape has no key for, and what is so instead
+INSTEAD = {
+    "igpt": {
+        "attention": "an Image GPT has one attention pattern: causal where its objective is ar, bidirectional of bert"
+    },
+    "aim": {"objective": "an AIM has one objective, to predict the next patch: model.target says what of it"},
+}
 
 
 @dataclass(frozen=True)
@@ -372,9 +379,7 @@ def _fill(kind: type, values: Any, place: str) -> Any:
     filled = {}
     for key, value in values.items():
         if key not in known:
-            raise UsageError(
-                f"unknown key {place}{key}", f"{guess(str(key), known)}keys here: {', '.join(sorted(known))}"
-            )
+            raise _unknown(str(key), kind, place)
         section, several = _section(hints[key], value), _tuple_of(hints[key], value)
         if section and isinstance(value, str):
             value = getattr(section, "words", {}).get(value, value)
@@ -388,6 +393,18 @@ def _fill(kind: type, values: Any, place: str) -> Any:
         if f.name not in filled and f.default is f.default_factory is dataclasses.MISSING:
             raise UsageError(f"{place}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
     return kind(**filled)
+
+
+def _unknown(key: str, kind: type, place: str) -> UsageError:
+    """Of a key that a section of `kind` has not; one of a model of another family is told as such."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    listed = f"keys here: {', '.join(sorted(known))}"
+    ours = next((name for name, each in FAMILIES.items() if each is kind), "")
+    theirs = [name for name, each in FAMILIES.items() if ours and key in each.__dataclass_fields__]
+    if theirs:
+        what = f"{place}{key} is of models of family {theirs[0]}, and this one is of {ours}"
+        return UsageError(what, INSTEAD[ours].get(key, f"leave it out; {listed}"))
+    return UsageError(f"unknown key {place}{key}", f"{guess(key, known)}{listed}")
 
 
 def _tuple_of(hint: Any, value: Any) -> Any:

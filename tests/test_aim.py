@@ -530,7 +530,7 @@ def test_what_does_not_fit_is_told(tmp_path, aim, checkpoints, pixels, tokens):
         pretrain.run(pixels, tmp_path / "x", recipe("model.patch_size=8"), device="cpu")
     with pytest.raises(UsageError, match="multiple of 4"):
         recipe("model.head_width=6")
-    with pytest.raises(UsageError, match=r"unknown key model.patch_size"):
+    with pytest.raises(UsageError, match=r"model.patch_size is of models of family aim, and this one is of igpt"):
         effective(PretrainFile, sets=["model.patch_size=4"])
     with pytest.raises(UsageError, match=r"model.family is 'aims'"):
         effective(PretrainFile, sets=["model.family=aims"])

@@ -37,6 +37,8 @@ def test_every_preset_reads_and_says_what_to_expect(name):
     ("text", "message", "hint"),
     [
         ("model:\n  n_layers: 3\n", "unknown key model.n_layers", "n_layer"),
+        ("model: {attention: causal}\n", "model.attention is of models of family aim", "one attention pattern: causal"),
+        ("model: {family: aim, objective: ar}\n", "model.objective is of models of family igpt", "one objective"),
         ("train:\n  lr: 3e-4x\n", "'3e-4x'", "a number"),
         ("train:\n  lr: fast\n", "'fast'", "a number"),
         ("train:\n  lr: '1_0'\n", "'1_0'", "a number"),

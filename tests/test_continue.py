@@ -67,6 +67,9 @@ def test_another_shape_or_order_is_refused_by_name(checkpoints, aim, tokens, tmp
         ({"sets": ["model.objective=bert"]}, "model.objective is bert, .* has ar"),
         ({"sets": ["sequence.order=column"]}, "sequence.order is column, .* has raster"),
         ({"preset": "igpt-digits"}, "model.n_layer is 4, .* has 2"),
+        ({"sets": ["model.family=aim"]}, "model.family of --set model.family=aim is aim, .* is of igpt"),
+        ({"sets": ["model.patch_size=2"]}, "model.patch_size is of models of family aim, and this one is of igpt"),
+        ({"flags": {"model.attention": "causal"}}, "model.attention is of models of family aim"),
         ({"preset": "aim-cifar32"}, "model.family of --preset aim-cifar32 is aim, .* is of igpt"),
     ):
         with pytest.raises(UsageError, match=said):

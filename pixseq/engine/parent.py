@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -68,10 +69,16 @@ class Parent:
             model["image_size"] = self.codec.side
         return {"model": model, "sequence": {"order": self.order}}
 
-    def check_family(self, preset: str | None, file: str | Path | None) -> None:
-        """Raises UsageError for a preset or a file of another family, whose keys would not be known."""
+    def check_family(self, preset: str | None, file: str | Path | None, sets: Iterable[str]) -> None:
+        """Raises UsageError for a preset, a file or a --set of another family, whose keys would not be known."""
         named = {} if preset is None else {f"--preset {preset}": read_preset(preset)}
         named |= {} if file is None else {f"--config {file}": read_yaml(file)}
+        given = [text.partition("=") for text in sets]
+        named |= {
+            f"--set {key}={family}": {"model": {"family": family.strip()}}
+            for key, _, family in given
+            if key.strip() == "model.family"
+        }
         for what, values in named.items():
             model, ours = values.get("model"), self.shape.family
             theirs = model.get("family", "igpt") if isinstance(model, dict) else ours

@@ -157,7 +157,8 @@ def config_from(
     its own where nothing is said. Raises UsageError where something else is said.
     """
     parent = Parent.open(start)
-    parent.check_family(preset, file)
+    sets = list(sets)
+    parent.check_family(preset, file, sets)
     config = effective(PretrainFile, preset, file, sets, flags, base=parent.config())
     parent.check(config)
     return config
