@@ -17,9 +17,10 @@ from pixseq.artifacts.plan import NUMBERS, Cell, read_plan
 from pixseq.config import GridFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import build, shape_from
+from pixseq.runtime import Machine
 from pixseq.stages import pretrain
+from pixseq.studies import calibrate, fit, ladder, plan, run
 from pixseq.studies import cell as one
-from pixseq.studies import fit, ladder, plan, run
 from pixseq.studies.study import open_study
 
 SMALL = "completions: {count: 40}\nprobe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
@@ -42,6 +43,17 @@ def grid_file(folder, text, name="grid.yaml"):
 def planned(grid, **options):
     made = plan.run(grid, grid.parent / "plan", timed=False, **options)
     return [Cell.from_json(cell) for cell in made["cells"]]
+
+
+@pytest.mark.parametrize(("have", "known", "said"), [(0.05, 15, "told by smaller ones"), (0.0005, 0, "not known")])
+def test_shapes_larger_than_memory_are_not_built_to_time_them(grid, monkeypatch, have, known, said):
+    built, grid = [], grid_file(grid.parent, "budgets: [1.0e+13, 1.0e+14, 1.0e+15]\n")
+    monkeypatch.setattr(Machine, "memory_bytes", lambda self: int(have * 1e9))
+    monkeypatch.setattr(calibrate, "flop_rate", lambda where, grid, train, cell: built.append(cell) or 1e9)
+    made = plan.run(grid, grid.parent / "plan", timed=True, device="cpu")
+    assert all(cell.memory_gigabytes <= have for cell in built) and bool(built) == bool(known)
+    assert sum(cell["seconds"] is not None for cell in made["cells"]) == known
+    assert any(said in remark for remark in made["remarks"])
 
 
 def test_cells_spend_their_budget_and_say_exactly_how_much(grid):

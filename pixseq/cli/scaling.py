@@ -63,7 +63,8 @@ def plan(
 def _cost(name: str, cells: list[dict[str, Any]], counting: str) -> str:
     known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
     total = sum(cell["flops"] for cell in cells)
-    return f"{name}, {total:.3g} FLOPs ({counting}), {sum(known) / 3600:.2f} hours of training here"
+    hours = f"{sum(known) / 3600:.2f} hours of training here" if known else "for how long here was not measured"
+    return f"{name}, {total:.3g} FLOPs ({counting}), {hours}"
 
 
 def run(

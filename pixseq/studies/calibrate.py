@@ -25,9 +25,15 @@ MOST_SECONDS = 10.0  # that measuring goes on to another shape for
 
 
 def timed(where: Machine, grid: GridFile, train: Store, cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with `seconds`: from FLOP rates of the smallest, middle and largest shape, and between them."""
-    by_width = {cell.d_model: cell for cell in cells}
+    """The cells with `seconds`: from FLOP rates of the smallest, middle and largest shape, and between them.
+
+    A shape that this machine's memory does not hold is not built, and taken to run like the largest that it does; where
+    it holds none, the cells stay without.
+    """
+    by_width = {cell.d_model: cell for cell in cells if fits_memory(where, cell)}
     widths = sorted(by_width)
+    if not widths:
+        return list(cells)
     rates: list[tuple[float, float]] = []
     began = time.monotonic()
     for width in dict.fromkeys((widths[0], widths[len(widths) // 2], widths[-1])):
@@ -37,6 +43,10 @@ def timed(where: Machine, grid: GridFile, train: Store, cells: Sequence[Cell]) -
     x, y = np.array(rates).T
     seconds = [cell.flops / math.exp(np.interp(math.log(cell.d_model), x, y)) for cell in cells]
     return [replace(cell, seconds=float(f"{each:.3g}")) for cell, each in zip(cells, seconds)]
+
+
+def fits_memory(where: Machine, cell: Cell) -> bool:
+    return cell.memory_gigabytes <= where.memory_bytes() / 1e9
 
 
 def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float:

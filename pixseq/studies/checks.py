@@ -24,6 +24,7 @@ from pixseq.interop.exported import file_id, is_exported
 from pixseq.models.family import shape_from
 from pixseq.runtime import Machine
 from pixseq.stages.features import PIXELS
+from pixseq.studies import calibrate
 from pixseq.studies.judge import REFERENCE, completes
 from pixseq.studies.ranges import probe_layers
 from pixseq.studies.study import EXTRACTOR, stores_of
@@ -123,11 +124,12 @@ def check_cells(where: Machine, grid: GridFile, cells: Sequence[Cell], remarks: 
         _check_layer("probe.layers", layer, least.n_layer, least.id)
     for cell in filter(is_reference, cells):
         _check_layer("completions.layer", grid.completions.layer, cell.n_layer, cell.id)
-    have = where.memory_bytes() / 1e9
-    large = [cell.id for cell in cells if cell.memory_gigabytes > have]
+    large = [cell.id for cell in cells if not calibrate.fits_memory(where, cell)]
     if large:
+        timed = "their times are not known" if len(large) == len(cells) else "their times are told by smaller ones"
         remarks.append(
-            f"{len(large)} cells need more than the {have:.3g} GB of this machine's device, the first {large[0]}"
+            f"{len(large)} cells need more than the {where.memory_bytes() / 1e9:.3g} GB of this machine's device, the "
+            f"first {large[0]}: {timed}, and they run on a larger machine only"
         )
 
 
