@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from pixseq.artifacts.checkpoint import load_state, save_state
+from pixseq.artifacts.checkpoint import best_weights, load_state, save_state, save_weights
+from pixseq.artifacts.unfinished import check_best
 from pixseq.config import TrainConfig
 from pixseq.engine.state import Run
 from pixseq.errors import PixseqError
@@ -100,3 +101,23 @@ def test_a_state_of_what_no_state_holds_is_refused(tmp_path, state, why):
     torch.save(state, tmp_path / "resume" / "state.pt")
     with pytest.raises(PixseqError, match=why):
         load_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "best, why",
+    [
+        (lambda weights: {**weights, "wte": torch.zeros(4, 9)}, r"wte is \[4, 9\] and not \[4, 8\]"),
+        (lambda weights: {k: x for k, x in weights.items() if k != "wte"}, r"wte is missing and not \[4, 8\]"),
+        (lambda weights: None, "No such file"),
+    ],
+    ids=["shape", "names", "none"],
+)
+def test_best_weights_of_another_run_are_refused_before_it_goes_on(saved, tmp_path, best, why):
+    weights, path = best(saved["model"]), best_weights(tmp_path, saved["best"])
+    check_best(tmp_path, None)
+    save_weights(path, saved["model"])
+    check_best(tmp_path, saved)
+    path.unlink() if weights is None else save_weights(path, weights)
+    with pytest.raises(PixseqError, match=why) as error:
+        check_best(tmp_path, saved)
+    assert str(path) in error.value.message and "--overwrite" in error.value.hint

@@ -21,7 +21,9 @@ from pixseq.artifacts.checkpoint import (
     weights_id,
 )
 from pixseq.artifacts.codec import Codec
+from pixseq.bounded.saved import is_plain
 from pixseq.bounded.structure import read_json, read_object
+from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
 
 
@@ -51,7 +53,9 @@ def run_folder(
         if extended and not finished and not has_state(partial):
             copy_end(target, partial)
         try:
-            yield partial, None if finished else load_state(partial), finished
+            state = None if finished else load_state(partial)
+            check_best(partial, state)
+            yield partial, state, finished
             atomic.publish(partial, target)
         except BaseException:
             if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
@@ -127,10 +131,33 @@ def copy_end(target: Path, partial: Path) -> None:
     """What a finished run goes on from: its log, its best weights, its state, which makes it whole."""
     state = load_state(target) or {}  # it is there: see can_go_on
     shutil.copyfile(target / "log.jsonl", partial / "log.jsonl")
-    best = state.get("best")
-    if isinstance(best, dict) and isinstance(best.get("step"), int):
-        shutil.copyfile(target / "best.safetensors", best_weights(partial, best))
+    if (best := best_of(partial, state)) is not None:
+        shutil.copyfile(target / "best.safetensors", best)
     save_state(partial, state)
+
+
+def best_of(partial: Path, state: Mapping[str, Any] | None) -> Path | None:
+    """Where the best weights stand that a state names; None where it names none."""
+    best = (state or {}).get("best")
+    return best_weights(partial, best) if isinstance(best, dict) and type(best.get("step")) is int else None
+
+
+def check_best(partial: Path, state: Mapping[str, Any] | None) -> None:
+    """Raises PixseqError where the best weights of a state are missing, damaged or not of the shapes of its last ones:
+    the run would end with them.
+    """
+    path, last = best_of(partial, state), (state or {}).get("model")
+    if path is None or not isinstance(last, dict):
+        return
+    try:
+        found = read_shapes(path)
+    except (OSError, ValueError) as error:
+        raise PixseqError(f"{path} is damaged: {error}", BEGIN_ANEW) from None
+    ours = {name: tuple(x.shape) for name, x in last.items() if is_plain(x)}
+    for name in sorted(found.keys() | ours.keys(), key=str):
+        if found.get(name) != ours.get(name):
+            shapes = (str(list(has[name])) if name in has else "missing" for has in (found, ours))
+            raise PixseqError(f"{path} does not fit the run: {name} is {' and not '.join(shapes)}", BEGIN_ANEW)
 
 
 def _finished(partial: Path) -> manifest.Manifest | None:
