@@ -359,5 +359,6 @@ def test_whole_pictures_are_no_strips_and_are_held_a_few_at_a_time(tmp_path, mon
         found = list(images.Reader(source, prep, workers=workers))
         assert [len(batch.shapes) for batch in found] == [4] * 3 and [batch.stop for batch in found] == [4, 8, 12]
     Image.new("RGB", (321, 20)).save(tmp_path / "99.png")
-    with pytest.raises(PixseqError, match=r"99\.png: 321 x 20 pixels: whole pictures are at most 16 times"):
+    with pytest.raises(PixseqError, match=r"99\.png: 321 x 20 pixels: whole pictures are at most 16 times") as fault:
         list(images.Reader(open_source(str(tmp_path)), prep))
+    assert "--resize crop" in fault.value.hint and "--on-error skip" in fault.value.hint

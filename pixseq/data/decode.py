@@ -28,7 +28,11 @@ NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
 
 
 class BadPicture(Exception):
-    """A picture that cannot be used, with the reason for the user."""
+    """A picture that cannot be used, with the reason for the user and a way out."""
+
+    def __init__(self, why: str, hint: str = "mend or remove it"):
+        super().__init__(why)
+        self.hint = hint
 
 
 def prepare_process(max_pixels: int) -> None:

@@ -361,9 +361,8 @@ class Reader:
             except BadPicture as error:
                 problem = f"{shown(file.name)}: {shown(error)}"
                 if self.prep.on_error == "fail":
-                    raise PixseqError(
-                        problem, "mend or remove it, or pass over such pictures with --on-error skip"
-                    ) from error
+                    hint = f"{error.hint}, or pass over such pictures with --on-error skip"
+                    raise PixseqError(problem, hint) from error
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
@@ -382,7 +381,8 @@ class Reader:
         image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
         if self.prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):
             raise BadPicture(
-                f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide"
+                f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
+                "cut it up, or encode squares with --resize crop",
             )
         return self._rows(image, number), done
 
