@@ -1,4 +1,4 @@
-"""How many cores there are to share out, and threads to share them."""
+"""How much there is to share out: cores, threads and memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 def usable_cores() -> int:
     """Cores that this process may use: not all of the machine's, where a scheduler gave it some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager

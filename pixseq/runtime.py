@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pixseq import progress
+from pixseq.cores import host_memory_bytes
 from pixseq.errors import PixseqError, UsageError
 
 
@@ -94,10 +95,6 @@ def devices_for(device: str, jobs: int) -> list[str]:
     """A device for each of `jobs` processes: they go round the CUDA devices, unless `device` names one or the CPU."""
     count = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
     return [device if count < 2 else f"cuda:{job % count}" for job in range(jobs)]
-
-
-def host_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextlib.contextmanager

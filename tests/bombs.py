@@ -52,7 +52,7 @@ def model(folder, **changes):
 
 
 def opened(path):
-    from pixseq.engine.opening import open_images, read_all
+    from pixseq.engine.image_store import open_images, read_all
 
     return lambda: read_all(open_images(path, "tokens"))
 

@@ -23,7 +23,7 @@ def beside(kept):
 
 
 def store(folder, kept):
-    from pixseq.engine.opening import open_images, read_all
+    from pixseq.engine.image_store import open_images, read_all
     from pixseq.stages import show
 
     beside(kept)
@@ -52,7 +52,7 @@ def store(folder, kept):
 def whole_pictures(folder, kept):
     from pixseq.artifacts import atomic
     from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
-    from pixseq.engine.opening import open_images, read_all
+    from pixseq.engine.image_store import open_images, read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     codec |= {"class_names": None, "shorter_side": 4}

@@ -119,7 +119,7 @@ def waiting(folder, kept):
     shutil.copytree(kept / "plan", folder / "plan")
 
     def read(folder):
-        from pixseq.engine.opening import open_images
+        from pixseq.engine.image_store import open_images
         from pixseq.stages import pretrain
         from pixseq.studies import judge, ladder
         from pixseq.studies.study import check_parents, open_study

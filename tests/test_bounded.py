@@ -210,7 +210,7 @@ def test_shapes_of_whole_pictures_are_those_of_the_pixels(tmp_path):
 
     from pixseq.artifacts import atomic
     from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
-    from pixseq.engine.opening import read_all
+    from pixseq.engine.image_store import read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     with atomic.writing(tmp_path / "t.zarr") as partial:

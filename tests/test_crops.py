@@ -15,8 +15,8 @@ from pixseq.artifacts.codec import Codec
 from pixseq.config import PretrainFile, TrainConfig, effective, read_preset
 from pixseq.data.pictures import Pictures, centres, cropped, joined, resized_side
 from pixseq.engine.augment import augment_pixels, crop_boxes, drawn_boxes
+from pixseq.engine.image_store import image_batches, open_images, read_all
 from pixseq.engine.images import Images
-from pixseq.engine.opening import image_batches, open_images, read_all
 from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.stages import check, encode, evaluate, features, finetune, pretrain

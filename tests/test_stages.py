@@ -27,7 +27,7 @@ from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.cli.output import to_json
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.cores import usable_cores
-from pixseq.engine import opening
+from pixseq.engine import image_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.objectives import random_mask
 from pixseq.runtime import generator
@@ -361,8 +361,8 @@ def test_systems_without_linux_calls_are_served_too(tokens, monkeypatch):
         monkeypatch.delattr(os, name, raising=False)
     assert usable_cores() == os.cpu_count()
     store = open_store(tokens, "tokens")
-    monkeypatch.setattr(opening, "host_memory_bytes", lambda: 0)  # so that images are mapped from a file
-    images = opening.read_all(store)
+    monkeypatch.setattr(image_store, "host_memory_bytes", lambda: 0)  # so that images are mapped from a file
+    images = image_store.read_all(store)
     assert isinstance(images, np.memmap) and np.array_equal(images, store.read("tokens"))
 
 

@@ -12,7 +12,7 @@ import zarr
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.foreign import open_foreign
 from pixseq.cli import output
-from pixseq.engine import opening
+from pixseq.engine import image_store
 from pixseq.errors import PixseqError
 from pixseq.interop.model_card import model_card
 from pixseq.numerics import probes
@@ -113,11 +113,11 @@ def test_images_too_many_for_memory_are_mapped_where_the_result_will_be(tmp_path
         def shape(self, name):
             return (10, 4)
 
-    monkeypatch.setattr(opening, "host_memory_bytes", lambda: 0)
+    monkeypatch.setattr(image_store, "host_memory_bytes", lambda: 0)
     (tmp_path / "out").mkdir()
-    assert opening._room(Tokens(), tmp_path / "out").shape == (10, 4) and not any((tmp_path / "out").iterdir())
+    assert image_store._room(Tokens(), tmp_path / "out").shape == (10, 4) and not any((tmp_path / "out").iterdir())
     with pytest.raises(PixseqError, match="has no room for a copy"):
-        opening._room(Tokens(), tmp_path / "nowhere")
+        image_store._room(Tokens(), tmp_path / "nowhere")
 
 
 def test_knn_tells_how_far_it_is(monkeypatch):

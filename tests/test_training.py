@@ -24,8 +24,8 @@ from pixseq.artifacts.metrics import read_log
 from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.engine import training
 from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.image_store import read_all
 from pixseq.engine.images import Images
-from pixseq.engine.opening import read_all
 from pixseq.engine.step import share_of_batch
 from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError

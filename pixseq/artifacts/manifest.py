@@ -163,12 +163,8 @@ def is_manifest(found: Any) -> TypeGuard[Manifest]:
     return all(isinstance(word, str) for word in named)
 
 
-def read(path: str | Path) -> Manifest:
-    """The manifest of any artifact.
-
-    Raises PixseqError where there is nothing, something unfinished, a foreign file, or a newer format.
-    """
-    path = Path(path)
+def check_exists(path: Path) -> None:
+    """Raises PixseqError where there is nothing, or something unfinished."""
     if path.name.endswith(".partial"):
         raise PixseqError(f"{path} is unfinished", "finish it with --resume, or make it again")
     if not path.exists():
@@ -178,6 +174,15 @@ def read(path: str | Path) -> Manifest:
                 "its stage was interrupted: run the same command again, with --resume to go on",
             )
         raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")
+
+
+def read(path: str | Path) -> Manifest:
+    """The manifest of any artifact.
+
+    Raises PixseqError where there is nothing, something unfinished, a foreign file, or a newer format.
+    """
+    path = Path(path)
+    check_exists(path)
     manifest = _embedded(path)
     if not is_manifest(manifest):
         raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")

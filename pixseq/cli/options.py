@@ -9,6 +9,16 @@ import typer
 
 from pixseq import choices
 
+
+def made(path: Path | None) -> Path | None:
+    """An artifact that does not exist is told before its stage is imported: torch takes a second to tell the same."""
+    from pixseq.artifacts.manifest import check_exists
+
+    if path is not None:
+        check_exists(path)
+    return path
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="What to make.", show_default=False)]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result here.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target, once the new one is whole.")]
@@ -37,5 +47,7 @@ SOURCE_HELP = (
     "(MNIST), STL-10, Downsampled ImageNet, .npz, .npy, .parquet, .tar or .zip source; or - for paths on stdin."
 )
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False)]
-Tokens = Annotated[Path, typer.Argument(metavar="TOKENS", help="Tokens, or pixels for AIM.", show_default=False)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False, callback=made)]
+Tokens = Annotated[
+    Path, typer.Argument(metavar="TOKENS", help="Tokens, or pixels for AIM.", show_default=False, callback=made)
+]

@@ -13,7 +13,9 @@ from pixseq.cli.output import cell_text, emit, table, talk, to_json
 from pixseq.errors import UsageError
 from pixseq.text import one_line
 
-Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False)]
+Plan = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False, callback=o.made)
+]
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
 Method = Annotated[choices.FitMethod, typer.Option("--method", help="Which of the three fits.")]
 

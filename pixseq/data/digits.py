@@ -6,7 +6,9 @@ of a pixel says little and the shape of the strokes all: what raw pixels cannot 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -84,11 +86,13 @@ def placed(images: np.ndarray, times: int) -> np.ndarray:
 
 
 def _load(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 8, 8] and their labels [N]."""
-    from sklearn.datasets import load_digits
-
-    bunch, rows = load_digits(), slice(0, TRAIN) if split == "train" else slice(TRAIN, None)
-    return np.rint(bunch.images[rows] * (255 / 16)).astype(np.uint8), bunch.target[rows]  # 0..16 to 0..255
+    """Images uint8 [N, 8, 8] and their labels [N], from scikit-learn's file: to import it takes a second."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None and spec.origin is not None  # it is required
+    table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", np.uint8, delimiter=",")
+    rows = table[:TRAIN] if split == "train" else table[TRAIN:]
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)  # 0..16 to 0..255
+    return images.reshape(-1, SIDE, SIDE), rows[:, -1].astype(np.int64)
 
 
 def _count(split: str) -> int:

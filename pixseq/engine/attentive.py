@@ -23,13 +23,13 @@ import torch.nn.functional as F
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.cores import threads
+from pixseq.cores import host_memory_bytes, threads
 from pixseq.engine.feature_pair import Pair, chunk_rows, chunk_slices, layer_rows, masks
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
 from pixseq.numerics.probes import vote
 from pixseq.numerics.schedule import learning_rate
-from pixseq.runtime import Machine, generator, host_memory_bytes, machine
+from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
 LAST = 6  # layers whose mean is probed unless told otherwise

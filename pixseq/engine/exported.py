@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pixseq.artifacts.manifest import reference
-from pixseq.engine.opening import open_images, seen_images
+from pixseq.engine.image_store import open_images, seen_images
 from pixseq.engine.sweep import Sweep
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported

@@ -19,7 +19,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.palette import checked_colours, load_palette
 from pixseq.choices import Precision, Weights
-from pixseq.engine import opening
+from pixseq.engine import image_store, opening
 from pixseq.engine.images import as_tensor
 from pixseq.engine.parts import part_of_store
 from pixseq.errors import PixseqError
@@ -55,7 +55,7 @@ def run(
         inputs = {"model": reference(model, checkpoint.manifest)}
         checks = list(_file_checks(net, checkpoint, weights))
         if tokens is not None:
-            store = opening.open_images(tokens, net.shape.reads)
+            store = image_store.open_images(tokens, net.shape.reads)
             inputs["tokens"] = reference(tokens, store.manifest)
             checks.append(_pairing(checkpoint, store))
             store = store if checks[-1].ok else None
@@ -105,7 +105,7 @@ def _palette(checkpoint: Checkpoint) -> Iterator[Check]:
 def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
     try:
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
-        opening.some_images(store, part_of_store(store, IMAGES)[0])
+        image_store.some_images(store, part_of_store(store, IMAGES)[0])
     except PixseqError as error:
         return Check("pairing", False, str(store.codec.palette_id), error.message)
     return Check("pairing", True, str(store.codec.palette_id), "model and tokens: one palette, size and scheme")
@@ -114,5 +114,5 @@ def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
 def _images(net: Model, store: Store | None, codec: Codec, seed: int) -> Tensor:
     """IMAGES or fewer, as models see them: from all over the store, or random ones."""
     if store is not None:
-        return as_tensor(opening.seen_images(store, part_of_store(store, IMAGES)[0], codec))
+        return as_tensor(image_store.seen_images(store, part_of_store(store, IMAGES)[0], codec))
     return net.random_images(IMAGES, generator(seed, Stream.CHECK_IMAGES))

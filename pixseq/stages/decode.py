@@ -37,7 +37,7 @@ def run(
     from pixseq.artifacts.manifest import reference
     from pixseq.artifacts.picture import check_png, save_png, save_pngs
     from pixseq.drawing.grids import grid
-    from pixseq.engine.opening import open_images, some_images
+    from pixseq.engine.image_store import open_images, some_images
     from pixseq.engine.parts import part_of_store
 
     check_png(out)

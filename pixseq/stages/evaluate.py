@@ -21,9 +21,10 @@ from pixseq.artifacts.picture import check_png, save_png
 from pixseq.choices import Attention, Precision, Weights
 from pixseq.drawing.charts import line_chart
 from pixseq.drawing.grids import grid
+from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
-from pixseq.engine.opening import image_batches, open_images, open_model, seen_images
+from pixseq.engine.opening import open_model
 from pixseq.engine.parts import part_of_store
 from pixseq.engine.scores import config_of, facts_of, images_at_once, no_numbers
 from pixseq.errors import PixseqError, UsageError

@@ -26,15 +26,10 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
-from pixseq.engine.opening import (
-    image_batches,
-    load_weights,
-    open_images,
-    seen_images,
-    use_attention,
-)
+from pixseq.engine.opening import load_weights, use_attention
 from pixseq.engine.parts import origin
 from pixseq.engine.run_folder import recipe_of
 from pixseq.engine.scores import Beside, config_of, shares_sweep

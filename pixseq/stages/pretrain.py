@@ -22,17 +22,9 @@ from pixseq.bounded.numpy_files import load_small
 from pixseq.choices import Precision
 from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_names
 from pixseq.engine.cost import expected_seconds, micro_batch_images
+from pixseq.engine.image_store import open_images, seen_codec
 from pixseq.engine.images import Images
-from pixseq.engine.opening import (
-    check_fraction,
-    check_memory,
-    held_out,
-    open_images,
-    read_images,
-    seen_codec,
-    some_of,
-    split_rows,
-)
+from pixseq.engine.opening import check_fraction, check_memory, held_out, read_images, some_of, split_rows
 from pixseq.engine.parent import Parent
 from pixseq.engine.run_folder import recipe_of, run_folder, run_summary
 from pixseq.engine.state import Run, averaged_weights
@@ -132,7 +124,7 @@ def read_data(
     start: str | Path | None,
     scratch: Path,
 ) -> Data:
-    """`scratch`: a folder for what is too large for memory, see opening.read_all."""
+    """`scratch`: a folder for what is too large for memory, see image_store.read_all."""
     parent = None if start is None else open_parent(start, config)
     kind = SHAPES[config.model.family].reads
     side = config.model.image_size if parent is None else parent.codec.side

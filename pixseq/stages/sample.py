@@ -18,7 +18,7 @@ from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
 from pixseq.choices import OnError, Precision, Weights
 from pixseq.drawing.grids import grid
-from pixseq.engine import opening
+from pixseq.engine import image_store, opening
 from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
@@ -181,10 +181,10 @@ def _prompt(
     `reading`: how a source is to be read, see `run`.
     """
     if _is_store(prompt):
-        store = opening.open_images(prompt, "tokens")
+        store = image_store.open_images(prompt, "tokens")
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         rows, part = prompts_of_store(store, count)
-        return opening.seen_images(store, rows), reference(prompt, store.manifest), part
+        return image_store.seen_images(store, rows), reference(prompt, store.manifest), part
     from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
 

@@ -13,8 +13,8 @@ from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
 from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.image_store import some_images
 from pixseq.engine.images import Images
-from pixseq.engine.opening import some_images
 from pixseq.engine.state import Run
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.runtime import Machine, placed

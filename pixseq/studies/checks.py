@@ -16,8 +16,8 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
 from pixseq.engine import exported
+from pixseq.engine.image_store import some_images
 from pixseq.engine.images import Images
-from pixseq.engine.opening import some_images
 from pixseq.engine.training import check_fit
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.exported import file_id, is_exported

@@ -30,7 +30,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyCompletions
-from pixseq.engine.opening import open_images, seen_images
+from pixseq.engine.image_store import open_images, seen_images
 from pixseq.errors import Diverged, PixseqError, UsageError
 from pixseq.models.family import SHAPES
 from pixseq.stages import features, pretrain

@@ -23,7 +23,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell, write_plan
 from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyData, as_dict, effective
-from pixseq.engine.opening import open_images
+from pixseq.engine.image_store import open_images
 from pixseq.errors import PixseqError
 from pixseq.models.family import SHAPES
 from pixseq.numerics.isoflop import far_off, parabola, power_law
