@@ -46,12 +46,20 @@ def say(text: str) -> None:
 
 
 def say_soon(text: str) -> None:
-    """Say it in a moment, unless something else is said before, such as a fault."""
+    """Say it in a moment, after what waits to be said too, unless something else is said before, such as a fault."""
     global _soon
     if _enabled:
-        _soon = threading.Timer(SOON_SECONDS, say, [text])
+        waiting = _soon.args if _soon is not None and not _soon.finished.is_set() else ()
+        unsay()
+        _soon = threading.Timer(SOON_SECONDS, say, ["; ".join([*waiting, text])])
         _soon.daemon = True
         _soon.start()
+
+
+def unsay() -> None:
+    """What waits to be said no longer needs to be."""
+    if _soon is not None:
+        _soon.cancel()
 
 
 def note(text: str) -> None:
@@ -68,8 +76,7 @@ def warn(text: str) -> None:
 
 def last_words() -> None:
     """Say again what can spoil the result, unless nothing was said since."""
-    if _soon is not None:
-        _soon.cancel()
+    unsay()
     if _warnings and _last_said != _warning(_warnings[-1]):
         for text in _warnings:
             say(_warning(text))
@@ -84,8 +91,7 @@ def tell(text: str) -> None:
     """One line on stderr, also where the talk is off: an answer, or a fault. Nobody there to read it is no fault."""
     global _last_said
     _last_said = text
-    if _soon is not None:
-        _soon.cancel()
+    unsay()
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             text = printable(text)

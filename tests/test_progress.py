@@ -84,6 +84,10 @@ def test_what_is_done_is_said_unless_something_else_is_sooner(monkeypatch, capsy
     progress.say_soon("features: of a by b")
     progress._soon.join()
     assert capsys.readouterr().err == "features: of a by b\n"
+    progress.say_soon("features: of a by b")
+    progress.say_soon("computing on cpu in bf16")
+    progress._soon.join()
+    assert capsys.readouterr().err == "features: of a by b; computing on cpu in bf16\n"
     monkeypatch.setattr(progress, "SOON_SECONDS", 60)
     progress.say_soon("features: of a by b")
     progress.tell("error: a is missing")
