@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pixseq.artifacts.palette import palette_id
 from pixseq.errors import PixseqError
 from pixseq.models import igpt, sampling
+from pixseq.models.attention import split_heads
 from pixseq.stages import check
 
 
@@ -55,7 +56,7 @@ def test_a_mask_off_by_one_is_caught(sound, monkeypatch):
     def leaky(self, x):
         t = x.shape[1]
         sees = torch.ones(t, t, dtype=torch.bool).tril(1)
-        y = F.scaled_dot_product_attention(*self.heads(x), attn_mask=sees)
+        y = F.scaled_dot_product_attention(*split_heads(self.qkv(x), self.n_head), attn_mask=sees)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     monkeypatch.setattr(igpt.Attention, "forward", leaky)
@@ -92,7 +93,7 @@ def test_a_single_pixel_that_is_seen_too_early_is_caught(tmp_path, monkeypatch):
 
 def test_a_bert_model_that_masks_causally_is_caught(checkpoints, monkeypatch):
     def causal(self, x):
-        y = F.scaled_dot_product_attention(*self.heads(x), is_causal=True)
+        y = F.scaled_dot_product_attention(*split_heads(self.qkv(x), self.n_head), is_causal=True)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     assert "attention sees all" not in failing(checkpoints["bert"])

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixseq.errors import UsageError
+from pixseq.models import gradients
+from pixseq.models.attention import self_attention
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
 from pixseq.models.order import Ordered
@@ -149,14 +151,23 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if takes_own_gradient(x):
+            return gradients.RMSNorm.apply(x, self.weight, NORM_EPS)
         return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
+    if takes_own_gradient(x):
+        return gradients.QuickGELU.apply(x)
     if torch.is_grad_enabled():
         return x * torch.sigmoid(1.702 * x)
     return (1.702 * x).sigmoid_().mul_(x)  # a third of the memory to fetch where no gradient needs it
+
+
+def takes_own_gradient(x: Tensor) -> bool:
+    """Where a gradient is wanted on a CPU; CUDA, and a compiler, join the plain steps themselves."""
+    return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Attention(nn.Module):
@@ -166,15 +177,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values, each head-major
         self.proj = nn.Linear(width, width, bias=False)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, D] -> queries, keys, values, each [B, H, T, K]."""
-        b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
     def forward(self, x: Tensor) -> Tensor:
-        y = F.scaled_dot_product_attention(*self.heads(x), is_causal=self.causal)
-        return self.proj(y.transpose(1, 2).flatten(2))
+        return self.proj(self_attention(self.qkv(x), self.n_head, self.causal))
 
 
 class MLP(nn.Module):

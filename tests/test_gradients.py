@@ -1,0 +1,97 @@
+"""Backwards that are written by hand are those of the plain formulas."""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from pixseq.models import attention, gradients, igpt
+from pixseq.models.attention import Float32Backward, self_attention, split_heads
+from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape, quick_gelu
+from pixseq.models.objectives import generative_nats
+
+
+def drawn(*size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(size, dtype=dtype, generator=torch.Generator().manual_seed(len(size))).requires_grad_()
+
+
+def relative(ours: torch.Tensor, other: torch.Tensor) -> float:
+    return float((ours.double() - other.double()).norm() / other.double().norm())
+
+
+def plain(monkeypatch) -> None:
+    """All is left to autograd."""
+    monkeypatch.setattr(igpt, "takes_own_gradient", lambda x: False)
+    monkeypatch.setattr(attention, "takes_float32_backward", lambda x: False)
+
+
+def test_each_is_the_derivative_of_its_forward(monkeypatch):
+    monkeypatch.setattr(attention, "NUMBERS", 40)  # two images of the five at once
+    assert gradcheck(gradients.QuickGELU.apply, (drawn(3, 7),))
+    assert gradcheck(lambda x, gain: gradients.RMSNorm.apply(x, gain, NORM_EPS), (drawn(2, 3, 6), drawn(6)))
+    assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), True))
+    assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), False))
+
+
+def test_forwards_are_those_of_the_plain_formulas():
+    x, gain = drawn(4, 9, 24, dtype=torch.float32), drawn(24, dtype=torch.float32)
+    assert torch.equal(gradients.QuickGELU.apply(x), x * torch.sigmoid(1.702 * x))
+    normed = F.rms_norm(x, gain.shape, gain, NORM_EPS)
+    torch.testing.assert_close(gradients.RMSNorm.apply(x, gain, NORM_EPS), normed, rtol=1e-6, atol=1e-6)
+
+
+def losses_and_gradients(precision: torch.dtype, objective: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    model = ImageGPT(Shape(n_layer=2, n_head=2, d_model=32, n_vocab=17, n_ctx=40, objective=objective))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(1.0 if "ln_" in name else 0.0, 0.3, generator=generator)
+    x = torch.randint(0, 17, (3, 40), generator=generator)
+    masked = None if objective == "ar" else torch.rand(x.shape, generator=generator) < 0.3
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        nats = generative_nats(model(x, masked).logits, x, masked)
+    nats.mean().backward()
+    return nats.detach(), [p.grad for p in model.parameters()]
+
+
+def test_a_models_gradients_are_those_of_the_plain_path(monkeypatch):
+    for objective in ("ar", "bert"):
+        ours = {dtype: losses_and_gradients(dtype, objective) for dtype in (torch.float32, torch.bfloat16)}
+        with monkeypatch.context() as patch:
+            plain(patch)
+            exact = losses_and_gradients(torch.float32, objective)
+            rounded = losses_and_gradients(torch.bfloat16, objective)
+        nats, grads = ours[torch.float32]
+        torch.testing.assert_close(nats, exact[0], rtol=1e-6, atol=1e-6)
+        assert all(relative(a, b) < 2e-6 for a, b in zip(grads, exact[1]))
+        assert relative(ours[torch.bfloat16][0], exact[0]) < 0.02
+        far = [relative(a, b) for a, b in zip(ours[torch.bfloat16][1], exact[1])]
+        usual = [relative(a, b) for a, b in zip(rounded[1], exact[1])]
+        assert max(far) < 1.5 * max(usual) and sum(far) < 1.1 * sum(usual)  # what bf16 rounds, and no more
+
+
+def test_attention_in_bf16_keeps_its_forward_and_comes_closer_in_its_backward(monkeypatch):
+    for causal in (True, False):
+        qkv = drawn(3, 70, 3 * 32, dtype=torch.bfloat16)
+        target = torch.randn(3, 70, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+        ours = self_attention(qkv, 4, causal)
+        (found,) = torch.autograd.grad(ours, qkv, target)
+        exact = qkv.detach().double().requires_grad_()
+        y = F.scaled_dot_product_attention(*split_heads(exact, 4), is_causal=causal).transpose(1, 2).flatten(2)
+        (wanted,) = torch.autograd.grad(y, exact, target.double())
+        with monkeypatch.context() as patch:
+            plain(patch)
+            usual = self_attention(qkv, 4, causal)
+            (rounded,) = torch.autograd.grad(usual, qkv, target)
+        assert torch.equal(ours, usual)
+        assert relative(found, wanted) < min(relative(rounded, wanted), 0.004)
+
+
+def test_without_a_gradient_or_under_a_compiler_the_plain_path_is_taken(monkeypatch):
+    x = drawn(2, 8, 12, dtype=torch.bfloat16)
+    assert attention.takes_float32_backward(x) and igpt.takes_own_gradient(x)
+    with torch.no_grad():
+        assert not attention.takes_float32_backward(x) and not igpt.takes_own_gradient(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not attention.takes_float32_backward(x) and not igpt.takes_own_gradient(x)
+    assert not attention.takes_float32_backward(x.float())
+    assert torch.equal(quick_gelu(x), x * torch.sigmoid(1.702 * x))
