@@ -9,7 +9,8 @@ import torch
 from reference import igpt_forward
 
 from pixseq.config import PretrainFile, effective
-from pixseq.models.igpt import MLP, NUMBERS, ImageGPT, Shape
+from pixseq.models import inference
+from pixseq.models.igpt import ImageGPT, Shape
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
 
 AR = Shape(n_layer=3, n_head=2, d_model=24, n_vocab=17, n_ctx=20)
@@ -182,12 +183,34 @@ def test_flops_agree_with_torchs_counter():
     assert AR.flops_per_token("6nd") == 6 * sum(p.numel() for p in model.parameters())
 
 
-def test_without_gradients_an_mlp_takes_a_few_rows_at_once_to_the_same_end(monkeypatch):
-    mlp = MLP(16)
-    x = torch.randn(5, 300, 16, generator=torch.Generator().manual_seed(3))
-    expected, taken = mlp(x), []
-    whole = MLP._rows
-    monkeypatch.setattr(MLP, "_rows", lambda self, part: (taken.append(part.numel()), whole(self, part))[1])
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(x), expected, rtol=1e-6, atol=1e-6)
-    assert len(taken) > 1 and max(taken) * 4 <= NUMBERS and sum(taken) == x.numel()
+@pytest.mark.parametrize("shape", [AR, replace(BERT, n_classes=3), replace(AR, order="random", n_layer=3)])
+def test_without_gradients_the_same_numbers_come_in_fewer_passes(shape, monkeypatch):
+    model, x = random_model(shape), tokens(shape)
+    masked = model.draw_masks(len(x), torch.Generator().manual_seed(5))
+    monkeypatch.setattr(inference, "NUMBERS", 1)  # an MLP in several parts
+    monkeypatch.setattr(inference, "LEAST_ROWS", 7)
+    for how in ({"pooled": True}, {"unpooled": True}, {"pooled": True, "first": 3, "last": 1}):
+        plain = model(x, masked, **how)
+        with torch.no_grad():
+            assert inference.applies(list(model.blocks), model.embed(x))
+            fast = model(x, masked, **how)
+        for ours, theirs in zip(everything(fast), everything(plain), strict=True):
+            assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+    assert len(plain.features) == 2 and plain.logits is None
+    whole = model(x, masked, unpooled=True).features[1][:, 3:].mean(1)
+    torch.testing.assert_close(plain.features[1], whole)
+
+
+def everything(output) -> list[torch.Tensor]:
+    return [x for x in (*output.features, output.logits, output.class_logits) if x is not None]
+
+
+@torch.no_grad()
+def test_without_gradients_bf16_stays_as_close(monkeypatch):
+    model, x = random_model(AR), tokens(AR)
+    exact = model(x).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = model(x).logits
+        monkeypatch.setattr(inference, "applies", lambda *_: False)
+        slow = model(x).logits
+    assert (fast - exact).norm() < 1.3 * (slow - exact).norm() < 0.05 * exact.norm()

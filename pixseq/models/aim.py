@@ -312,27 +312,33 @@ class AIM(Ordered):
         logits: bool = True,
         pooled: bool = False,
         unpooled: bool = False,
+        first: int = 0,
+        last: int | None = None,
     ) -> Output:
         """uint8 [B, H, W, 3] -> what was asked for, with the attention pattern in use.
 
         masked bool [B, K] along the sequence, False on the prefix: needed by prefix attention. logits [B, K, P or V]
         along the sequence: position p predicts patch p + 1. Layer l of the features is the residual stream after l
-        blocks (0: after the embedding), its mean over patches or whole.
+        blocks (0: after the embedding), its mean over patches, from `first` on in raster order, or whole. Layers end
+        with `last`, and below L nothing is predicted.
         """
         if self.attention == "prefix" and masked is None:
             raise ValueError("prefix attention needs to know the prefix")
         sight = self._sight(masked)
         h = self.patch_norm(self.patch_embed(self.patches(images))) + self.places(self.shape.d_model)
         features, probed = [], []
-        for layer in range(self.shape.n_layer + 1):
+        last = self.shape.n_layer if last is None else last
+        for layer in range(last + 1):
             if layer:
                 h = self.blocks[layer - 1](h, sight)
             if pooled:
-                features.append(h.mean(1, dtype=torch.float32))
+                features.append((self.to_grid(h) if first else h)[:, first:].mean(1, dtype=torch.float32))
             elif unpooled:
                 features.append(self.to_grid(h))
             if layer in self.shape.probe_layers:
                 probed.append(h)
+        if last < self.shape.n_layer:
+            return Output(None, features or None, None)
         n = self.ln_f(h)
         predict = logits and self.shape.predicts(self.attention)
         return Output(

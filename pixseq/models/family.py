@@ -187,8 +187,14 @@ class Model(Protocol):
         logits: bool = True,
         pooled: bool = False,
         unpooled: bool = False,
+        first: int = 0,
+        last: int | None = None,
     ) -> Output:
-        """What was asked for: predictions, and features of every layer, as means over positions or whole."""
+        """What was asked for: predictions, and features of every layer, as means over positions or whole.
+
+        Means are of the positions from `first` on, in raster order. Layers end with `last`: below the last block
+        nothing is predicted.
+        """
 
     def losses(self, output: Output, x: Tensor, masked: Tensor | None, /) -> Tensor:
         """Each image's part of the loss, [B]."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixseq.errors import UsageError
-from pixseq.models import gradients
+from pixseq.models import gradients, inference
 from pixseq.models.attention import self_attention
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
@@ -23,9 +23,6 @@ from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 
 NORM_EPS = 1e-5
-# What a CPU takes through an MLP at once where no gradient needs it: so many numbers stay in its caches. Rows come in
-# multiples of ROWS, so that the tiles of a matrix product, hence the order of its sums, are those of all rows at once.
-NUMBERS, ROWS, LEAST_ROWS = 1 << 16, 64, 256
 
 
 @dataclass(frozen=True)
@@ -160,9 +157,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
     if takes_own_gradient(x):
         return gradients.QuickGELU.apply(x)
-    if torch.is_grad_enabled():
-        return x * torch.sigmoid(1.702 * x)
-    return (1.702 * x).sigmoid_().mul_(x)  # a third of the memory to fetch where no gradient needs it
+    return x * torch.sigmoid(1.702 * x)
 
 
 def takes_own_gradient(x: Tensor) -> bool:
@@ -177,8 +172,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values, each head-major
         self.proj = nn.Linear(width, width, bias=False)
 
+    def attend(self, qkv: Tensor) -> Tensor:
+        """[B, T, 3 D] -> [B, T, D]."""
+        return self_attention(qkv, self.n_head, self.causal)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self_attention(self.qkv(x), self.n_head, self.causal))
+        return self.proj(self.attend(self.qkv(x)))
 
 
 class MLP(nn.Module):
@@ -188,13 +187,6 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return self._rows(x)
-        rows = max(NUMBERS // (4 * x.shape[-1]) // ROWS * ROWS, LEAST_ROWS)
-        parts = x.flatten(0, -2).split(rows)
-        return self._rows(x) if len(parts) == 1 else torch.cat([self._rows(part) for part in parts]).view_as(x)
-
-    def _rows(self, x: Tensor) -> Tensor:
         return self.proj(quick_gelu(self.fc(x)))
 
 
@@ -282,26 +274,40 @@ class ImageGPT(Ordered):
         logits: bool = True,
         pooled: bool = False,
         unpooled: bool = False,
+        first: int = 0,
+        last: int | None = None,
     ) -> Output:
         """tokens int [B, T] -> what was asked for: logits, and every n^l, its mean over positions or whole.
 
         The hidden states that features are made of come from here, no hook is needed: layer l is the ln_1 output that
-        enters block l; layer L is the ln_f output (§2.2, §2.4).
+        enters block l; layer L is the ln_f output (§2.2, §2.4). Means are of the positions from `first` on. Layers end
+        with `last`, and below L nothing is predicted.
         """
         h = self.embed(self.to_sequence(tokens), None if masked is None else self.to_sequence(masked))
         features = []
 
-        def keep(n: Tensor) -> None:
+        def keep(n: Tensor, gain: Tensor | None = None) -> None:
             if pooled:
-                features.append(n.mean(1, dtype=torch.float32))
+                n = self.to_grid(n) if first else n
+                mean = n[:, first:].mean(1, dtype=torch.float32)
+                features.append(mean if gain is None else mean * gain)
             elif unpooled:
-                features.append(self.to_grid(n))
+                features.append(self.to_grid(n if gain is None else n * gain))
 
-        for block in self.blocks:
-            h, n = block(h)
+        last = self.shape.n_layer if last is None else last
+        blocks, norm = list(self.blocks)[:last], self.ln_f if last == self.shape.n_layer else self.blocks[last].ln_1
+        if inference.applies(blocks, h):
+            n, gain = inference.normed(inference.run(blocks, h, keep)), norm.weight
+            keep(n, gain)
+            n = n * gain
+        else:
+            for block in blocks:
+                h, n = block(h)
+                keep(n)
+            n = norm(h)
             keep(n)
-        n = self.ln_f(h)
-        keep(n)
+        if last < self.shape.n_layer:
+            return Output(None, features or None, None)
         return Output(
             logits=self.to_grid(self.head(n)) if logits and self.shape.head else None,
             features=features or None,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts import atomic
@@ -158,12 +157,12 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
     batch = asked.batch_size or micro_batch_images(net, where)
     if asked.loss and (not shares_sweep(shape) or asked.attention or asked.random_init is not None):
         raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
-    pooling = Pooling(asked.pool, first_below(asked.below, shape, store))
-    compute = _activations(where, net, layers, masks, asked.seed, pooling)
+    first = first_below(asked.below, shape, store)
+    compute = _activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first)
     row = compute(seen_images(store, slice(0, 1), codec), 0).shape[2:]
     beside = Beside(net, where) if asked.loss else None
     if beside is not None:  # not before: that one image counts once
-        compute = _activations(where, net, layers, masks, asked.seed, pooling, beside)
+        compute = _activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, beside)
     config = {
         "layers": layers,
         "pool": asked.pool,
@@ -241,22 +240,10 @@ def has_layers(model: str | Path) -> bool:
     return str(model) != PIXELS and not is_exported(model)
 
 
-@dataclass(frozen=True)
-class Pooling:
-    """How the positions of an image become a row: "none" keeps all; "mean" is of those from `first` on, or of all."""
-
-    pool: str
-    first: int | None
-
-    def rows(self, values: Tensor) -> Tensor:
-        """[B, D] as it is, or [B, T, D] to what is stored of it."""
-        return values if self.first is None else values[:, self.first :].mean(1, dtype=torch.float32)
-
-
-def first_below(below: float | None, shape: Shape, store: Store) -> int | None:
-    """The first position below a part of the rows. Raises UsageError where that leaves none."""
+def first_below(below: float | None, shape: Shape, store: Store) -> int:
+    """The first position below a part of the rows, or of all. Raises UsageError where that leaves none."""
     if below is None:
-        return None
+        return 0
     rows, columns, numbers = shape.cells(store.codec.grid)
     first = round(below * rows) if 0 <= below < 1 else rows
     if first >= rows:
@@ -270,10 +257,12 @@ def _activations(
     layers: list[int],
     masks: int,
     seed: int,
-    pooling: Pooling,
+    pooled: bool,
+    first_position: int,
     beside: Beside | None = None,
 ) -> Compute:
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
+    last = None if beside is not None else max(layers)
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         x = as_tensor(images)
@@ -282,12 +271,12 @@ def _activations(
             x = x.repeat_interleave(masks, dim=0)
         with where.autocast():
             x = net.prepare(x.to(where.device))
-            pooled = pooling.pool == "mean" and pooling.first is None
-            output = net(x, masked, logits=beside is not None, pooled=pooled, unpooled=not pooled)
+            asked = {"logits": beside is not None, "pooled": pooled, "unpooled": not pooled}
+            output = net(x, masked, **asked, first=first_position, last=last)
             if beside is not None:
                 beside.add(output, x)
         assert output.features is not None
-        return torch.stack([pooling.rows(output.features[layer]) for layer in layers]).float().cpu().numpy()
+        return torch.stack([output.features[layer] for layer in layers]).float().cpu().numpy()
 
     return compute
 
