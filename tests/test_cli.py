@@ -92,17 +92,18 @@ def test_the_list_of_options_grows_only_on_purpose(helps):
 
 
 FLAGS = """
-    --attention --augment --background --baseline --batch-size --below --bit-depth --bootstrap --budget --budget-limit
-    --by-position --c --calibrate --cell --colors --column --columns --compile --completions --concat --config --count
-    --device --drop --dry-run --dtype --epochs --filter --first --floor --from --gen-weight --growth --head --heads
-    --help --images --jobs --json --keep --label-column --labels-per-class --layer --layers --limit --lineage
-    --lora-alpha --lora-rank --lora-targets --low-data-choice --lr --masks --max-images --max-iter --max-pixels
-    --maximize --method --metric --metrics --micro-batch --objective --on-error --order --out --overwrite --palette
-    --part --patience --pictures --plot --pool --precision --preset --probe-layers --prompt --quiet --random-init
-    --recentre --refine-steps --refit --resize --resized-side --resolution --resume --save-minutes --scale --scheme
-    --seed --set --size --solver --split --standardize --start-flops --steps --target --temperature --test --time-limit
-    --tokens --tokens-per-pixel --top-k --top-p --trials --val --val-fraction --verify --views --weight-decay --weights
-    --window --workers
+    --attention --augment --background --baseline --batch-size --below --bit-depth --bootstrap --budget
+    --budget-limit --by-position --c --calibrate --cell --classes --colors --column --columns --compile
+    --completions --concat --config --cost --count --device --drop --dry-run --dtype --epochs --filter --first
+    --floor --from --gen-weight --growth --head --heads --help --images --jobs --json --keep --label-column
+    --labels-per-class --layer --layers --limit --lineage --lora-alpha --lora-rank --lora-targets --low-data-choice
+    --lr --masks --max-images --max-iter --max-pixels --maximize --memory --method --metric --metrics --micro-batch
+    --nanogpt --objective --on-error --order --out --overwrite --palette --part --patience --peer --pictures --plot
+    --pool --precision --preset --probe-layers --prompt --quiet --random-init --recentre --refine-steps --refit
+    --resize --resized-side --resolution --resume --rounds --save-minutes --scale --scheme --seconds --seed --set
+    --size --solver --split --standardize --start-flops --steps --target --temperature --test --threads --time-limit
+    --tokens --tokens-per-pixel --top-k --top-p --trials --val --val-fraction --verify --views --weight-decay
+    --weights --window --workers
 """
 
 

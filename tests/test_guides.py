@@ -68,7 +68,7 @@ def photos(tmp_path):
             Image.fromarray(shade.astype(np.uint8)).save(path)
 
 
-@pytest.mark.parametrize("guide", ["sources", "training", "probes", "aim", "transformers"])
+@pytest.mark.parametrize("guide", ["sources", "training", "probes", "aim", "transformers", "bench"])
 def test_a_guide_runs_as_it_is_read(guide, run, photos, tmp_path):
     """All that is a command of ours alone; what a shell adds (a stopped run, a second process) is for make."""
     text = "\n".join(blocks(guide, "sh"))
@@ -89,6 +89,7 @@ def test_a_guide_runs_as_it_is_read(guide, run, photos, tmp_path):
 def test_every_guide_has_a_makefile_that_runs_its_blocks():
     assert GUIDES == [
         "aim",
+        "bench",
         "machines",
         "probes",
         "published-weights",

@@ -17,7 +17,7 @@ FLOORS = [
     ("models", "artifacts", "data", "interop", "runtime"),
     ("engine", "drawing"),
     ("stages",),
-    ("studies",),
+    ("studies", "bench"),
     ("cli",),
     ("__main__",),
 ]

@@ -1,8 +1,6 @@
 """What a machine is said to be: its precision, its cores, and what a step may not wait for on it."""
 
 import math
-import platform
-import resource
 
 import pytest
 import torch
@@ -70,16 +68,3 @@ def test_threads_are_no_more_than_the_cores_that_a_container_leaves(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")  # as the user says
     with machine("cpu"):
         assert set_to == [2]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
-def test_training_on_a_cpu_takes_no_fresh_pages_for_what_was_freed():
-    def pages_taken():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(1 << 24)  # 16,384 pages
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with machine("cpu") as where:
-        where.keep_freed_memory()
-    pages_taken()
-    assert pages_taken() < 1000

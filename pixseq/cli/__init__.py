@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pixseq import __version__, progress, signals
-from pixseq.cli import images, measuring, scaling, stdio, training, weights
+from pixseq.cli import bench, images, measuring, scaling, stdio, training, weights
 from pixseq.errors import BUG, CLOSED_PIPE, INPUT, INTERRUPTED, USAGE, PixseqError, Stop
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ COMMANDS: Commands = {
     "frechet": (measuring.frechet, "pixseq frechet completions.features.zarr real.features.zarr"),
     "check": (measuring.check, "pixseq check model test.zarr"),
     "show": (measuring.show, "pixseq show train.zarr --verify"),
+    "bench": (bench.bench, "pixseq bench pretrain sample --nanogpt nanoGPT/ --size 32 --memory"),
 }
 # group: help, its commands
 GROUPS: dict[str, tuple[str, Commands]] = {

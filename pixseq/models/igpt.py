@@ -148,16 +148,21 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if gradients.takes_own_gradient(x):
+        if takes_own_gradient(x):
             return gradients.RMSNorm.apply(x, self.weight, NORM_EPS)
         return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
-    if gradients.takes_own_gradient(x):
+    if takes_own_gradient(x):
         return gradients.QuickGELU.apply(x)
     return x * torch.sigmoid(1.702 * x)
+
+
+def takes_own_gradient(x: Tensor) -> bool:
+    """Where a gradient is wanted on a CPU; CUDA, and a compiler, join the plain steps themselves."""
+    return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Attention(nn.Module):

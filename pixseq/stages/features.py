@@ -42,7 +42,7 @@ from pixseq.streams import Stream
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
 
-Compute = Callable[[np.ndarray, int], np.ndarray]  # see _activations
+Compute = Callable[[np.ndarray, int], np.ndarray]  # see activations
 
 
 def run(
@@ -158,11 +158,11 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
     if asked.loss and (not shares_sweep(shape) or asked.attention or asked.random_init is not None):
         raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
     first = first_below(asked.below, shape, store)
-    compute = _activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first)
+    compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first)
     row = compute(seen_images(store, slice(0, 1), codec), 0).shape[2:]
     beside = Beside(net, where) if asked.loss else None
     if beside is not None:  # not before: that one image counts once
-        compute = _activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, beside)
+        compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, beside)
     config = {
         "layers": layers,
         "pool": asked.pool,
@@ -251,7 +251,7 @@ def first_below(below: float | None, shape: Shape, store: Store) -> int:
     return first * columns * numbers
 
 
-def _activations(
+def activations(
     where: Machine,
     net: Model,
     layers: list[int],

@@ -86,7 +86,7 @@ def run(
         starts = np.tile(starts, (completions, 1))
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         at_once = batch_size or pictures_at_once(where, net)
-        tokens = _draw(where, net, starts, seed, at_once, settings, completions)
+        tokens = draw_pictures(where, net, starts, seed, at_once, settings, completions)
         tokens = tokens[:, np.argsort(order)]
     config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
@@ -225,7 +225,7 @@ def pictures_at_once(where: Machine, net: Model) -> int:
     return max(min(where.memory_bytes() // 4 // cache, most), 1)
 
 
-def _draw(
+def draw_pictures(
     where: Machine,
     net: Model,
     starts: np.ndarray,
