@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -184,7 +184,7 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
     """`function` compiled: by default on CUDA only. Where the compiler fails, it goes on uncompiled and says so."""
     if not (machine.device.type == "cuda" if wanted is None else wanted):
         return function
-    fast = torch.compile(function)
+    fast = torch.compile(function, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal fast
@@ -200,12 +200,72 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
     return call
 
 
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """`x` of the CPU's memory where a GPU fetches it from without anybody waiting."""
+    return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device, or on its way there: what follows on the device comes after it."""
+    return pinned(x, device).to(device, non_blocking=True)
+
+
+def on_the_way(values: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
+    """Numbers that a device may still be computing; what is returned waits for them, and for nothing after them."""
+    stacked = torch.stack([value.float() for value in values.values()])
+    host, done = stacked, None
+    if stacked.is_cuda:
+        host = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+    def arrived() -> dict[str, float]:
+        if done is not None:
+            done.synchronize()
+        return dict(zip(values, host.tolist()))
+
+    return arrived
+
+
+def bind_thread(device: torch.device) -> None:
+    """A thread that touches no other GPU than its process does."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def generator(*seed: int) -> torch.Generator:
     """A CPU generator seeded by several numbers, so that streams for different purposes never meet."""
     import numpy as np
 
     state = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+# Dense floating point operations a second of a card by its name, the first that is part of it: in bf16 with sums in
+# fp32, and in fp32 without TF32 (NVIDIA's data sheets).
+PEAKS = {
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "H200": (989e12, 67e12),
+    "B200": (2250e12, 75e12),
+    "A100": (312e12, 19.5e12),
+    "A10": (125e12, 31.2e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "RTX 3090": (71e12, 35.6e12),
+    "RTX 4090": (165e12, 82.6e12),
+    "RTX 5090": (210e12, 105e12),
+}
+
+
+def peak_rate(machine: Machine) -> float | None:
+    """What its maker says the card can do in the machine's precision, operations a second; None: not known."""
+    if machine.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(machine.device)
+    found = next((rates for part, rates in PEAKS.items() if part in name), None)
+    return None if found is None else found[machine.precision != "bf16"]
 
 
 def matrix_rate(machine: Machine) -> float:

@@ -1,12 +1,30 @@
 """What a machine is said to be: its precision, its cores, and what a step may not wait for on it."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from conftest import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixseq import cores
-from pixseq.runtime import _has_bf16_units, machine
+from pixseq import cores, runtime
+from pixseq.artifacts.metrics import read_log
+from pixseq.config import PretrainFile, effective
+from pixseq.engine import cost
+from pixseq.engine.ahead import Ahead
+from pixseq.engine.batches import augment
+from pixseq.engine.images import Images, moved_on_device
+from pixseq.engine.state import Run, average
+from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
+from pixseq.engine.training import Training
+from pixseq.errors import Diverged
+from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.runtime import Machine, _has_bf16_units, machine
+from pixseq.stages import pretrain
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -68,3 +86,148 @@ def test_threads_are_no_more_than_the_cores_that_a_container_leaves(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")  # as the user says
     with machine("cpu"):
         assert set_to == [2]
+
+
+class NothingIsAwaited(TorchDispatchMode):
+    """Fails where the host would wait for a number of the device's, or for a copy of it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "equal", "nonzero", "is_nonzero"), f"{name} waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_step_waits_for_nothing(objective, optimizer):
+    """Forward, backward, clipping, update and average give the device work, and ask it nothing."""
+    shape = Shape(n_layer=2, n_head=2, d_model=8, n_vocab=8, n_ctx=9, objective=objective)
+    model = ImageGPT(shape).init_weights(torch.Generator().manual_seed(0))
+    sets = [f"train.optimizer={optimizer}", "train.ema=0.9", "train.clip_norm=1"]
+    run = Run(model, effective(PretrainFile, sets=sets).train, None)
+    rng = torch.Generator().manual_seed(1)
+    tokens, masked = torch.randint(8, (4, 9), generator=rng), model.draw_masks(4, rng)
+    batch = Batch(tokens, None, masked, Counts.of(model, 4, masked))
+    for _ in range(2):
+        with NothingIsAwaited():
+            numbers = accumulate(Machine(CPU, "bf16"), model, model, pretrain.losses, batch, 2)
+            numbers["grad_norm"] = gradient_norm(model, run.config.clip_norm)
+            arrived = runtime.on_the_way(numbers)
+            run.update(0.01)
+        assert all(map(math.isfinite, arrived().values()))
+
+
+def test_the_average_is_torchs():
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = torch.nn.Linear(5, 3)
+    model.register_buffer("seen", torch.zeros(2))
+    ours, theirs = AveragedModel(model), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for step in range(4):
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.add_(torch.randn(tensor.shape))
+        average(ours, model, 0.9, first=step == 0)
+        theirs.update_parameters(model)
+        mine, expected = ours.state_dict(), theirs.state_dict()
+        assert mine.keys() == expected.keys() and all(torch.equal(mine[name], expected[name]) for name in mine)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Training as on a device that computes while the host goes on."""
+    real = Training.__post_init__
+
+    def begun(self):
+        real(self)
+        self.reads_late = True
+
+    monkeypatch.setattr(Training, "__post_init__", begun)
+
+
+def rows(path):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in read_log(path)]
+
+
+def test_numbers_that_are_read_late_are_the_same(tokens, tmp_path, request):
+    config = effective(PretrainFile, sets=[*TINY, "train.log_every=5", "train.val_every=3"])
+    made = pretrain.run(tokens, tmp_path / "a", config, val_fraction=0.1, device="cpu")
+    request.getfixturevalue("late")
+    again = pretrain.run(tokens, tmp_path / "b", config, val_fraction=0.1, device="cpu")
+    assert again["id"] == made["id"] and rows(tmp_path / "b/log.jsonl") == rows(tmp_path / "a/log.jsonl")
+
+
+@pytest.mark.parametrize("poisoned", [4, 5, 11])
+def test_divergence_is_told_of_its_step_when_it_is_read_late(tokens, tmp_path, monkeypatch, late, poisoned):
+    real, calls = pretrain.losses, iter(range(100))
+
+    def losses(*args):
+        return {key: value * (math.inf if next(calls) == poisoned else 1) for key, value in real(*args).items()}
+
+    monkeypatch.setattr(pretrain, "losses", losses)
+    config = effective(PretrainFile, sets=[*TINY, "train.log_every=5"])
+    with pytest.raises(Diverged, match=f"at step {poisoned}"):
+        pretrain.run(tokens, tmp_path / "m", config, device="cpu")
+    assert next(calls) <= poisoned + 2 and not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("how", ["none", "flip", "crop-flip"])
+@pytest.mark.parametrize("kind", ["tokens", "pixels"])
+def test_images_on_a_device_are_augmented_as_elsewhere(how, kind):
+    rng = np.random.default_rng(0)
+    grid = (6, 5, 3 if kind == "pixels" else 1)
+    flat = rng.integers(0, 256, (8, 6 * 5 * grid[2]))
+    share = slice(2, 7)
+    expected = augment(flat[share], grid, how, 0, 3, 8, share)
+    images = torch.from_numpy(flat[share])
+    images = images.view(5, *grid) if kind == "pixels" else images
+    assert np.array_equal(moved_on_device(images, grid, how, 0, 3, 8, share).reshape(5, -1), expected)
+
+
+def test_images_are_held_on_a_device_that_has_room(monkeypatch):
+    """As stored: tokens of more than 15 bits come back whole."""
+    stored = np.array([[0, 40_000], [65_535, 7], [1, 2]], np.uint16)
+    images = Images(stored, np.arange(3), (1, 2, 1), chosen=np.array([1, 0]))
+    gpu = Machine(torch.device("meta"), "fp32")
+    monkeypatch.setattr(Machine, "memory_bytes", lambda self: 8 * stored.nbytes)
+    assert images.on(gpu).held.shape == (3, 2) and images.on(gpu).held.dtype == torch.int16
+    assert images.on(Machine(CPU, "fp32")).held is None
+    monkeypatch.setattr(Machine, "memory_bytes", lambda self: 8 * stored.nbytes - 1)
+    assert images.on(gpu).held is None
+    held = Images(**{**vars(images), "held": torch.from_numpy(stored.view(np.int16))})
+    for got, expected in zip(held.batch(range(2)), images.batch(range(2))):
+        assert torch.equal(got, expected) and got.dtype == expected.dtype
+
+
+def test_batches_are_made_ahead_each_once_and_in_order():
+    made = []
+
+    def make(step):
+        made.append(step)
+        return step
+
+    ahead = Ahead(Machine(torch.device("meta"), "fp32"), make, 5, worthwhile=True)
+    assert [ahead.batch(step) for step in (2, 3, 4)] == [2, 3, 4]
+    ahead.thread.shutdown()
+    assert made == [2, 3, 4]
+    assert Ahead(Machine(CPU, "fp32"), make, 5, worthwhile=True).thread is None
+
+
+def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkeypatch):
+    named = {"name": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: named["name"])
+    clock = iter([100.0, 102.0])
+    monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    shape, config = Shape(24, 8, 512, 512, 1024), effective(PretrainFile, sets=["train.batch_size=128"]).train
+    card = Machine(torch.device("cuda", 0), "bf16", world=2)
+    pace = cost.Pace(card, shape, config)
+    assert pace.mfu(1) == {}
+    pace.begin(10)
+    assert pace.mfu(10) == {}
+    used = 64 * 1024 * shape.flops_per_token("exact") * 5 / 2.0 / 989e12
+    assert pace.mfu(15) == {"mfu": round(used, 4)} and 0.1 < used < 0.2
+    named["name"] = "NVIDIA H100 PCIe"
+    assert runtime.peak_rate(card) == 756e12 and runtime.peak_rate(Machine(card.device, "fp32")) == 51e12
+    named["name"] = "Some other card"
+    assert runtime.peak_rate(card) is None and runtime.peak_rate(Machine(CPU, "bf16")) is None
+    assert cost.Pace(card, shape, config).mfu(15) == {}

@@ -51,15 +51,24 @@ def augment(
     if how == "none":
         return tokens
     b, (h, w, c) = len(tokens), grid
+    rows, columns = places(b, grid, how, seed, step, batch, share)
+    moved = tokens.reshape(b, h, w, c)[np.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return moved.reshape(b, -1)
+
+
+def places(
+    b: int, grid: tuple[int, int, int], how: str, seed: int, step: int, batch: int | None, share: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rows int [B, H] and the columns int [B, W] of each picture come from when it is augmented."""
+    h, w, _ = grid
     rng, batch = np.random.default_rng([seed, step, Stream.TOKEN_AUGMENTATION]), batch or b
     flip = rng.random(batch)[share] < 0.5
-    columns = np.where(flip[:, None], np.arange(w)[::-1], np.arange(w))  # [B, W]: where each new column comes from
+    columns = np.where(flip[:, None], np.arange(w)[::-1], np.arange(w))
     rows = np.broadcast_to(np.arange(h), (b, h))
     if how == "crop-flip":
         shift = rng.integers(-PAD, PAD + 1, (2, batch, 1))[:, share]
         rows, columns = _reflected(rows + shift[0], h), _reflected(columns + shift[1], w)
-    moved = tokens.reshape(b, h, w, c)[np.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return moved.reshape(b, -1)
+    return rows, columns
 
 
 def _reflected(index: np.ndarray, n: int) -> np.ndarray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 from pixseq import progress
 from pixseq.config import TrainConfig
 from pixseq.engine.state import Run
 from pixseq.models.family import Model, Shape
-from pixseq.runtime import Machine, matrix_rate
+from pixseq.runtime import Machine, matrix_rate, peak_rate
 
 LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
 
@@ -32,6 +33,29 @@ def announce(name: str, machine: Machine, run: Run, images: int, micro: int, fol
         f"{machine.precision}, about {progress.clock(seconds)}, as far as can be told before{target}"
     )
     progress.say(f"{name}: step {run.step} has begun; until the end, {folder} holds what --resume goes on from")
+
+
+class Pace:
+    """How much of what a card can do training uses, from one row of the log to the next; nothing where its peak is not
+    known. Operations are counted as `exact` does (see models/flops.py), those of an update or of masks not at all.
+    """
+
+    def __init__(self, machine: Machine, shape: Shape, config: TrainConfig):
+        peak = peak_rate(machine)
+        images = config.batch_size / machine.world
+        self.least = None if peak is None else images * shape.n_ctx * shape.flops_per_token() / peak  # seconds a step
+        self.began: tuple[int, float] | None = None
+
+    def begin(self, step: int) -> None:
+        """So many steps are done, and what follows is training."""
+        self.began = step, time.monotonic()
+
+    def mfu(self, step: int) -> dict[str, float]:
+        """Since it began; not where that was this very step."""
+        if self.least is None or self.began is None or self.began[0] == step:
+            return {}
+        steps, seconds = step - self.began[0], time.monotonic() - self.began[1]
+        return {"mfu": round(self.least * steps / seconds, 4)}
 
 
 def expected_seconds(machine: Machine, shape: Shape, config: TrainConfig, steps: int, micro: int) -> float:

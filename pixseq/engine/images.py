@@ -11,8 +11,10 @@ from torch import Tensor
 from pixseq.config import TrainConfig
 from pixseq.data.pictures import Pictures, centres, cropped
 from pixseq.engine.augment import augment_pixels, drawn_boxes
-from pixseq.engine.batches import WHOLE, augment
+from pixseq.engine.batches import WHOLE, augment, places
+from pixseq.runtime import Machine, sent
 
+HELD = 1 / 8  # of a device's memory may be images; models and activations need the rest
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
 
 
@@ -22,7 +24,7 @@ class Images:
 
     `grid` is rows, columns and numbers a pixel of what a model sees of one image. `chosen` picks some of the rows
     without copying them: training and validation share the arrays. `shows` [N] says which image of the source each row
-    shows, None: its own.
+    shows, None: its own. `held` are the rows on a device, where its batches are then made too.
     """
 
     rows: np.ndarray | Pictures
@@ -30,6 +32,7 @@ class Images:
     grid: tuple[int, int, int]
     chosen: np.ndarray | None = None
     shows: np.ndarray | None = None
+    held: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows if self.chosen is None else self.chosen)
@@ -71,9 +74,20 @@ class Images:
         """Whether a model sees parts of the pictures that are stored."""
         return not self.are_tokens and (isinstance(self.rows, Pictures) or self.rows.shape[1:3] != tuple(self.grid[:2]))
 
+    def on(self, machine: Machine) -> Images:
+        """Held on the machine's device where that has memory of its own, of which they take little enough."""
+        if machine.device.type == "cpu" or self.are_larger or not isinstance(self.rows, np.ndarray):
+            return self
+        if self.rows.nbytes > HELD * machine.memory_bytes():
+            return self
+        return replace(self, held=torch.from_numpy(_torch_form(self.rows)).to(machine.device))
+
     def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
         """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
         rows = self._numbers(rows)
+        if self.held is not None:
+            images = self.held[sent(torch.from_numpy(rows), self.held.device)]
+            return images if images.dtype == torch.uint8 else images.int() & 0xFFFF, self._labels(rows)
         images = self._stored(rows)
         if self.are_larger or isinstance(images, list):
             images = centres(list(images), self.grid[0])
@@ -90,6 +104,8 @@ class Images:
         rows = rows[share]
         if not how.startswith("resized-crop"):
             images, labels = self.batch(rows)
+            if images.device.type != "cpu":
+                return moved_on_device(images, self.grid, how, *draws), labels
             flat = images.numpy().reshape(len(images), -1)
             return torch.from_numpy(augment(flat, self.grid, how, *draws)).view(images.shape), labels
         jitter, scale = JITTER if how == "resized-crop-jitter" else None, config.crop_scale
@@ -128,3 +144,27 @@ def _one_after_the_other(a: np.ndarray | Pictures, b: np.ndarray | Pictures) -> 
 def as_tensor(images: np.ndarray) -> Tensor:
     """Images as they are stored; torch does little with uint16, so that tokens become int32."""
     return torch.from_numpy(images if images.dtype == np.uint8 else images.astype(np.int32))
+
+
+def _torch_form(rows: np.ndarray) -> np.ndarray:
+    """uint8 as it is; torch can hardly index uint16, so its bits as int16."""
+    return rows if rows.dtype == np.uint8 else rows.view(np.int16)
+
+
+def moved_on_device(
+    images: Tensor,
+    grid: tuple[int, int, int],
+    how: str,
+    seed: int,
+    step: int,
+    batch: int | None = None,
+    share: slice = WHOLE,
+) -> Tensor:
+    """batches.augment of images on their device, tokens [B, T] or pixels."""
+    if how == "none":
+        return images
+    b = len(images)
+    drawn = places(b, grid, how, seed, step, batch, share)
+    rows, columns = (sent(torch.from_numpy(np.ascontiguousarray(x)), images.device) for x in drawn)
+    each = torch.arange(b, device=images.device)[:, None, None]
+    return images.view(b, *grid)[each, rows[:, :, None], columns[:, None, :]].view(images.shape)

@@ -102,7 +102,7 @@ class Run:
             optimizer.step()
             optimizer.zero_grad()
         if self.averaged is not None:
-            self.averaged.update_parameters(cast(nn.Module, self.model))
+            average(self.averaged, cast(nn.Module, self.model), self.config.ema, first=self.step == 0)
         self.step, self.validated = self.step + 1, False
 
     def measure(self, validate: Callable[[Model], dict[str, float]]) -> dict[str, float]:
@@ -187,9 +187,22 @@ def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
 
 
+@torch.no_grad()
+def average(averaged: torch.optim.swa_utils.AveragedModel, model: nn.Module, decay: float, first: bool) -> None:
+    """What AveragedModel.update_parameters does, which asks the device at each step whether it is the first."""
+    ours, theirs = list(averaged.module.parameters()), list(model.parameters())
+    if first:
+        torch._foreach_copy_(ours, theirs)
+    else:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+    for mine, now in zip(averaged.module.buffers(), model.buffers(), strict=True):
+        mine.copy_(now)
+    averaged.n_averaged += 1
+
+
 def _averaged(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
     if not decay:
         return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from torch.optim.swa_utils import AveragedModel
 
-    return AveragedModel(cast(nn.Module, model), multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(cast(nn.Module, model))

@@ -7,7 +7,7 @@ Shapes: B images, T positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from pixseq.engine.batches import batch_indices
 from pixseq.engine.images import Images
 from pixseq.models.family import Model
 from pixseq.models.output import Output
-from pixseq.runtime import Machine, generator
+from pixseq.runtime import Machine, generator, pinned, sent
 from pixseq.streams import Stream
 
 
@@ -52,8 +52,13 @@ class Batch(NamedTuple):
         return Batch(self.images[rows], labels, masked, self.counts, self.first + start)
 
     def prepared(self, model: Model, device: torch.device) -> Batch:
-        labels, masked = (None if x is None else x.to(device) for x in (self.labels, self.masked))
-        return self._replace(images=model.prepare(self.images.to(device)), labels=labels, masked=masked)
+        labels, masked = (None if x is None else sent(x, device) for x in (self.labels, self.masked))
+        return self._replace(images=model.prepare(sent(self.images, device)), labels=labels, masked=masked)
+
+    def pinned(self, device: torch.device) -> Batch:
+        """Where the device fetches them from without waiting."""
+        images, labels, masked = (None if x is None else pinned(x, device) for x in self[:3])
+        return Batch(images, labels, masked, *self[3:])
 
 
 # (model, its output for a batch, that batch, prepared) -> {name: [B]}: numbers of each image, of which sums are taken.
@@ -62,7 +67,7 @@ Score = Callable[[Model, Output, Batch], dict[str, Tensor]]
 
 
 def share_of_batch(machine: Machine, images: Images, config: TrainConfig, step: int, model: Model) -> Batch:
-    """What this rank takes of the global batch of a step, on the CPU.
+    """What this rank takes of the global batch of a step, where the images are held, for the device to fetch.
 
     Order, augmentation and masks are drawn for all of the batch, as seed and step have it whatever the ranks; images
     are read and changed of the share alone.
@@ -72,7 +77,8 @@ def share_of_batch(machine: Machine, images: Images, config: TrainConfig, step: 
     masked = model.draw_masks(config.batch_size, generator(config.seed, step, Stream.TRAINING_MASK))
     counts = Counts.of(model, config.batch_size, masked)
     seen, labels = images.training_batch(rows, config, step, share)
-    return Batch(seen, labels, None if masked is None else masked[share], counts, share.start)
+    batch = Batch(seen, labels, None if masked is None else masked[share], counts, share.start)
+    return batch.pinned(machine.device)
 
 
 def accumulate(
@@ -83,13 +89,14 @@ def accumulate(
     batch: Batch,
     micro: int,
     advance: Callable[[float], None] = lambda part: None,
-) -> dict[str, float]:
-    """Gradients of the mean loss over the global batch, in micro-batches and over all ranks; returns the mean scores.
+) -> dict[str, Tensor]:
+    """Gradients of the mean loss over the global batch, in micro-batches and over all ranks; returns the mean scores,
+    which nothing waits for.
 
     `batch` is what this rank takes of it; `forward` the model, perhaps compiled; `advance` is told which part of the
     batch each micro-batch was.
     """
-    totals: dict[str, Any] = {}
+    totals: dict[str, Tensor] = {}
     for start in range(0, len(batch.images), micro):
         part = batch.part(start, micro).prepared(model, machine.device)
         with machine.autocast():
@@ -97,16 +104,16 @@ def accumulate(
             values = {name: each.sum() for name, each in score(model, output, part).items()}
         values["loss"].backward()
         for name, value in values.items():
-            totals[name] = totals.get(name, 0) + value.detach()
+            totals[name] = totals[name] + value.detach() if name in totals else value.detach()
         advance(len(part.images) / len(batch.images))
     machine.sum([*totals.values(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    return {name: float(value) for name, value in totals.items()}
+    return totals
 
 
-def gradient_norm(model: Model, clip: float) -> float:
+def gradient_norm(model: Model, clip: float) -> Tensor:
     """Of all weights together, before clipping to `clip` (0: never)."""
     weights = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     if clip:
         torch.nn.utils.clip_grads_with_norm_(weights, clip, norm)
-    return float(norm)
+    return norm

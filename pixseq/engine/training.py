@@ -13,22 +13,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pixseq import progress
 from pixseq.artifacts.checkpoint import best_weights, has_state, keep_best, save_state, save_weights
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
+from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import PAD
-from pixseq.engine.cost import announce, micro_batch_images
+from pixseq.engine.cost import Pace, announce, micro_batch_images
 from pixseq.engine.images import Images
 from pixseq.engine.state import Run
-from pixseq.engine.step import Score, accumulate, gradient_norm, share_of_batch
+from pixseq.engine.step import Batch, Score, accumulate, gradient_norm, share_of_batch
 from pixseq.engine.stopping import Stopping
 from pixseq.engine.validation import Validation
 from pixseq.errors import Diverged, Interrupted, Stop, UsageError
 from pixseq.numerics.schedule import learning_rate, warmup_steps
-from pixseq.runtime import Machine, compiled
+from pixseq.runtime import Machine, compiled, on_the_way
 
 FIRST_SAVE_MINUTES = 1.0  # a run that is lost early was not yet worth waiting for the next ten minutes
 
@@ -78,6 +79,13 @@ def train(training: Training) -> dict[str, Any]:
     return {**run.snapshot(), "stopped_early": stopped_early}
 
 
+class Unread(NamedTuple):
+    """The numbers of a step, which its device may still be computing."""
+
+    step: int
+    numbers: Callable[[], dict[str, float]]
+
+
 @dataclass
 class Training:
     """A run of the loop: the model with its optimizers and step (`run`), what it trains on and how that is scored.
@@ -100,6 +108,11 @@ class Training:
 
     def __post_init__(self) -> None:
         self.config, self.model = self.run.config, self.run.model
+        self.images = self.images.on(self.machine)
+        self.batches = Ahead(self.machine, self.make_batch, self.config.steps, self.images.held is None)
+        self.unread: Unread | None = None
+        self.reads_late = self.machine.device.type == "cuda"  # a CPU is never ahead of what it computes
+        self.pace = Pace(self.machine, self.model.shape, self.config)
         self.forward = compiled(self.model, self.machine, self.limits.compile)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
         epoch = len(self.images) / self.config.batch_size
@@ -131,19 +144,38 @@ class Training:
         """Data, gradients, update, log."""
         step, config = self.run.step, self.config
         rate = learning_rate(step, config.steps, config.lr, self.warmup, config.schedule)
+        due = step % config.log_every == 0 or step + 1 == config.steps
         with stop.may_be_cut():
-            batch = share_of_batch(self.machine, self.images, config, step, self.model)
-            row = accumulate(self.machine, self.forward, self.model, self.score, batch, self.micro, bar.advance)
-            norm = gradient_norm(self.model, config.clip_norm)
-        if not math.isfinite(row["loss"]) or not math.isfinite(norm):
-            raise self.diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {step}")
+            batch = self.batches.batch(step)
+            numbers = accumulate(self.machine, self.forward, self.model, self.score, batch, self.micro, bar.advance)
+            numbers["grad_norm"] = gradient_norm(self.model, config.clip_norm)
+            self.read(bar)  # those of the step before, now that the device has work
+        self.unread = Unread(step, on_the_way(numbers))
+        row = self.read(bar) if due or not self.reads_late else None
         self.run.update(rate)
-        bar.note(f"loss {row['loss']:.4f}")
         bar.reach(self.run.step)
-        if step % config.log_every == 0 or self.run.step == config.steps:
+        if due and row is not None:
             speed = round(bar.rate() * config.batch_size * self.model.shape.n_ctx, 1)
-            extra = {"lr": rate, "grad_norm": norm, "tokens_per_second": speed, "seconds": round(self.run.seconds(), 3)}
-            log.write({"step": step, **row, **extra})
+            norm, seconds = row.pop("grad_norm"), round(self.run.seconds(), 3)
+            extra = {"lr": rate, "grad_norm": norm, "tokens_per_second": speed, "seconds": seconds}
+            log.write({"step": step, **row, **extra, **self.pace.mfu(step + 1)})
+            self.pace.begin(step + 1)
+
+    def make_batch(self, step: int) -> Batch:
+        return share_of_batch(self.machine, self.images, self.config, step, self.model)
+
+    def read(self, bar: progress.Bar | None = None) -> dict[str, float] | None:
+        """The numbers of the last step, once: they may have to be waited for. Raises Diverged."""
+        unread, self.unread = self.unread, None
+        if unread is None:
+            return None
+        row = unread.numbers()
+        if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
+            norm = row["grad_norm"]
+            raise self.diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {unread.step}")
+        if bar is not None:
+            bar.note(f"loss {row['loss']:.4f}")
+        return row
 
     def validate(self, log: Log, stop: Stopping) -> None:
         """What follows an update: its validation, where it is time for one, and what is kept of the step."""
@@ -155,6 +187,7 @@ class Training:
                 raise self.diverged(f"{measured} when it validated after {run.step} steps")
             better = run.judge(measured, validation.quality)
             log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
+            self.pace.begin(run.step)
             if better and self.machine.leads and run.best is not None:
                 save_weights(best_weights(self.folder, run.best), self.model.state_dict())
                 keep_best(self.folder, self.best_on_disk, run.best)
@@ -173,7 +206,8 @@ class Training:
         return limit is not None and time.monotonic() - self.run.began >= 60 * limit
 
     def save(self) -> None:
-        """Save the state, unless it is on disk as it is."""
+        """Save the state, unless it is on disk as it is. Raises Diverged where it comes of numbers that are none."""
+        self.read()
         now = (self.run.step, self.run.validated)
         if self.machine.leads and self.state_on_disk != now:
             save_state(self.folder, self.run.snapshot())
