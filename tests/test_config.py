@@ -51,6 +51,7 @@ def test_every_preset_reads_and_says_what_to_expect(name):
         ("model: 3", "not a section", ""),
         ("- 1\n", "list", ""),
         ("a: [", "not YAML", ""),
+        ("train: {lr: 0.1}\nmodel: {n_layer: 2}\ntrain: {steps: 5}\n", "the key train is given twice", "mend"),
         ("a: !!python/object/apply:os.system ['true']", "not YAML", ""),
         ("model: {n_head: 3, d_model: 16}", "16 cannot be split", "multiple"),
         ("train: {steps: -5}", "-5", ""),

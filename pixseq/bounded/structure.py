@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,7 +101,7 @@ def read_object(path: str | Path, hint: str, most: int = MOST_JSON) -> dict[str,
 
 
 def parse_yaml(text: str) -> Any:
-    """A value: what aliases stand for is counted before it is made. Raises ValueError."""
+    """A value: what aliases stand for is counted before it is made. Raises ValueError, for a key given twice too."""
     if len(text) > MOST_YAML:
         raise ValueError(f"it has {len(text):,} characters, more than the {MOST_YAML:,} that are read")
     try:
@@ -110,6 +111,15 @@ def parse_yaml(text: str) -> Any:
     except Exception as error:  # PyYAML's constructors raise nearly anything for values like 2001-13-45
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(said) from None
+
+
+def _refuse_twice(keys: Iterable[str]) -> None:
+    """Raises ValueError for a key that stands twice: PyYAML would drop what the first one holds without a word."""
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"the key {key} is given twice in one section")
+        seen.add(key)
 
 
 def _load_yaml(text: str) -> Any:
@@ -142,6 +152,8 @@ def _load_yaml(text: str) -> Any:
             scalar = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float")
             if node is not None and scalar and len(node.value) > MOST_DIGITS:
                 raise ValueError(f"it holds a number of {len(node.value):,} digits")
+            if isinstance(node, yaml.MappingNode):
+                _refuse_twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             return node
 
     loader = Bounded(text)
