@@ -55,7 +55,7 @@ def test_it_goes_on_after_an_interrupt_and_from_another_parent_it_does_not(check
 
 def test_a_parent_is_not_replaced_by_what_starts_from_it(checkpoints, tokens, tmp_path):
     shutil.copytree(checkpoints["ar"], tmp_path / "m")
-    with pytest.raises(UsageError, match="which it would replace"):
+    with pytest.raises(UsageError, match="what this command reads, and would be replaced"):
         on(tokens, tmp_path / "m", tmp_path / "m", overwrite=True)
     assert open_checkpoint(tmp_path / "m").manifest["id"] == open_checkpoint(checkpoints["ar"]).manifest["id"]
 

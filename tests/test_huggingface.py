@@ -417,7 +417,7 @@ def test_overwrite_replaces_exports_and_nothing_else(trained, tmp_path):
     with pytest.raises(PixseqError, match="already exists"):
         exporting.run(trained["ar"], tmp_path / "x")
     exporting.run(trained["ar"], tmp_path / "x", overwrite=True)
-    with pytest.raises(UsageError, match="is the model itself"):
+    with pytest.raises(UsageError, match="what this command reads, and would be replaced"):
         exporting.run(trained["ar"], trained["ar"], overwrite=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")

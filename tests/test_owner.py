@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import sys
 import pytest
 
 from pixseq.artifacts import atomic, layout, renaming
-from pixseq.errors import PixseqError
+from pixseq.config import FinetuneFile, PretrainFile, effective
+from pixseq.errors import PixseqError, UsageError
+from pixseq.stages import encode, evaluate, features, finetune, importing, pretrain, sample
 
 
 def child(code, *args):
@@ -55,6 +58,25 @@ def test_a_stage_owns_its_targets_while_it_computes(tmp_path):
 
     run(tmp_path / "x")
     assert (tmp_path / "x").read_text() == "ours" and names(tmp_path) == ["x"]
+
+
+def test_no_command_replaces_what_it_reads(tmp_path, checkpoints, tokens):
+    model, store = shutil.copytree(checkpoints["ar"], tmp_path / "m"), shutil.copytree(tokens, tmp_path / "t.zarr")
+    (tmp_path / "link").symlink_to(model)
+    for run in (
+        lambda: sample.run(model, tmp_path / "link", overwrite=True),
+        lambda: sample.run(model, None, prompt=str(store), tokens_out=store, overwrite=True),
+        lambda: evaluate.run(model, store, model, overwrite=True),
+        lambda: features.run(model, store, store, overwrite=True),
+        lambda: encode.run(str(store), store, palette=None, overwrite=True),
+        lambda: pretrain.run(store, store, effective(PretrainFile), overwrite=True),
+        lambda: finetune.run(model, store, model, effective(FinetuneFile), overwrite=True),
+        lambda: importing.run("hf", model / "model.safetensors", model, overwrite=True),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UsageError, match="what this command reads"):
+            run()
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("command, resumable", [("import", False), ("encode", True)])

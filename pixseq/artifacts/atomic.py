@@ -31,6 +31,7 @@ from pixseq.errors import PixseqError, UsageError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)  # some network disks
 
+SOURCES = {"source", "prompt"}  # arguments that name images by a path or by a word
 MOST_BYTES = 1 << 20  # of an owner's record
 
 
@@ -97,6 +98,15 @@ def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None
             raise UsageError(f"{target} is named as a target twice", "give each result a path of its own")
 
 
+def check_apart(targets: Iterable[str | Path], inputs: Iterable[Any]) -> None:
+    """Raises UsageError where a target is one of the paths among what a command reads, or a folder that holds one."""
+    read = [Path(each).resolve() for each in inputs if isinstance(each, str | Path) and os.path.exists(each)]
+    for target in targets:
+        place = Path(target).resolve()
+        if os.path.exists(target) and any(place in (each, *each.parents) for each in read):
+            raise UsageError(f"{target} is what this command reads, and would be replaced", "choose another --out")
+
+
 # ---- owning
 
 P = ParamSpec("P")
@@ -106,11 +116,16 @@ R = TypeVar("R")
 def owns(command: str, *outputs: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """For a stage's run(..., overwrite): it owns the targets that these of its arguments name while it runs.
 
-    So two commands with one target never both compute for hours, and the second is told at once.
+    So two commands with one target never both compute for hours, and the second is told at once. None of them may be
+    what it reads.
     """
 
     def owning(run: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(run)
+        paths = {name for name, each in signature.parameters.items() if "Path" in str(each.annotation)}
+
+        def inputs(given: Mapping[str, Any]) -> list[Any]:
+            return [given[name] for name in (paths | given.keys() & SOURCES) - set(outputs)]
 
         @functools.wraps(run)
         def owned(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -118,6 +133,7 @@ def owns(command: str, *outputs: str) -> Callable[[Callable[P, R]], Callable[P, 
             given.apply_defaults()
             overwrite = given.arguments["overwrite"]
             targets = [given.arguments[name] for name in outputs if given.arguments[name] is not None]
+            check_apart(targets, inputs(given.arguments))
             check_targets(targets, overwrite)
             with contextlib.ExitStack() as stack:
                 for target in targets:

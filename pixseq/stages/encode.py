@@ -95,6 +95,7 @@ def run(
         max_pixels=max_pixels or MAX_PIXELS,
         bit_depth=bit_depth,
     )
+    atomic.check_apart([out], [source, palette])
     atomic.check_target(out, overwrite)
     codec, inputs = _codec(scheme, size, resize, palette)
     opened = open_any(source, split, label_column, bit_depth, on_error, prep.max_pixels)

@@ -15,7 +15,7 @@ from pixseq.bounded.files import read_bytes
 from pixseq.bounded.structure import MOST_YAML
 from pixseq.choices import Drop, Weights
 from pixseq.engine.opening import load_weights
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import PixseqError
 from pixseq.interop.huggingface import write_hf
 from pixseq.interop.model_card import model_card
 from pixseq.models.family import Shape, shape_from
@@ -37,8 +37,6 @@ def run(
     PixseqError for what the form cannot carry, naming the reason.
     """
     target = Path(out)
-    if target.resolve() == Path(model).resolve():
-        raise UsageError(f"{out} is the model itself, which the export would replace", "choose another --out")
     checkpoint = open_checkpoint(model)
     shape = _carried(checkpoint, shape_from(checkpoint.shape), drop)
     net = load_weights(shape_from(checkpoint.shape), checkpoint, weights)

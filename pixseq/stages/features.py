@@ -79,6 +79,7 @@ def run(
         layers, pool, attention, dtype, masks, random_init, weights, batch_size, seed, below, loss is not None
     )
     _check(model, asked)
+    atomic.check_apart([out, *([] if loss is None else [loss])], [model, tokens])
     atomic.check_target(out, overwrite)
     beside = None
     with machine(device, precision) as where, torch.inference_mode():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
+from pixseq.artifacts.atomic import check_apart
 from pixseq.artifacts.checkpoint import (
     Checkpoint,
     best_weights,
@@ -69,6 +70,7 @@ def run(
     """
     limits, recipe = limits or Limits(), config.finetune
     targets = _targets(recipe)
+    check_apart([out], [model, tokens, val])
     if val is None and val_fraction is None:
         val_fraction = 0.1  # the paper's split; early stopping needs one
     with machine(device, precision, ranks=True) as where:

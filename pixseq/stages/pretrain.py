@@ -66,8 +66,7 @@ def run(
     the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
-    if start is not None and Path(start).resolve() == Path(out).resolve():
-        raise UsageError(f"--out {out} is the model that training starts from, which it would replace", "name another")
+    atomic.check_apart([out], [tokens, val, start])
     with machine(device, precision, ranks=True) as where:
         data = read_data(tokens, config, val, val_fraction, start, scratch=Path(out).absolute().parent)
         remark(data, config)
