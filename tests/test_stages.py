@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -118,6 +119,27 @@ def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_pa
         subprocess.run([*command, "-o", target], check=True)
     assert manifest.read(target)["id"] == manifest.read(tmp_path / "whole.zarr")["id"]
     assert not partial.exists()
+
+
+def test_a_batch_of_features_is_computed_while_the_one_before_is_written(checkpoints, tokens, tmp_path, monkeypatch):
+    real, second, computed = features._activations, threading.Event(), []
+
+    def watched(*args):
+        compute = real(*args)
+        return lambda images, first: (computed.append(first), first and second.set(), compute(images, first))[-1]
+
+    def written(self, rows, state):
+        assert second.wait(20)
+        append(self, rows, state)
+
+    append = features.StoreWriter.append
+    monkeypatch.setattr(features, "_activations", watched)
+    monkeypatch.setattr(features.StoreWriter, "append", written)
+    features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", batch_size=40, device="cpu")
+    assert computed == [0, 0, 40, 80]  # one to see its shape
+    monkeypatch.setattr(features.StoreWriter, "append", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        features.run(checkpoints["ar"], tokens, tmp_path / "g.zarr", batch_size=40, device="cpu")
 
 
 def test_the_same_seed_draws_the_same_picture_in_any_batches(checkpoints, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,13 +223,16 @@ def _write(sweep: Sweep, out: str | Path, resume: bool, overwrite: bool) -> Mani
         if writer.finished:
             return writer.finished
         start = writer.covered // masks
-        with progress.track("features", total, "images", start) as bar:
+        with progress.track("features", total, "images", start) as bar, ThreadPoolExecutor(1) as beside_computing:
+            written = beside_computing.submit(lambda: None)
             for first, images in image_batches(store, sweep.batch, start, sweep.codec):
                 rows = {"features": sweep.compute(images, first).astype(config["dtype"])}
                 for name, values in beside.items():
                     rows[name] = np.repeat(values[first : first + len(images)], masks)
-                writer.append(rows, {})
+                written.result()  # a batch is computed while the one before it goes to disk, and waits for it
+                written = beside_computing.submit(writer.append, rows, {})
                 bar.advance(len(images))
+            written.result()
         shown = len(np.unique(beside["images"])) if "images" in beside else total
         summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": sweep.row[-1], **sweep.told}
         source = origin(store)
