@@ -22,6 +22,7 @@ features whose mean was taken off (by algebra: no copy is made).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixseq.cores import threads
 from pixseq.streams import Stream
 
 BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
@@ -92,7 +92,8 @@ class Rows:
         if self.dtype == torch.float64 or self._fits():
             self.X = self.X.to(self.device, self.dtype)
         self.slices = _slices(self.n, self.D, K, BLOCK_ROWS if self.device.type == "cpu" else BLOCK_CELLS)
-        self.threads = threads if self.device.type == "cpu" else 1
+        several = self.device.type == "cpu" and min(threads, len(self.slices)) > 1
+        self.pool = ThreadPoolExecutor(threads) if several else None  # for all passes: making one takes half of a pass
         self.mean = sum(self.map(lambda X, _: X.sum(0, dtype=torch.float64))) / self.n
 
     def _fits(self) -> bool:
@@ -108,11 +109,7 @@ class Rows:
         def part(rows: slice) -> Any:
             return of_block(self.X[rows].to(self.device, self.dtype, non_blocking=True), self.y[rows])
 
-        if min(self.threads, len(self.slices)) < 2:
-            yield from map(part, self.slices)
-            return
-        with threads(self.threads) as pool:
-            yield from pool.imap(part, self.slices)
+        yield from (map if self.pool is None else self.pool.map)(part, self.slices)
 
 
 def _slices(n: int, D: int, K: int, most: int = BLOCK_CELLS) -> list[slice]:
