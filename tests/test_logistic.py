@@ -91,6 +91,22 @@ def test_large_sets_are_fitted_in_float32_and_blocks_as_well(monkeypatch):
         assert [Path(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=1e-6, abs=1e-6)
 
 
+def test_the_curvature_is_the_change_of_the_gradient():
+    X, y, *_ = digits(300)
+    rows, rng = logistic.Rows(X, y, 10), np.random.default_rng(0)
+    at, way = (logistic.torch.from_numpy(rng.standard_normal((X.shape[1] + 1, 10)) / 20) for _ in range(2))
+    beyond, before = (logistic.evaluate(rows, at + side * 1e-5 * way).gradient for side in (1, -1))
+    assert logistic.curve(rows, at, way).numpy() == pytest.approx(((beyond - before) / 2e-5).numpy(), abs=1e-8)
+
+
+def test_fits_that_are_sure_of_their_rows_need_few_steps():
+    """Where curvature changes under way, Newton's; L-BFGS alone takes some hundred."""
+    X, y, *_ = digits()
+    path = Path(X, y)
+    fits = [path.fit(c) for c in (1.0, 10.0, 100.0)]
+    assert all(found.converged and found.n_iter < 40 for found in fits)
+
+
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     X, y, *_ = digits()
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)

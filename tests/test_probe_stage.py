@@ -354,3 +354,14 @@ def test_train_features_that_cannot_be_probed_are_refused(pair, tmp_path):
 def test_options_that_cannot_be_used_are_usage_errors(pair, given, message):
     with pytest.raises(UsageError, match=message):
         probe.run(*pair, **given)
+
+
+def test_more_iterations_are_advised_only_where_they_ran_out():
+    rows = [
+        {"layer": 0, "converged": True, "n_iter": 9, "gradient": 1e-5},
+        {"layer": 1, "converged": False, "n_iter": 50, "gradient": 2e-3},
+        {"layer": 2, "converged": False, "n_iter": 12, "gradient": 3e-4},
+    ]
+    cut, rounded = probe._unconverged(rows, 50)
+    assert "layers [1]" in cut and "raise --max-iter" in cut and "2.0e-03" in cut
+    assert "layers [2]" in rounded and "rounding" in rounded and "--max-iter" not in rounded

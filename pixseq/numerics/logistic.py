@@ -7,11 +7,13 @@ classes, as there, the penalty is on their difference. It is convex, so what dif
   covariance of the features: one eigendecomposition of G gives its inverse for every C and every class.
 - L-BFGS starts from that inverse and learns what is left. Its pairs (step, change of gradient) are kept without the
   penalty's part, which is added for each C: what one C learned, the next one knows.
+- Where a fit grows sure of its rows, curvature changes under way and such memory misleads: after some steps it is
+  Newton's method, each step solved by conjugate gradients from products of the Hessian with a direction.
 - C's ascend, each fit starting from the one before.
 
-An evaluation is one pass over the rows in blocks that stay in cache, or come to the device one by one where they do not
-fit there. Blocks are added up in their order: results do not depend on the number of threads. Products are float32,
-sums over blocks and all vectors float64; small sets are float64 throughout.
+An evaluation, like such a product, is one pass over the rows in blocks that stay in cache, or come to the device one by
+one where they do not fit there. Blocks are added up in their order: results do not depend on the number of threads.
+Products are float32, sums over blocks and all vectors float64; small sets are float64 throughout.
 
 Wide rows, more features than rows, are turned into axes of their own first, which loses nothing.
 
@@ -40,6 +42,8 @@ SKETCHED = 512  # directions of G beyond that
 PAIRS, PAIR_BYTES = 40, 1 << 29  # of L-BFGS: its memory, and what it may take
 LEFT, FEWEST = 5e-7, 5  # a fit ends where what is left to fall is less, relative: the next step times those taken
 NATS = 1.0  # below which an objective counts as so much: of sure classifiers the last digits tell nothing
+LEARNED = 20  # steps of L-BFGS for one C, after which curvature that changes is looked at instead: Newton's
+NEAR, PRODUCTS = 0.1, 500  # its equations are solved to this share of their right side, in so many products at most
 ROUNDING = {torch.float32: 1e-9, torch.float64: 1e-15}  # relative decreases that are no longer real
 ARMIJO, HALVINGS = 1e-4, 30
 FARTHEST = 80.0  # nats below the largest logit: less is 0 but would be computed slowly, in denormal numbers
@@ -196,26 +200,56 @@ class Point(NamedTuple):
 
 def evaluate(rows: Rows, theta: Tensor) -> Point:
     """One pass over the rows."""
-    W, b = theta[:-1].to(rows.dtype), (theta[-1] - rows.mean @ theta[:-1]).to(rows.dtype)
 
-    def of_block(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = torch.addmm(b, X, W)
+    def errors(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         norm, own = torch.logsumexp(logits, 1, keepdim=True), y[:, None]
         plain = norm - logits.gather(1, own)
         error = logits.sub_(norm).clamp_(min=-FARTHEST).exp_().scatter_(1, own, 0)  # probabilities of other classes
         wrong = error.sum(1, keepdim=True)  # so small of sure rows that 1 less the label's would be rounding alone
         loss = torch.where(wrong < 0.5, -torch.log1p(-wrong), plain).sum(dtype=torch.float64)
-        error.scatter_(1, own, -wrong)
-        return loss, error.T @ X, error.sum(0, dtype=torch.float64)
+        return loss, error.scatter_(1, own, -wrong)
 
-    loss, gradient = 0.0, torch.zeros_like(theta)
-    for part, of_weights, of_intercept in rows.map(of_block):
-        loss += part
-        gradient[:-1] += of_weights.T
-        gradient[-1] += of_intercept
-    gradient /= rows.n
-    gradient[:-1] -= rows.mean[:, None] * gradient[-1]
-    return Point(theta, loss / rows.n, gradient)
+    return Point(theta, *_pass(rows, theta, errors))
+
+
+def curve(rows: Rows, theta: Tensor, direction: Tensor) -> Tensor:
+    """The mean cross-entropy's Hessian at theta applied to a direction [D + 1, K]: one pass over the rows too."""
+
+    def errors(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        here, change = logits.chunk(2, 1)
+        p = here.log_softmax(1).clamp_(min=-FARTHEST / 2).exp_()
+        return p.new_zeros((), dtype=torch.float64), p * (change - (p * change).sum(1, keepdim=True))
+
+    return _pass(rows, torch.cat([theta, direction], 1), errors)[1]
+
+
+def spreads(rows: Rows, theta: Tensor) -> Tensor:
+    """The mean of p (1 - p) of each class, [K]: 0 where a fit is sure of its rows."""
+
+    def errors(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        p = logits.softmax(1)
+        return p.new_zeros((), dtype=torch.float64), p * (1 - p)
+
+    return _pass(rows, theta, errors)[1][-1]
+
+
+def _pass(
+    rows: Rows, theta: Tensor, errors: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """`errors` makes of a block's logits and y a sum and a number for each row and class -> the mean of these sums, and
+    of x above 1 times these numbers, [D + 1, K].
+    """
+    W, b = theta[:-1].to(rows.dtype), (theta[-1] - rows.mean @ theta[:-1]).to(rows.dtype)
+
+    def of_block(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, error = errors(torch.addmm(b, X, W), y)
+        return total, error.T @ X, error.sum(0, dtype=torch.float64)
+
+    total, of_weights, of_intercept = 0.0, 0.0, 0.0
+    for one, weights, intercept in rows.map(of_block):
+        total, of_weights, of_intercept = total + one, of_weights + weights.double(), of_intercept + intercept
+    of_weights = of_weights.T - rows.mean[:, None] * of_intercept
+    return total / rows.n, torch.cat([of_weights, of_intercept[None]]) / rows.n
 
 
 # ---- the path
@@ -279,6 +313,9 @@ class Path:
             done = left <= LEFT * max(value, NATS) and self._largest(slope) <= self.tol
             if done or n_iter == self.max_iter or expected <= ROUNDING[self.rows.dtype] * value:
                 break
+            if n_iter >= LEARNED:
+                step = self._newton(at, slope, ridge)
+                expected = float(-(step * slope).sum() / 2)
             found = self._search(at, step, value, 2 * expected, ridge)
             if found is None and not self.pairs:
                 break
@@ -316,6 +353,23 @@ class Path:
         for step, change, scale, along in reversed(known):
             right.addcmul_(step, along - scale * torch.dot(change.view(-1), right.view(-1)))
         return right
+
+    def _newton(self, at: Point, slope: Tensor, ridge: float) -> Tensor:
+        """The step to the minimum of the parabola that touches at `at`, by conjugate gradients."""
+        self.shares = spreads(self.rows, at.theta).clamp_min(1e-12)
+        step, left = torch.zeros_like(slope), -slope
+        along = ahead = self._foreseen(left, ridge)
+        first = size = (left * along).sum()
+        for _ in range(PRODUCTS):
+            change = _penalised(curve(self.rows, at.theta, along), along, ridge)
+            length = size / (along * change).sum()
+            step, left = step + length * along, left - length * change
+            ahead = self._foreseen(left, ridge)
+            size, before = (left * ahead).sum(), size
+            if size <= NEAR**2 * first:
+                break
+            along = ahead + size / before * along
+        return step
 
     def _recall(self, ridge: float) -> None:
         """The pairs as they are under one C, each with the inverse of its product."""

@@ -86,15 +86,8 @@ def run(
     _check_concat(method, concat)
     check_png(plot)
     pair = open_pair(features, test)
-    chosen = _chosen_layers(layers, pair)
-    others = _baselines(baselines, pair)
-    if recipe.attentive:
-        from pixseq.engine import attentive
-
-        for each in (pair, *others.values()):
-            attentive.check(each, recipe.attentive)
-    if few is not None:
-        few.check(chosen, recipe.c)
+    chosen, others = _chosen_layers(layers, pair), _baselines(baselines, pair)
+    _check_sizes(pair, others, chosen, recipe, few)
     split = _split(pair, recipe, labels_per_class)
 
     numbers = _measure(pair, others, chosen, layers == "all", split, recipe, concat, few)
@@ -102,6 +95,31 @@ def run(
 
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
     config |= {"trials": trials, "baselines": list(others), "low_data_choice": few and few.choice}
+    _write(out, plot, pair, others, config, numbers, overwrite)
+    return numbers
+
+
+def _check_sizes(pair: Pair, others: dict[str, Pair], chosen: Sequence[int], recipe: Recipe, few: Few | None) -> None:
+    """Raises where these features cannot be probed so."""
+    if recipe.attentive:
+        from pixseq.engine import attentive
+
+        for each in (pair, *others.values()):
+            attentive.check(each, recipe.attentive)
+    if few is not None:
+        few.check(chosen, recipe.c)
+
+
+def _write(
+    out: str | Path | None,
+    plot: str | Path | None,
+    pair: Pair,
+    others: dict[str, Pair],
+    config: Row,
+    numbers: Row,
+    overwrite: bool,
+) -> None:
+    """The metrics to `out` and their curve to `plot`, where these are given."""
     inputs = pair.references("features", "test")
     for name, other in others.items():
         inputs |= other.references(f"{name}: features", f"{name}: test")
@@ -114,7 +132,6 @@ def run(
 
         drawn, summary = curve(numbers, _model_name(pair)), {"best_layer": numbers["best_layer"]}
         save_png(plot, drawn, "probe", config, inputs, summary, overwrite)
-    return numbers
 
 
 def _baselines(baselines: Sequence[tuple[str, str | Path, str | Path]], pair: Pair) -> dict[str, Pair]:
@@ -438,13 +455,8 @@ def _remark(numbers: Row, recipe: Recipe) -> None:
     if numbers["classes_only_in_test"]:
         names = ", ".join(numbers["classes_only_in_test"][:5])
         progress.warn(f"test has classes that train lacks, never predicted: {names}")
-    stuck = [row["layer"] for row in numbers["layers"] if row["converged"] is False]
-    if stuck:
-        largest = max(row["gradient"] for row in numbers["layers"] if row["converged"] is False)
-        progress.warn(
-            f"not converged after {recipe.max_iter} iterations: layers {stuck} (gradient up to {largest:.1e}); "
-            "raise --max-iter"
-        )
+    for told in _unconverged(numbers["layers"], recipe.max_iter):
+        progress.warn(told)
     at_end = [row["layer"] for row in numbers["layers"] if row["c"] in (recipe.c[0], recipe.c[-1])]
     if at_end and len(recipe.c) > 1:
         progress.note(f"the best C is an end of the list at layers {at_end}: widen --c")
@@ -452,6 +464,21 @@ def _remark(numbers: Row, recipe: Recipe) -> None:
     at_end = [row["layer"] for row in numbers["layers"] if len(rates) > 1 and row["lr"] in (rates[0], rates[-1])]
     if at_end:
         progress.note(f"the best rate is an end of the list at layers {at_end}: widen --lr")
+
+
+def _unconverged(rows: Sequence[Row], max_iter: int) -> list[str]:
+    """What to say of fits that ran out of iterations, and of those that rounding ended, which more would not help."""
+    told = []
+    stuck = [row for row in rows if row["converged"] is False]
+    cut = [row for row in stuck if row["n_iter"] >= max_iter]
+    rounded = [row for row in stuck if row["n_iter"] < max_iter]
+    ends = (cut, f"after {max_iter} iterations", "raise --max-iter"), (rounded, "when rounding ended it", "")
+    for found, when, way_out in ends:
+        if found:
+            layers, largest = [row["layer"] for row in found], max(row["gradient"] for row in found)
+            text = f"not converged {when}: layers {layers} (gradient up to {largest:.1e})"
+            told.append(f"{text}; {way_out}" if way_out else text)
+    return told
 
 
 def _model_name(pair: Pair) -> str:
