@@ -89,10 +89,8 @@ def run(
     chosen, others = _chosen_layers(layers, pair), _baselines(baselines, pair)
     _check_sizes(pair, others, chosen, recipe, few)
     split = _split(pair, recipe, labels_per_class)
-
     numbers = _measure(pair, others, chosen, layers == "all", split, recipe, concat, few)
     _remark(numbers, recipe)
-
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
     config |= {"trials": trials, "baselines": list(others), "low_data_choice": few and few.choice}
     _write(out, plot, pair, others, config, numbers, overwrite)
@@ -468,7 +466,7 @@ def _remark(numbers: Row, recipe: Recipe) -> None:
 
 def _unconverged(rows: Sequence[Row], max_iter: int) -> list[str]:
     """What to say of fits that ran out of iterations, and of those that rounding ended, which more would not help."""
-    told = []
+    told: list[str] = []
     stuck = [row for row in rows if row["converged"] is False]
     cut = [row for row in stuck if row["n_iter"] >= max_iter]
     rounded = [row for row in stuck if row["n_iter"] < max_iter]
