@@ -33,7 +33,9 @@ Precision = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
 Weights = Annotated[choices.Weights, typer.Option("--weights", help="Which weights of the checkpoint.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode and resize pictures.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=0, help="Threads that decode and resize pictures [default: one a core].")
+]
 Attention = Annotated[
     choices.Attention | None,
     typer.Option("--attention", help="Who sees whom in an AIM [default: the model's own]."),

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100: python or binary version, a folder or the official .tar.gz, which is never extracted.
 
-Every batch is read and checked once on opening and again when its images are wanted, one held at a time (of an
-archive as many as come before their turn: at most the 155 MB of a split).
+Every batch is read and checked on opening. Those of the split that is wanted are held until they are read for the first
+time, at most the 155 MB of a split; from then on one is held at a time, or of an archive those before their turn.
 https://www.cs.toronto.edu/~kriz/cifar.html gives both layouts.
 """
 
@@ -11,14 +11,14 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.tars import open_tar
 from pixseq.data import unpickle
-from pixseq.data.records import Pixels, Source, Wanted, parts, pick_split, reading
+from pixseq.data.records import SPLITS, Pixels, Source, Wanted, parts, pick_split, reading
 from pixseq.data.shards import incomplete
 from pixseq.data.tree import debris_in
 from pixseq.errors import PixseqError
@@ -38,10 +38,50 @@ class CifarBatch:
     classes: int  # 10 or 100
 
 
+class _Found(NamedTuple):
+    """What a folder or tar holds: by split the batches (number, file, labels), and those of the wanted split whole."""
+
+    class_names: list[str] | None
+    splits: dict[str, list[tuple[int, str, np.ndarray]]]
+    classes: int
+    held: dict[str, CifarBatch]
+
+
 def open_cifar(path: Path, wanted: Wanted) -> Source:
     """A folder or tar that holds CIFAR's batches. Raises PixseqError for gaps, mixtures and damaged batches."""
-    found: dict[str, list[tuple[int, str, np.ndarray]]] = {}  # split -> (batch number, file, labels)
-    class_names, classes, binary = None, set(), set()
+    found = _read_all(path, SPLITS.get(wanted.split.lower()))
+    split = pick_split(path, found.splits, wanted.split)
+    numbers, names, targets = zip(*sorted(found.splits[split], key=lambda batch: batch[:2]))
+    counts = [len(each) for each in targets]
+    notes = _check_complete(path, dict(zip(numbers, names)), counts, wanted.skip)
+    if found.class_names and len(found.class_names) != found.classes:
+        raise PixseqError(f"{shown(path)} names {len(found.class_names)} classes, but its labels have {found.classes}")
+
+    def read(start: int, stop: int | None) -> Iterator[Pixels]:
+        rows = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
+        for name, batch in _in_order(path, list(rows), found.held):
+            yield Pixels(batch.images[rows[name]], batch.labels[rows[name]])
+
+    labels = np.concatenate(targets)
+    return Source(
+        f"cifar{found.classes}",
+        str(path),
+        split,
+        sum(counts),
+        found.class_names,
+        True,
+        read,
+        notes,
+        lambda: labels,
+        labels_from="the batches",
+        files=[path / name for name in names] if path.is_dir() else [path],
+        shares=path.is_file(),
+    )
+
+
+def _read_all(path: Path, split: str | None) -> _Found:
+    """Everything, once. The pictures of `split` are held, if they are no more than an official one has."""
+    class_names, classes, binary, splits, held = None, set(), set(), {}, {}
     for name, data in _files(path):
         if name in NAMES:
             class_names = _class_names(f"{shown(path)}/{name}", name, data)
@@ -51,57 +91,40 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
         batch = _parse(f"{shown(path)}/{name}", name, data)
         classes.add(batch.classes)
         binary.add(match["binary"])
-        split = "test" if match["kind"].startswith("test") else "train"
-        found.setdefault(split, []).append((int(match["number"] or 1), name, batch.labels.copy()))
+        its = "test" if match["kind"].startswith("test") else "train"
+        splits.setdefault(its, []).append((int(match["number"] or 1), name, batch.labels.copy()))
+        if its == split and sum(each.images.nbytes for each in held.values()) + len(data) <= MAX_MEMBER_BYTES:
+            held[name] = batch
     if len(classes) > 1 or len(binary) > 1:
         raise PixseqError(
             f"{shown(path)} mixes CIFAR-10 and CIFAR-100, or their python and binary versions",
             "give a folder that holds one of them",
         )
-    if not found:
+    if not splits:
         raise PixseqError(f"{shown(path)} holds no batches of CIFAR", "it is cut short: copy or download it again")
-    split = pick_split(path, found, wanted.split)
-    numbers, names, targets = zip(*sorted(found[split], key=lambda batch: batch[:2]))
-    counts = [len(each) for each in targets]
-    notes = _check_complete(path, dict(zip(numbers, names)), counts, wanted.skip)
-    (total,) = classes
-    if class_names and len(class_names) != total:
-        raise PixseqError(f"{shown(path)} names {len(class_names)} classes, but its labels have {total}")
+    return _Found(class_names, splits, classes.pop(), held)
 
-    def read(start: int, stop: int | None) -> Iterator[Pixels]:
-        rows = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
-        order, early = list(rows), {}
-        for name, data in _files(path, rows):  # in one pass: an archive has its own order, so some batches wait
-            early[name] = data
-            if sum(map(len, early.values())) > MAX_MEMBER_BYTES:
-                raise PixseqError(
-                    f"{shown(path)} holds its batches in reverse, and they are larger than CIFAR's",
-                    "unpack it and name the folder",
-                )
-            while order and order[0] in early:
-                name = order.pop(0)
-                batch = _parse(f"{shown(path)}/{name}", name, early.pop(name))
-                yield Pixels(batch.images[rows[name]], batch.labels[rows[name]])
-        if order:
-            raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
 
-    labels = np.concatenate(targets)
-    count, form = sum(counts), f"cifar{total}"
-    files = [path / name for name in names] if path.is_dir() else [path]
-    return Source(
-        form,
-        str(path),
-        split,
-        count,
-        class_names,
-        True,
-        read,
-        notes,
-        lambda: labels,
-        labels_from="the batches",
-        files=files,
-        shares=path.is_file(),
-    )
+def _in_order(path: Path, order: list[str], held: dict[str, CifarBatch]) -> Iterator[tuple[str, CifarBatch]]:
+    """The batches of these names: those that are `held`, which are let go of, or read again where any is not."""
+    if held.keys() >= set(order):
+        for name in order:
+            yield name, held.pop(name)
+        return
+    held.clear()
+    order, early = order.copy(), {}
+    for name, data in _files(path, order.copy()):  # in one pass: an archive has its own order, so some batches wait
+        early[name] = data
+        if sum(map(len, early.values())) > MAX_MEMBER_BYTES:
+            raise PixseqError(
+                f"{shown(path)} holds its batches in reverse, and they are larger than CIFAR's",
+                "unpack it and name the folder",
+            )
+        while order and order[0] in early:
+            name = order.pop(0)
+            yield name, _parse(f"{shown(path)}/{name}", name, early.pop(name))
+    if order:
+        raise PixseqError(f"{shown(path)} has lost {order[0]} since it was opened")
 
 
 def _check_complete(path: Path, batches: dict[int, str], counts: Collection[int], skip: bool) -> list[str]:

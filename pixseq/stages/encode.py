@@ -11,8 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
+from pixseq.cores import threads, usable_cores
 from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
 from pixseq.engine.parts import check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
@@ -57,7 +58,7 @@ def run(
     seed: int = 0,
     background: str = "white",
     on_error: OnError = "fail",
-    workers: int = 0,
+    workers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     label_column: str | None = None,
@@ -123,7 +124,8 @@ def run(
         if writer.finished:
             return writer.finished
         try:
-            tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
+            threads_to_decode = usable_cores() if workers is None else workers
+            tally = _encode(opened, taken.rows, prep, codec, kind, writer, threads_to_decode)
         except BaseException:
             if not writer.rows:  # nothing to go on from
                 delete(partial, keep=True)
@@ -359,13 +361,13 @@ def _encode(
     met = Counter(tally.met)
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), 1024), 1)
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
+    making = _ahead(reader, encoded)
     total = source.count if chosen is None else len(chosen)
     originals = source.shows() if source.shows else None
     narrow = said = False
     with progress.track("encode", total, "images", tally.image) as bar:
-        for batch in reader:
-            new = encoded(batch)
-            tally = tally.plus(batch, new, dict(met + Counter(reader.counts)), codec.class_names)
+        for batch, counts, new in making:
+            tally = tally.plus(batch, new, dict(met + counts), codec.class_names)
             images = batch.numbers if isinstance(batch, ImageBatch) and prep.views > 1 else None
             if originals is not None and isinstance(batch, ImageBatch):
                 images = originals[batch.numbers].astype(np.int32)
@@ -381,6 +383,29 @@ def _encode(
     if 0 in tally.classes and codec.class_names:
         progress.warn(f"{tally.classes.count(0)} of {len(tally.classes)} classes have no image among those encoded")
     return tally
+
+
+def _ahead(
+    reader: Reader | TokenReader, encoded: Callable[[Any], Encoded]
+) -> Iterator[tuple[ImageBatch | TokenBatch, Counter, Encoded]]:
+    """Each batch, what was met until it was read, and what it became: some are made while others are read or written.
+
+    Where reading fails, those before come first, so that they are not lost.
+    """
+    fault, window = None, deque()
+    with threads(usable_cores()) as pool:
+        try:
+            for batch in reader:
+                window.append((batch, Counter(reader.counts), pool.apply_async(encoded, (batch,))))
+                if len(window) > usable_cores():
+                    batch, counts, new = window.popleft()
+                    yield batch, counts, new.get()
+        except PixseqError as error:
+            fault = error
+        for batch, counts, new in window:
+            yield batch, counts, new.get()
+    if fault is not None:
+        raise fault
 
 
 def _reading(

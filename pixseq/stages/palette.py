@@ -10,6 +10,7 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import OnError, SquareResize
+from pixseq.cores import usable_cores
 from pixseq.engine.parts import part_of_source
 from pixseq.errors import UsageError
 
@@ -35,7 +36,7 @@ def run_fit(
     refine_steps: int | None = None,
     background: str = "white",
     on_error: OnError = "fail",
-    workers: int = 0,
+    workers: int | None = None,
     overwrite: bool = False,
     label_column: str | None = None,
     bit_depth: int | None = None,
@@ -67,7 +68,7 @@ def run_fit(
     for note in opened.notes:
         progress.note(note)
     part = part_of_source(opened, max_images)
-    histogram, counts = _count_colours(opened, part.rows, prep, workers)
+    histogram, counts = _count_colours(opened, part.rows, prep, usable_cores() if workers is None else workers)
     progress.say(f"palette fit: clustering {counts['images'] * size * size:,} pixels")
     fit = fit_palette(histogram, colors, seed, refine_steps)
     if len(fit.colors) < colors:
