@@ -98,7 +98,9 @@ def test_histograms_of_parts_add_up():
     np.testing.assert_array_equal(whole[:0x040404], np.bincount(r << 16 | g << 8 | b, minlength=0x040404)[:0x040404])
 
 
-def test_assignment_of_a_histogram_equals_brute_force():
+@pytest.mark.parametrize("cores", [1, 3])
+def test_assignment_of_a_histogram_equals_brute_force(monkeypatch, cores):
+    monkeypatch.setattr(kmeans, "usable_cores", lambda: cores)
     histogram = picture_histogram()
     codes = np.flatnonzero(histogram)
     rgb, weight = unpack(codes).astype(float), histogram[codes]

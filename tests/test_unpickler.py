@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import pickletools
 
 import numpy as np
 import pytest
@@ -34,6 +35,26 @@ def test_reads_what_this_numpy_writes_at_every_protocol(protocol, key):
     np.testing.assert_array_equal(content["transposed"], DATA.T)
     np.testing.assert_array_equal(content["big"], DATA)
     assert content["labels"] == [1, 2] and content["nested"] == (1, {2})
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_check_of_sizes_goes_through_the_steps_that_pickletools_finds(protocol):
+    """Cut anywhere, both find the end missing; with a number of a value that is too high, both stop at it."""
+    whole = pickle.dumps({"data": DATA, "labels": [1, -2, 1 << 40, 0.5], "names": ["a", b"b" * 300]}, protocol)
+    for data in (whole, *(whole[:n] for n in range(len(whole)))):
+        complete = True
+        try:
+            list(pickletools.genops(data))
+        except Exception:
+            complete = False
+        if complete:
+            unpickle._check_sizes(data)
+        else:
+            with pytest.raises((ValueError, IndexError)):
+                unpickle._check_sizes(data)
+    high = {0: b"]p9\n.", 1: b"]q\x09."}.get(protocol, b"\x80\x02]r\xff\xff\xff\x7f.")
+    with pytest.raises(unpickle.Refused, match="it numbers a value"):
+        unpickle._check_sizes(high)
 
 
 class Gadget:

@@ -2,8 +2,8 @@
 
 RGB space is halved along all three axes again and again. A cube of edge e keeps palette colour c only if c can beat the
 colour w nearest to the cube's centre somewhere inside. d(x, c) - d(x, w) is linear in x, so its least value over the
-cube is its value at the centre less (e - 1) |c - w|_1: one comparison, no approximation. Cubes of edge 4 are left with
-about two of 512 colours, and only those are compared colour by colour.
+cube is its value at the centre less (e - 1) |c - w|_1: one comparison, no approximation. A cube that is left with one
+colour is done. Of 512 colours most cubes of edge 4 are, and the others have two or three, compared colour by colour.
 
 Shapes: K palette colours, n cubes, m candidates a cube, p (cube, candidate) pairs; 64 colours in a cube of edge 4.
 """
@@ -16,20 +16,25 @@ import numpy as np
 
 EDGE = 4  # of the smallest cubes: 64 x 64 x 64 of them
 SIDE = 256 // EDGE
-PAIRS_AT_ONCE = 1 << 16  # bounds memory to some 20 MB of temporaries whatever the palette, and keeps them in cache
+PAIRS_AT_ONCE = 1 << 17  # bounds memory to some 40 MB of temporaries whatever the palette, and keeps them in cache
+CUBES_AT_ONCE = 1 << 11  # compared colour by colour: a megabyte of distances, which stays in cache
 SLACK = 1e-6  # in squared 0..255 units; rounding errors are below 1e-9
 OCTANTS = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
+OFFSETS = np.stack(np.unravel_index(np.arange(EDGE**3), (EDGE, EDGE, EDGE)), axis=1)  # of the colours of a cube
+LINEAR = np.concatenate([np.ones((EDGE**3, 1)), OFFSETS], axis=1)  # [64, 4]: a linear function of them is f @ LINEAR.T
 
 
-def contested_cubes(palette: np.ndarray, occupied: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (cubes [n, 3], candidates [n, m]) until every cube of edge 4 was yielded once, m differing between yields.
+def contested_cubes(
+    palette: np.ndarray, occupied: dict[int, np.ndarray] | None = None
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yields (edge, cubes [n, 3], candidates [n, m]) until every colour was in one cube; m is 1, or the edge 4.
 
-    `palette` is float64 [K, 3] in [-1, 1] without repeated colours. `cubes` counts in cubes: cube (i, j, k) holds red
-    4i..4i+3. The candidates of a cube ascend, and hold the nearest palette colour of each of its colours and all that
-    could tie with it. `occupied`, bool [64, 64, 64], leaves out the other cubes.
+    `palette` is float64 [K, 3] in [-1, 1] without repeated colours. `cubes` counts in cubes: cube (i, j, k) of edge e
+    holds red ei..ei+e-1. The candidates of a cube ascend, and hold the nearest palette colour of each of its colours
+    and all that could tie with it. `occupied`, bool [256/edge] * 3 of the edges 4, 8, ... 128, leaves out other cubes.
     """
     colours = 127.5 * (palette + 1.0)
-    occupancy = _pyramid(occupied)
+    occupancy = occupied or {}
     everything = np.zeros((1, 3), np.intp), np.zeros(len(palette), np.intp), np.arange(len(palette))
     work = [(256, *everything)]
     while work:
@@ -42,6 +47,10 @@ def contested_cubes(palette: np.ndarray, occupied: np.ndarray | None = None) -> 
             continue
         keep = _can_win(edge, cubes, owner, colours[candidate])
         owner, candidate = owner[keep], candidate[keep]
+        alone = np.bincount(owner, minlength=len(cubes)) == 1
+        done = alone[owner]
+        yield edge, cubes[alone], candidate[done][:, None]
+        cubes, owner, candidate = cubes[~alone], (np.cumsum(~alone) - 1)[owner[~done]], candidate[~done]
         if edge == EDGE:
             yield from _by_count(cubes, owner, candidate)
         else:
@@ -76,45 +85,61 @@ def _halve(
     return children, np.repeat(np.arange(len(children)), counts), candidate[np.repeat(starts[parent], counts) + offset]
 
 
-def _by_count(cubes: np.ndarray, owner: np.ndarray, candidate: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ragged candidate lists as rectangles: the cubes with one candidate, with two, ..."""
+def _by_count(
+    cubes: np.ndarray, owner: np.ndarray, candidate: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Ragged candidate lists as rectangles: the cubes with two candidates, with three, ..."""
     counts = np.bincount(owner, minlength=len(cubes))
     for m in np.unique(counts):
-        yield cubes[counts == m], candidate[counts[owner] == m].reshape(-1, m)
-
-
-def _pyramid(occupied: np.ndarray | None) -> dict[int, np.ndarray]:
-    """Occupied cubes by edge: 4 as given, 8, 16, ... 128."""
-    levels, edge = {}, EDGE
-    while occupied is not None and edge < 256:
-        levels[edge] = occupied
-        side = len(occupied) // 2
-        occupied = np.any(occupied.reshape(side, 2, side, 2, side, 2), axis=(1, 3, 5))
-        edge *= 2
-    return levels
+        alike, candidates = cubes[counts == m], candidate[counts[owner] == m].reshape(-1, m)
+        for start in range(0, len(alike), CUBES_AT_ONCE):
+            block = slice(start, start + CUBES_AT_ONCE)
+            yield EDGE, alike[block], candidates[block]
 
 
 class Distances:
-    """Squared distances in [-1, 1] units from every colour of a cube to a palette, as sums of three table look-ups.
+    """Compares the candidates of cubes of edge 4 at each of their colours.
 
-    Each is float64 (r - c_r)^2 + (g - c_g)^2 + (b - c_b)^2 with r = x / 127.5 - 1, added in that order: the expression
-    that defines the nearest colour, so the comparison of two of them decides ties exactly as brute force would.
+    The nearest is by definition that of the least float64 (r - c_r)^2 + (g - c_g)^2 + (b - c_b)^2 with r = x / 127.5 -
+    1, added in that order; the lowest index where several tie. The difference of two distances is linear in the colour,
+    so a product of matrices tells who is nearer; where it comes too near to zero to tell, the definition does.
     """
 
     def __init__(self, palette: np.ndarray):
+        self.colours = 127.5 * (palette + 1.0)
+        self.squares = (self.colours**2).sum(axis=1)
         levels = np.arange(256) / 127.5 - 1.0
         self.channels = [
             np.ascontiguousarray(((levels[:, None] - column) ** 2).T).reshape(-1, SIDE, EDGE) for column in palette.T
         ]
 
     def nearest(self, cubes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """The nearest candidate of each colour: [n, 64] in the order r, g, b; the lowest index where several tie."""
-        chosen = np.repeat(candidates[:, :1], EDGE**3, axis=1)
+        """Which of the candidates [n, m] is the nearest to each colour: its column, uint16 [n, 64]."""
+        first, *others = candidates.T
+        chosen = np.zeros((len(cubes), EDGE**3), np.uint16)
+        least = np.zeros((len(cubes), EDGE**3))  # beyond the first one's distance
+        for column, other in enumerate(others, 1):
+            distance = self._beyond(cubes, first, other)
+            gap = distance - least
+            if np.abs(gap).min() <= SLACK:
+                return self._by_definition(cubes, candidates)
+            np.copyto(chosen, column, where=gap < 0)
+            np.minimum(least, distance, out=least)
+        return chosen
+
+    def _beyond(self, cubes: np.ndarray, first: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """How much larger the squared distance to `other` is than that to `first`, on the 0..255 scale: [n, 64]."""
+        slope = -2 * (self.colours[other] - self.colours[first])
+        at_corner = self.squares[other] - self.squares[first] + (slope * (EDGE * cubes)).sum(axis=1)
+        return np.concatenate([at_corner[:, None], slope], axis=1) @ LINEAR.T
+
+    def _by_definition(self, cubes: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        chosen = np.zeros((len(cubes), EDGE**3), np.uint16)
         least = self._from(cubes, candidates[:, 0])
-        for column in candidates.T[1:]:
-            distance = self._from(cubes, column)
+        for column, candidate in enumerate(candidates.T[1:], 1):
+            distance = self._from(cubes, candidate)
             closer = distance < least
-            np.copyto(chosen, column[:, None], where=closer)
+            np.copyto(chosen, column, where=closer)
             np.copyto(least, distance, where=closer)
         return chosen
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pixseq.numerics.nearest import EDGE, SIDE, Distances, contested_cubes
+from pixseq.numerics.nearest import Distances, contested_cubes
 
 COLOURS = 1 << 24
 GRAYS = np.repeat(np.arange(256)[:, None] / 127.5 - 1.0, 3, axis=1)  # what the gray scheme's tokens look like
@@ -45,14 +45,21 @@ def nearest_table(palette: np.ndarray) -> np.ndarray:
     firsts = _first_occurrences(palette)
     distinct = palette[firsts]
     distances = Distances(distinct)
-    table = np.empty((SIDE, EDGE, SIDE, EDGE, SIDE, EDGE), np.uint16)
-    by_cube = table.transpose(0, 2, 4, 1, 3, 5)
-    for cubes, candidates in contested_cubes(distinct):
+    table = np.empty(COLOURS, np.uint16)
+    for edge, cubes, candidates in contested_cubes(distinct):
+        place, owners = tuple(cubes.T), firsts[candidates]
         if candidates.shape[1] == 1:
-            by_cube[tuple(cubes.T)] = firsts[candidates[:, :, None, None]]
+            by_cube(table, edge)[place] = owners[:, :, None, None]
         else:
-            by_cube[tuple(cubes.T)] = firsts[distances.nearest(cubes, candidates)].reshape(-1, EDGE, EDGE, EDGE)
-    return table.reshape(-1)
+            columns = distances.nearest(cubes, candidates)
+            by_cube(table, edge)[place] = np.take_along_axis(owners, columns, axis=1).reshape(-1, edge, edge, edge)
+    return table
+
+
+def by_cube(table: np.ndarray, edge: int) -> np.ndarray:
+    """A table [2^24] seen as the cubes of some edge, of edge^3 colours each: [side, side, side, edge, edge, edge]."""
+    side = 256 // edge
+    return table.reshape(side, edge, side, edge, side, edge).transpose(0, 2, 4, 1, 3, 5)
 
 
 def quantize(images: np.ndarray, table: np.ndarray) -> np.ndarray:
