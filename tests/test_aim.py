@@ -175,7 +175,8 @@ def test_the_mask_is_made_once_for_all_layers_and_flex_attention_compiled_on_its
 
     compiled, called = [], []
 
-    def compile(function):
+    def compile(function, dynamic):
+        assert dynamic is False
         compiled.append(function)
         return lambda *args: called.append(function) or function(*args)
 

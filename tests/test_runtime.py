@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pixseq import cores, runtime
 from pixseq.artifacts.metrics import read_log
@@ -20,7 +21,9 @@ from pixseq.engine.state import Run, average
 from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
 from pixseq.engine.training import Training
 from pixseq.errors import Diverged
+from pixseq.models.aim import AIM, AimShape, colours_on
 from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.sight import prefix_blocks
 from pixseq.runtime import Machine, _has_bf16_units, machine
 from pixseq.stages import pretrain
 
@@ -115,6 +118,53 @@ def test_a_step_waits_for_nothing(objective, optimizer):
             arrived = runtime.on_the_way(numbers)
             run.update(0.01)
         assert all(map(math.isfinite, arrived().values()))
+
+
+class NothingComesFromTheHost(TorchDispatchMode):
+    """Fails where what a device computes takes a tensor that is not on it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        assert all(x.device.type == "meta" for x in given), f"{func} takes what the device does not have"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target", ["norm-pixels", "pixels"])
+def test_an_aim_has_all_it_needs_on_its_device(target):
+    shape = AimShape(2, 2, 8, 2, 8, 8, head_depth=1, head_width=16, target=target)
+    with torch.device("meta"):
+        model = AIM(shape)
+    model.to(torch.device("meta"))
+    model.attention = "prefix"
+    images = torch.empty(3, 8, 8, 3, dtype=torch.uint8, device="meta")
+    masked = torch.empty(3, 16, dtype=torch.bool, device="meta")
+    with NothingComesFromTheHost():
+        model.losses(model(images, masked), images, masked).sum().backward()
+    here, there = AIM(shape), AIM(shape)
+    here.init_weights(torch.Generator().manual_seed(0))
+    there.load_state_dict(here.state_dict())
+    there.fixed, there.colours = {8: here.places(8), 16: here.places(16)}, colours_on(CPU)
+    images, masked = here.random_images(3, torch.Generator()), torch.arange(16).expand(3, 16) >= 5
+    here.attention = there.attention = "prefix"
+    assert torch.equal(here(images, masked).logits, there(images, masked).logits)
+    assert here.state_dict().keys() == model.state_dict().keys()
+
+
+def test_the_mask_of_a_prefix_is_made_without_waiting():
+    masked = torch.arange(16) >= torch.tensor([[3], [9]])
+    with NothingIsAwaited():
+        prefix_blocks(masked)
+
+
+def test_compiling_is_for_long_runs_on_cuda(monkeypatch):
+    found, card = [], Machine(torch.device("cuda", 0), "bf16")
+    monkeypatch.setattr(cost, "find_spec", lambda name: name if found else None)
+    long, short = (effective(PretrainFile, "igpt-s", sets=[f"train.steps={n}"]).train for n in (10_000, 30))
+    shape = Shape(24, 8, 512, 512, 1024)
+    assert not cost.worth_compiling(card, shape, long)  # no Triton
+    found.append(True)
+    assert cost.worth_compiling(card, shape, long) and not cost.worth_compiling(card, shape, short)
+    assert not cost.worth_compiling(Machine(CPU, "fp32"), shape, long)
 
 
 def test_the_average_is_torchs():

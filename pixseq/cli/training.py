@@ -28,7 +28,10 @@ TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", help="Minutes after which to stop, resumable (exit 130).")
 ]
 SaveMinutes = Annotated[float, typer.Option("--save-minutes", help="Between saves of the state, the first after 1.")]
-Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile [default: on CUDA].")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="torch.compile [default: on CUDA, of a run of some minutes]."),
+]
 
 
 def pretrain(

@@ -21,7 +21,7 @@ from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
 from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import PAD
-from pixseq.engine.cost import Pace, announce, micro_batch_images
+from pixseq.engine.cost import Pace, announce, micro_batch_images, worth_compiling
 from pixseq.engine.images import Images
 from pixseq.engine.state import Run
 from pixseq.engine.step import Batch, Score, accumulate, gradient_norm, share_of_batch
@@ -113,7 +113,10 @@ class Training:
         self.unread: Unread | None = None
         self.reads_late = self.machine.device.type == "cuda"  # a CPU is never ahead of what it computes
         self.pace = Pace(self.machine, self.model.shape, self.config)
-        self.forward = compiled(self.model, self.machine, self.limits.compile)
+        wanted = self.limits.compile
+        if wanted is None:
+            wanted = worth_compiling(self.machine, self.model.shape, self.config)
+        self.forward = compiled(self.model, self.machine, wanted)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
         epoch = len(self.images) / self.config.batch_size
         self.warmup = warmup_steps(self.run.planned, epoch, self.config.warmup_epochs, self.config.warmup_fraction)

@@ -253,6 +253,8 @@ class AIM(Ordered):
     def __init__(self, shape: AimShape):
         super().__init__(shape.order, shape.n_ctx)
         self.shape, self.attention, self.flex = shape, shape.attention_patterns[0], flex
+        self.fixed: dict[int, Tensor] = {}  # positions by their width, and ImageNet's mean and deviation, where held
+        self.colours: tuple[Tensor, ...] = ()
         d = shape.d_model
         self.patch_embed = nn.Linear(shape.patch_values, d)
         self.patch_norm = nn.LayerNorm(d, NORM_EPS)
@@ -266,6 +268,16 @@ class AIM(Ordered):
             self.classifier = AttentiveProbe(d, shape.probe_heads, shape.n_classes).eval()
         elif shape.n_classes:
             self.classifier = nn.Linear(d, shape.n_classes, bias=False)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> AIM:
+        """What is computed from nothing goes along to a GPU, which would wait for it at every step."""
+        super()._apply(fn, recurse)
+        device = self.patch_embed.weight.device
+        if device.type != "cpu":
+            widths = {self.shape.d_model, self.shape.head_width} if self.shape.head else {self.shape.d_model}
+            self.fixed = {width: sincos_2d(*self.shape.grid, width).to(device) for width in widths}
+            self.colours = colours_on(device)
+        return self
 
     def train(self, mode: bool = True) -> AIM:
         """An attentive class head keeps the statistics it has: a micro-batch's own would make the machine's memory
@@ -297,12 +309,14 @@ class AIM(Ordered):
 
     def places(self, channels: int) -> Tensor:
         """The positions in the order of the sequence, [K, channels]."""
-        fixed = sincos_2d(*self.shape.grid, channels).to(self.patch_embed.weight.device)
+        fixed = self.fixed.get(channels)
+        if fixed is None:
+            fixed = sincos_2d(*self.shape.grid, channels).to(self.patch_embed.weight.device)
         return fixed if self.order is None else fixed[self.order]
 
     def patches(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> patches along the sequence, float32 [B, K, P], by ImageNet's mean and deviation."""
-        mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+        mean, std = self.colours or colours_on(images.device)
         return self.to_sequence(patchify((images.float() / 255 - mean) / std, self.shape.patch_size))
 
     def forward(
@@ -431,7 +445,7 @@ class AIM(Ordered):
         shown = torch.cat([patches[:, :1], shown], dim=1)
         if masked is not None:
             shown = torch.where(masked[..., None], shown, patches)
-        mean, std = (torch.tensor(values, device=images.device) for values in (MEAN, STD))
+        mean, std = self.colours or colours_on(images.device)
         pictures = unpatchify(self.to_grid(shown), self.shape.height, self.shape.width) * std + mean
         return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -445,6 +459,11 @@ class AIM(Ordered):
             loss = F.mse_loss(predicted, targets, reduction="none").mean(-1)
         scored = torch.ones_like(loss, dtype=torch.bool) if masked is None else masked[:, 1:]
         return F.pad(loss, (1, 0)), F.pad(scored, (1, 0))
+
+
+def colours_on(device: torch.device) -> tuple[Tensor, ...]:
+    """ImageNet's mean and deviation of each channel."""
+    return tuple(torch.tensor(values, device=device) for values in (MEAN, STD))
 
 
 def nearest_code(patches: Tensor, codes: Tensor) -> Tensor:
