@@ -16,6 +16,7 @@ from pixseq.artifacts.metrics import read_metrics
 from pixseq.bench import alone, ceilings, cost, drawn, models, peers, rounds, run
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
 from pixseq.cli import main
+from pixseq.cli.bench import _table
 from pixseq.engine.state import Run
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.engine.training import Training
@@ -170,6 +171,18 @@ def test_ceilings_count_what_is_done(monkeypatch):
 
 def test_a_gpu_is_waited_for():
     assert ceilings.settle(Machine(torch.device("cuda"), "bf16")) is torch.cuda.synchronize
+
+
+def test_a_table_of_a_card_tells_what_of_it_is_used(bench, monkeypatch):
+    monkeypatch.setattr(run, "peak_rate", lambda where: {"fp32": 8.0, "bf16": 40.0}[where.precision])
+    monkeypatch.setattr(rounds, "interleaved", lambda calls, *rest: [[2.0]] * len(calls))
+    works = [Work(US, precision, lambda: lambda: None) for precision in ("fp32", "bf16")]
+    found = run.timed(bench, Task("", 1, "tokens", Product(1, 1, 1), 4.0, tuple(works)), 1, 1.0)
+    assert [row["mfu"] for row in found["rows"]] == [0.25, 0.05]
+    assert run.timed(bench, Task("", 1, "images", Copy(), 4.0, (works[0],)), 1, 1.0)["rows"][0]["mfu"] is None
+    unrest = {"load": 0.0, "cores": 2, "threads": 2, "memory_bytes": 1 << 30, "torch": "2", "auto": "bf16"}
+    numbers = {"stages": [{"stage": "pretrain", **found}], "machine": unrest | {"gpu": "H100"}, "calm": True}
+    assert _table(numbers).splitlines()[1].endswith("25 %")
 
 
 def test_threads_are_limited_and_given_back():

@@ -34,7 +34,7 @@ def features(count: int, width: int, classes: int, seed: int) -> tuple[np.ndarra
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count, dtype=np.int32) % classes)
     scales = np.arange(1, width + 1, dtype=np.float32) ** -0.75
-    means = rng.normal(0, 0.4, (classes, width)).astype(np.float32)
+    means = rng.normal(0, 1.6 * width**-0.5, (classes, width)).astype(np.float32)
     askew = np.linalg.qr(rng.normal(size=(width, width)))[0].astype(np.float32)
     X = np.empty((count, width), np.float32)
     for first in range(0, count, BLOCK):

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pixseq.artifacts import atomic
 from pixseq.bench import alone, ceilings, colours, models, peers, reading, rounds
 from pixseq.bench.settings import US, Bench, Copy, Settings, Task
 from pixseq.errors import UsageError
-from pixseq.runtime import machine
+from pixseq.runtime import machine, peak_rate
 
 TASKS: dict[str, Callable[[Bench], Task]] = {
     "palette": colours.palette,
@@ -113,7 +113,9 @@ def hushed() -> Iterator[None]:
 
 
 def timed(bench: Bench, task: Task, most_rounds: int, seconds: float) -> dict[str, Any]:
-    """The rows of a task, one a work, and the ceilings of the precisions in them."""
+    """The rows of a task, one a work, and the ceilings of the precisions in them. `mfu` is the part of what its maker
+    says that the card can do, None where that is not known.
+    """
     settle = ceilings.settle(bench.where)
     calls, results = [], []
     for work in task.works:
@@ -125,11 +127,14 @@ def timed(bench: Bench, task: Task, most_rounds: int, seconds: float) -> dict[st
         precision: ceilings.rate(task.ceiling, bench.where, precision)
         for precision in dict.fromkeys(work.precision or "fp32" for work in task.works)
     }
+    copy = isinstance(task.ceiling, Copy)
     rows = [
         {"by": work.by, "precision": work.precision, **figures, "result": result}
         for work, figures, result in zip(task.works, compared(task, times, limits, bench.where.precision), results)
     ]
-    copy = isinstance(task.ceiling, Copy)
+    for row in rows:
+        peak = None if copy else peak_rate(replace(bench.where, precision=row["precision"] or "fp32"))
+        row["mfu"] = None if peak is None else task.demand / row["median_seconds"] / peak
     tops = [
         {
             "ceiling": str(task.ceiling),

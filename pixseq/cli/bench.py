@@ -113,7 +113,7 @@ def bench(
 def _table(numbers: dict[str, Any]) -> str:
     """The rows of all stages, the ceilings, the machine."""
     head = ["stage", "by", "precision", "median", "spread", "rate", "ratio", "ratio to auto", "of ceiling", "result"]
-    rows, abouts = [], []
+    rows, abouts, memory = [], [], "peak_bytes" in numbers["stages"][0]["rows"][0]
     limits: dict[tuple[str, str], tuple[float, str]] = {}  # the best that was measured of each
     for each in numbers["stages"]:
         abouts.append(f"{each['stage']}: {each['about']}")
@@ -121,11 +121,12 @@ def _table(numbers: dict[str, Any]) -> str:
             shown = [each["stage"], row["by"], row["precision"] or "", _time(row["median_seconds"])]
             shown += [f"{100 * row['spread']:.0f} %", f"{_three(row['rate'])} {each['unit']}", _times(row["ratio"])]
             shown += [_times(row["ratio_to_auto"]), _share(row["share_of_ceiling"]), row["result"] or ""]
-            rows.append(shown + ([_bytes(row["peak_bytes"])] if "peak_bytes" in row else []))
+            shown += [_bytes(row["peak_bytes"])] if memory else []
+            rows.append(shown + ([_share(row["mfu"])] if numbers["machine"]["gpu"] else []))
         for limit in each["ceilings"]:
             name = limit["ceiling"], limit["precision"] or ""
             limits[name] = max(limits.get(name, (0.0, "")), (limit["rate"], limit["unit"]))
-    head += ["peak memory"] if numbers["stages"] and "peak_bytes" in numbers["stages"][0]["rows"][0] else []
+    head += ["peak memory"] * memory + ["mfu"] * bool(numbers["machine"]["gpu"])
     shown = [(*name, f"{rate / 1e9:,.3g} G{unit}") for name, (rate, unit) in limits.items()]
     ceilings = table(("ceiling", "precision", "rate"), shown)
     return "\n".join([table(head, rows), "", *abouts, "", ceilings, "", _machine(numbers)])
@@ -171,5 +172,5 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.2g} %"
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2g} %"
