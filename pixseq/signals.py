@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+
+from pixseq.errors import Stop
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -23,12 +24,16 @@ def to_heed() -> tuple[signal.Signals, ...]:
     return tuple(n for n in STOPPING if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN))
 
 
-def heed(handler: Callable[[int, FrameType | None], None]) -> None:
-    """Answer them by `handler`, until the interpreter ends: then all is done, and a late one must not kill."""
+def heed() -> None:
+    """Raise Stop where one comes, until the interpreter ends: then all is done, and a late one must not kill."""
     for number in to_heed():
-        signal.signal(number, handler)
+        signal.signal(number, _stop)
     atexit.unregister(_ignore)
     atexit.register(_ignore)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stop(signal.Signals(number).name)
 
 
 def _ignore() -> None:

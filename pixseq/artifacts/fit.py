@@ -6,7 +6,7 @@ Each type has one JSON form, whose keys others rely on. S draws of a fit. N para
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -360,6 +360,16 @@ def _draws_from_json(found: Json) -> Frontier | None:
 # ---- all fits of a study
 
 
+def metrics_of(fits: Iterable[Fit]) -> list[str]:
+    """Each once, in the order in which they come."""
+    return list(dict.fromkeys(one.metric for one in fits))
+
+
+def resolutions_of(fits: Iterable[Fit]) -> list[int | None]:
+    """Each once, in the order in which they come."""
+    return list(dict.fromkeys(one.resolution for one in fits))
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """Methods whose numbers for one quantity their intervals do not reconcile."""
@@ -407,11 +417,11 @@ class StudyFit:
 
     @property
     def metrics(self) -> list[str]:
-        return list(dict.fromkeys(one.metric for one in self.fits))
+        return metrics_of(self.fits)
 
     @property
     def resolutions(self) -> list[int | None]:
-        return list(dict.fromkeys(one.resolution for one in self.fits))
+        return resolutions_of(self.fits)
 
     def to_json(self) -> Json:
         return {

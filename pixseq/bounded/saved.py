@@ -26,12 +26,12 @@ MOST_STEPS = 1 << 26  # bytes of a pickle, at the beginning of a file of the old
 SHARED, FREE = 4, 1 << 20  # tensors may share what is stored, so many times; and bytes beside
 
 
-class Refused(ValueError):
+class UnsafeWeights(ValueError):
     """A pickle that asks for more than tensors and plain values."""
 
 
 def load_saved(path: Path) -> Any:
-    """Tensors on the CPU and plain values, as they were nested. Raises Refused, ValueError for a damaged file, OSError.
+    """Tensors on the CPU and plain values, nested as they were. Raises UnsafeWeights, OSError, ValueError for damage.
 
     The tensors have yet to be checked: see check_stored.
     """
@@ -52,7 +52,7 @@ def load_saved(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error):
-            raise Refused("it holds more than tensors") from None
+            raise UnsafeWeights("it holds more than tensors") from None
         raise ValueError(str(error)) from None
     except Exception as error:  # damage comes as many types
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from None
@@ -114,13 +114,13 @@ def _steps(data: io.BytesIO) -> Iterator[tuple[str, Any]]:
 
 
 def _check_steps(data: bytes, size: int) -> None:
-    """Raises Refused where a pickle makes room by a number alone, ValueError where it names a storage of more numbers
-    than the file has bytes.
+    """Raises UnsafeWeights where a pickle makes room by a number alone, ValueError where it names a storage of more
+    numbers than the file has bytes.
     """
     most = 0  # of the numbers that stand by what is stored: its length, and in old files its place
     for name, argument in _steps(io.BytesIO(data)):
         if name == "GLOBAL" and argument.rpartition(" ")[2] in MAKES_ROOM:
-            raise Refused(f"it calls {argument.rpartition(' ')[2]}, which no weights need")
+            raise UnsafeWeights(f"it calls {argument.rpartition(' ')[2]}, which no weights need")
         if name == "MARK":
             most = 0
         elif isinstance(argument, int) and name.startswith(("BININT", "INT", "LONG")):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -112,7 +111,7 @@ def main() -> None:
     """Run a command; turn faults into one error line, a hint and an exit code."""
     stdio.secure()
     try:
-        signals.heed(_interrupted)
+        signals.heed()
         _run()
     except Stop as stop:
         try:
@@ -158,10 +157,6 @@ def _misused(fault: TyperException) -> None:
         progress.tell(message)
         sys.exit(USAGE)
     _fail(message.replace("Value error, ", ""), context and f"see {context.command_path} --help", USAGE)
-
-
-def _interrupted(number: int, frame: Any) -> None:
-    raise Stop(signal.Signals(number).name)
 
 
 def _out_of_memory(fault: Exception) -> bool:

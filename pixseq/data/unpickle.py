@@ -29,7 +29,7 @@ PUT, BINPUT, LONG_BINPUT, GLOBAL, INST, STOP = b"pqrci."
 CONTAINERS = {"list": list, "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-class Refused(Exception):
+class UnsafePickle(Exception):
     """The pickle asks for more than arrays and containers."""
 
 
@@ -39,7 +39,7 @@ class _DType:
     def __init__(self, code: str | bytes, *align_and_copy: Any):
         self.plain = np.dtype(_text(code))
         if self.plain.kind not in "buif":
-            raise Refused(f"it holds an array of {self.plain}")
+            raise UnsafePickle(f"it holds an array of {self.plain}")
 
     def __setstate__(self, state: tuple) -> None:
         self.plain = self.plain.newbyteorder(cast(Any, _text(state[1])))  # refused if it is none
@@ -54,7 +54,7 @@ class _Array:
 
 
 def _check_sizes(data: bytes) -> None:
-    """Raises Refused where a step asks for memory that no bytes stand behind, ValueError or IndexError for no pickle.
+    """Raises UnsafePickle where a step asks for memory that no bytes stand behind, ValueError or IndexError for no pickle.
 
     The unpickler in C makes room for what a length declares, and for a memo of as many entries as a number says. (What
     pickletools.genops tells takes six times as long.)
@@ -78,7 +78,7 @@ def _check_sizes(data: bytes) -> None:
         if code in (BINPUT, LONG_BINPUT) or code == PUT:
             number = int(data[begin:at]) if code == PUT else int.from_bytes(data[begin:at], "little")
             if number > count:
-                raise Refused(f"it numbers a value {number:,} after {count:,} steps")
+                raise UnsafePickle(f"it numbers a value {number:,} after {count:,} steps")
         count += 1
 
 
@@ -93,7 +93,7 @@ class ArraysOnly(pickle.Unpickler):
     def _spend(self, made: Any) -> Any:
         self.left -= len(made)
         if self.left < 0:
-            raise Refused("it makes more than it holds")
+            raise UnsafePickle("it makes more than it holds")
         return made
 
     def find_class(self, module: str, name: str) -> Any:
@@ -110,12 +110,12 @@ class ArraysOnly(pickle.Unpickler):
             return lambda text, encoding: self._spend(_latin1(text, encoding))
         if module in ("builtins", "__builtin__") and name in CONTAINERS:
             return lambda *values: self._spend(CONTAINERS[name](*values))
-        raise Refused(f"it asks for {module}.{name}, which is neither an array nor a container")
+        raise UnsafePickle(f"it asks for {module}.{name}, which is neither an array nor a container")
 
 
 def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, axis_order: object = None) -> _Array:
     if axis_order is not None:
-        raise Refused("it holds an array with permuted axes")
+        raise UnsafePickle("it holds an array with permuted axes")
     array = _Array()
     array.__setstate__((1, shape, dtype, order == "F", raw))
     return array
@@ -123,7 +123,7 @@ def _from_buffer(raw: bytes, dtype: _DType, shape: tuple[int, ...], order: str, 
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise Refused(f"it encodes text as {encoding}")
+        raise UnsafePickle(f"it encodes text as {encoding}")
     return text.encode("latin1")
 
 
@@ -137,7 +137,7 @@ def load(data: bytes, place: str) -> dict[str, Any]:
         _check_sizes(data)
         content = ArraysOnly(data).load()
         return {_text(key): value.array if isinstance(value, _Array) else value for key, value in dict(content).items()}
-    except Refused as error:
+    except UnsafePickle as error:
         raise PixseqError(
             f"{place}: this pickle is refused: {shown(error)}",
             "CIFAR's official files hold arrays and lists only: download them again from a source you trust",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixseq.bounded.files import open_regular
-from pixseq.bounded.saved import Refused, check_stored, is_plain, load_saved
+from pixseq.bounded.saved import UnsafeWeights, check_stored, is_plain, load_saved
 from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
 
@@ -49,7 +49,7 @@ def _load_safetensors(path: Path) -> Tensors:
 def _load_pickle(path: Path) -> Tensors:
     try:
         found = load_saved(path)
-    except Refused as error:
+    except UnsafeWeights as error:
         raise PixseqError(
             f"{path} was not read: {error}, and could run code",
             "take the safetensors form of these weights, or convert it where you trust it",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixseq.artifacts.fit import Fit, StudyFit, read_fit
+from pixseq.artifacts.fit import Fit, StudyFit, metrics_of, read_fit, resolutions_of
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.forecast import Frontier
 
@@ -42,11 +42,11 @@ class Opened:
 
     @property
     def metrics(self) -> list[str]:
-        return list(dict.fromkeys(one.metric for one in self.fits))
+        return metrics_of(self.fits)
 
     @property
     def resolutions(self) -> list[int | None]:
-        return list(dict.fromkeys(one.resolution for one in self.fits))
+        return resolutions_of(self.fits)
 
     def flops(self, value: float) -> str:
         """So many, with the name of their counting where it is known."""

@@ -23,8 +23,8 @@ from pixseq.drawing.forecast import save_forecast
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.studies.fits import BEYOND, Opened, finite, open_fit, place
+from pixseq.studies.image_tokens import ImageTokens
 from pixseq.studies.needs import SHARE_OF_E, Disputes, Needed, found_at, needed
-from pixseq.studies.pictures import Pictures
 
 FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
 
@@ -95,11 +95,11 @@ def _forecast(
     tokens_per_pixel: float | None,
 ) -> StudyForecast:
     """Every metric's forecasts. Raises PixseqError where there is none to give."""
-    pictures = Pictures.of(opened, tokens_per_pixel)
+    image_tokens = ImageTokens.of(opened, tokens_per_pixel)
     rows: list[Forecast] = []
     for metric, target in named.items():
         ours = [one for one in opened.fits if one.metric == metric]
-        rows += _metric_rows(ours, target, sides, pace, pictures, Disputes.of(opened, metric))
+        rows += _metric_rows(ours, target, sides, pace, image_tokens, Disputes.of(opened, metric))
     if all(row.status.startswith("none: ") for row in rows):
         first = rows[0]
         why = first.status.removeprefix("none: ")
@@ -115,7 +115,7 @@ def _forecast(
         counting=opened.whole.counting,
         level=opened.level,
         rows=rows,
-        assumptions=_assumptions(opened, rows, named, pace, pictures),
+        assumptions=_assumptions(opened, rows, named, pace, image_tokens),
     )
 
 
@@ -177,7 +177,7 @@ def _metric_rows(
     target: float | None,
     sides: Sequence[int],
     pace: Pace,
-    pictures: Pictures,
+    image_tokens: ImageTokens,
     disputes: Disputes,
 ) -> list[Forecast]:
     found = {one.resolution: needed(one, target) for one in fits}
@@ -186,7 +186,7 @@ def _metric_rows(
         one = found_at(found, side, target)
         others = {each.resolution: needed(each, one.target) for each in disputes.fits} if one.target is not None else {}
         other = found_at(others, side, one.target) if others else None
-        row = _row(fits[0].metric, side, one, None in found or side in found, pace, pictures)
+        row = _row(fits[0].metric, side, one, None in found or side in found, pace, image_tokens)
         row = replace(row, other=None if other is None else Other(disputes.method, _exp(other.log_c)))
         rested_on = {None} if None in found else {side} if side in found else set(found)
         disputed = bool(rested_on & disputes.sides) or (other is not None and disputes.at_odds(one, other, pace.level))
@@ -205,7 +205,7 @@ def _marked(row: Forecast) -> Forecast:
     return replace(row, status="disputed" if row.status == "ok" else f"{row.status}, disputed")
 
 
-def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, pictures: Pictures) -> Forecast:
+def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, image_tokens: ImageTokens) -> Forecast:
     why = one.why
     if why is None and one.log_c > FARTHEST:
         why = "unreachable: it takes more than 1e100 FLOPs"
@@ -226,7 +226,7 @@ def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, p
         flops_ci=ends and [_exp(end) for end in ends],
         params=_exp(one.log_n),
         tokens=tokens,
-        images=tokens and tokens / pictures.tokens(resolution),
+        images=tokens and tokens / image_tokens.tokens(resolution),
         years=years,
         years_ci=ends and [finite(float(arithmetic.years(np.array(end), log_start, pace.growth))) for end in ends],
         beyond=_exp(one.log_c - math.log(pace.largest)),
@@ -243,7 +243,7 @@ def _exp(log_value: float) -> float | None:
 
 
 def _assumptions(
-    opened: Opened, rows: Sequence[Forecast], named: Mapping[str, float | None], pace: Pace, pictures: Pictures
+    opened: Opened, rows: Sequence[Forecast], named: Mapping[str, float | None], pace: Pace, image_tokens: ImageTokens
 ) -> list[str]:
     low, high = opened.studied()
     lines = [
@@ -262,8 +262,8 @@ def _assumptions(
         lines.append(f"without a named target, it is where the reducible part of a metric has fallen to {share} of E")
     lines += _about_resolutions(opened, rows)
     lines.append(
-        f"there is enough data: {pictures.text([row.resolution for row in rows])}, and every image is new (repeated "
-        "ones are worth less)"
+        f"there is enough data: {image_tokens.text([row.resolution for row in rows])}, and every image is new "
+        "(repeated ones are worth less)"
     )
     lines += _about_disputes(opened, rows)
     lines += _about_floors(opened, rows)

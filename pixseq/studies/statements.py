@@ -15,8 +15,8 @@ import numpy as np
 from pixseq.artifacts.fit import Fit
 from pixseq.numerics import forecast as arithmetic
 from pixseq.studies.fits import Opened, paired
+from pixseq.studies.image_tokens import ImageTokens
 from pixseq.studies.needs import SHARE_OF_E, Disputes, needed
-from pixseq.studies.pictures import Pictures
 
 LARGEST = 7e19  # FLOPs of the paper's largest runs
 GROWTH, YEARS = (4.0, 5.0), 5.0  # of compute a year; the paper's horizon
@@ -192,8 +192,8 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Judged:
         return _untold(BOTTLENECK, f"no fit: {fit.refused}", *subject)
     if subject[1] is None:
         return _untold(BOTTLENECK, "the fit names no resolution to count images at", *subject)
-    pictures = Pictures.of(opened, None)
-    per_image = pictures.tokens(subject[1])
+    image_tokens = ImageTokens.of(opened, None)
+    per_image = image_tokens.tokens(subject[1])
     log_c = [math.log(supply.start_flops) + YEARS * math.log(pace) for pace in GROWTH]
     least, most = (float(arithmetic.exp(fit.tokens.log(c))) / per_image for c in log_c)
     have = supply.images * EPOCHS
@@ -207,7 +207,7 @@ def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Judged:
         ends = low and high and (low[0], high[1])
     base = opened.flops(supply.start_flops)
     there = f"{supply.images:.3g} images are there, each seen up to {EPOCHS:.0f} times; from {base}"
-    if not pictures.studied:
+    if not image_tokens.studied:
         there += "; an image is taken to have one token a pixel, since the fit does not say"
     if ends is None:
         return Judged(BOTTLENECK, *subject, here, CANNOT_TELL, f"there is no interval; {there}")

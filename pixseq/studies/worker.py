@@ -139,12 +139,8 @@ def main(path: str, device: str, precision: Precision) -> None:
         answers.write(json.dumps({"error": error}) + "\n")
 
 
-def _stopped(number: int, frame: Any) -> None:
-    raise Stop(signal.Signals(number).name)
-
-
 if __name__ == "__main__":
-    signals.heed(_stopped)
+    signals.heed()
     try:
         study, device, precision = sys.argv[1:]
         main(study, device, cast(Precision, precision))  # as `start` gives them

@@ -1,4 +1,4 @@
-"""How many tokens a picture has, so that a forecast can count pictures."""
+"""How many tokens an image has, so that a forecast can count images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pixseq.studies.fits import Opened
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """How many tokens a picture has: those of the study, by resolution, or so many a pixel, given or taken as 1."""
+class ImageTokens:
+    """How many tokens an image has: those of the study, by resolution, or so many a pixel, given or taken as 1."""
 
     studied: Mapping[int, float]
     per_pixel: float | None
 
     @classmethod
-    def of(cls, opened: Opened, per_pixel: float | None) -> Pictures:
+    def of(cls, opened: Opened, per_pixel: float | None) -> ImageTokens:
         known = opened.whole.tokens_per_image or {}
         return cls({} if per_pixel else {int(side): float(count) for side, count in known.items()}, per_pixel)
 
