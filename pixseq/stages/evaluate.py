@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,19 +72,12 @@ def run(
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path, classes=net.shape.n_classes > 0)
         labels = _labels(net, store)
         passes = _passes(net, attention, labels)
-        if not passes:
-            raise PixseqError(f"{model} {_why_not(net, attention, labels)}", "it gives features: pixseq features")
-        if (by_position is not None or pictures is not None) and not passes[0].loss:
-            raise UsageError(f"{model} {_why_not(net, attention, labels)}", "leave out --by-position and --pictures")
+        _check_passes(passes, f"{model} {_why_not(net, attention, labels)}", (by_position, pictures) != (None, None))
         batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
         sums = Sums(along=by_position is not None)
-        with progress.track("evaluate", len(passes) * len(store), "images") as bar:
-            for one in passes:
-                net.attention = one.attention
-                for first, images in image_batches(store, batch, codec=checkpoint.codec):
-                    here = None if labels is None or not one.classify else labels[first : first + len(images)]
-                    _measure(where, net, images, first, count, seed, one.loss, here, sums)
-                    bar.advance(len(images))
+        for each, first, images in _sweeps(net, store, passes, batch, checkpoint.codec):
+            true = labels[first : first + len(images)] if labels is not None and each.classify else None
+            _measure(where, net, images, first, count, seed, each.loss, true, sums)
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
@@ -91,9 +85,7 @@ def run(
         numbers = facts_of(net, store)
         if passes[0].loss:
             numbers |= net.shape.report(sums.mean_loss(store, count), checkpoint.codec.grid[2])
-        if labels is not None:
-            numbers["accuracy"] = sums.hits / len(store)
-        numbers |= where.used()
+        numbers |= ({} if labels is None else {"accuracy": sums.hits / len(store)}) | where.used()
         config = config_of(weights, count, seed, attention, where)
     if "rows" in numbers:
         progress.warn(f"{tokens} holds several random crops an image: the numbers are means over crops")
@@ -101,9 +93,9 @@ def run(
     if out is not None:
         write_metrics(out, "evaluate", config, inputs, numbers, overwrite)
     if by_position is not None and chart is not None:
-        curve = sums.curve()
-        write_metrics(by_position, "evaluate", config, inputs, {**numbers, "loss_by_position": curve}, overwrite)
-        drawn_curve = _curve_chart(curve, f"{checkpoint.path.name} on {store.path.name}")
+        along = {**numbers, "loss_by_position": sums.curve()}
+        write_metrics(by_position, "evaluate", config, inputs, along, overwrite)
+        drawn_curve = _curve_chart(sums.curve(), f"{checkpoint.path.name} on {store.path.name}")
         save_png(chart, drawn_curve, "evaluate", config, inputs, overwrite=overwrite)
     if pictures is not None:
         save_png(pictures, drawn, "evaluate", config, inputs, shown, overwrite)
@@ -201,6 +193,26 @@ def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> lis
     if loss and classify and learnt == used:
         return [Pass(used, True, True)]
     return [Pass(learnt, True, False)] * loss + [Pass(used, False, True)] * classify
+
+
+def _check_passes(passes: list[Pass], why: str, shows_loss: bool) -> None:
+    """Raises PixseqError where nothing can be measured, UsageError where there is no loss to show."""
+    if not passes:
+        raise PixseqError(why, "it gives features: pixseq features")
+    if shows_loss and not passes[0].loss:
+        raise UsageError(why, "leave out --by-position and --pictures")
+
+
+def _sweeps(
+    net: Model, store: Store, passes: list[Pass], batch: int, codec: Codec
+) -> Iterator[tuple[Pass, int, np.ndarray]]:
+    """Each pass over all images, `batch` at once, with its attention in use: (pass, first number, images)."""
+    with progress.track("evaluate", len(passes) * len(store), "images") as bar:
+        for each in passes:
+            net.attention = each.attention
+            for first, images in image_batches(store, batch, codec=codec):
+                yield each, first, images
+                bar.advance(len(images))
 
 
 def _why_not(net: Model, attention: str | None, labels: np.ndarray | None) -> str:
