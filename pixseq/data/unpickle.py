@@ -54,7 +54,7 @@ class _Array:
 
 
 def _check_sizes(data: bytes) -> None:
-    """Raises UnsafePickle where a step asks for memory that no bytes stand behind, ValueError or IndexError for no pickle.
+    """Raises UnsafePickle where a step asks for memory that no bytes stand behind, ValueError, IndexError for damage.
 
     The unpickler in C makes room for what a length declares, and for a memo of as many entries as a number says. (What
     pickletools.genops tells takes six times as long.)
