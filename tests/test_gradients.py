@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pixseq.models import attention, gradients, igpt
+from pixseq.models import attention, gradients, objectives
 from pixseq.models.attention import Float32Backward, self_attention, split_heads
-from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape, quick_gelu
+from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape
 from pixseq.models.objectives import generative_nats
 
 
@@ -20,23 +20,33 @@ def relative(ours: torch.Tensor, other: torch.Tensor) -> float:
 
 def plain(monkeypatch) -> None:
     """All is left to autograd."""
-    monkeypatch.setattr(igpt, "takes_own_gradient", lambda x: False)
+    for module in (gradients, objectives):
+        monkeypatch.setattr(module, "takes_own_gradient", lambda x: False)
     monkeypatch.setattr(attention, "takes_float32_backward", lambda x: False)
 
 
 def test_each_is_the_derivative_of_its_forward(monkeypatch):
     monkeypatch.setattr(attention, "NUMBERS", 40)  # two images of the five at once
-    assert gradcheck(gradients.QuickGELU.apply, (drawn(3, 7),))
     assert gradcheck(lambda x, gain: gradients.RMSNorm.apply(x, gain, NORM_EPS), (drawn(2, 3, 6), drawn(6)))
+    monkeypatch.setattr(gradients, "LOGITS", 12)  # two rows of the seven at once
+    assert gradcheck(gradients.TokenNats.apply, (drawn(7, 5), torch.tensor([0, 4, 2, 2, 1, 3, 0])))
     assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), True))
     assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), False))
 
 
-def test_forwards_are_those_of_the_plain_formulas():
+def test_the_norm_is_that_of_the_plain_formula():
     x, gain = drawn(4, 9, 24, dtype=torch.float32), drawn(24, dtype=torch.float32)
-    assert torch.equal(gradients.QuickGELU.apply(x), x * torch.sigmoid(1.702 * x))
     normed = F.rms_norm(x, gain.shape, gain, NORM_EPS)
     torch.testing.assert_close(gradients.RMSNorm.apply(x, gain, NORM_EPS), normed, rtol=1e-6, atol=1e-6)
+
+
+def test_cross_entropy_of_bf16_logits_is_that_in_float32():
+    logits, tokens = drawn(300, 17, dtype=torch.bfloat16), torch.arange(300) % 17
+    nats, plain_ = gradients.TokenNats.apply(logits, tokens), F.cross_entropy(logits.float(), tokens, reduction="none")
+    assert nats.dtype == torch.float32
+    torch.testing.assert_close(nats, plain_, rtol=1e-6, atol=1e-6)
+    ours, other = (torch.autograd.grad(x.mean(), logits)[0] for x in (nats, plain_))
+    assert relative(ours, other) < 1e-3 and ours.dtype == torch.bfloat16
 
 
 def losses_and_gradients(precision: torch.dtype, objective: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -88,10 +98,9 @@ def test_attention_in_bf16_keeps_its_forward_and_comes_closer_in_its_backward(mo
 
 def test_without_a_gradient_or_under_a_compiler_the_plain_path_is_taken(monkeypatch):
     x = drawn(2, 8, 12, dtype=torch.bfloat16)
-    assert attention.takes_float32_backward(x) and igpt.takes_own_gradient(x)
+    assert attention.takes_float32_backward(x) and gradients.takes_own_gradient(x)
     with torch.no_grad():
-        assert not attention.takes_float32_backward(x) and not igpt.takes_own_gradient(x)
+        assert not attention.takes_float32_backward(x) and not gradients.takes_own_gradient(x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not attention.takes_float32_backward(x) and not igpt.takes_own_gradient(x)
+    assert not attention.takes_float32_backward(x) and not gradients.takes_own_gradient(x)
     assert not attention.takes_float32_backward(x.float())
-    assert torch.equal(quick_gelu(x), x * torch.sigmoid(1.702 * x))

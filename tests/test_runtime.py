@@ -1,6 +1,8 @@
 """What a machine is said to be: its precision, its cores, and what a step may not wait for on it."""
 
 import math
+import platform
+import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -281,3 +283,16 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
     named["name"] = "Some other card"
     assert runtime.peak_rate(card) is None and runtime.peak_rate(Machine(CPU, "bf16")) is None
     assert cost.Pace(card, shape, config).mfu(15) == {}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
+def test_training_on_a_cpu_takes_no_fresh_pages_for_what_was_freed():
+    def pages_taken():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)  # 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with machine("cpu") as where:
+        where.keep_freed_memory()
+    pages_taken()
+    assert pages_taken() < 1000

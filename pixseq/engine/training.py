@@ -58,6 +58,7 @@ def train(training: Training) -> dict[str, Any]:
     time limit; the last good state is in the folder first.
     """
     machine, run, name = training.machine, training.run, training.name
+    machine.keep_freed_memory()
     check_fit(machine, run.config, training.images)
     if not training.is_over():
         announce(name, machine, run, len(training.images), training.micro, training.folder)

@@ -9,12 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixseq.models.gradients import TokenNats, takes_own_gradient
+
 MASK_RATE = 0.15  # "each index independently"; 0.20 did as well, more did worse (appendix A.1)
 
 
 def token_nats(logits: Tensor, tokens: Tensor) -> Tensor:
     """logits [B, T, V], tokens int [B, T] -> nats [B, T]. All pixels are scored, the first included."""
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+    rows = logits.flatten(0, 1)
+    if takes_own_gradient(logits):
+        return TokenNats.apply(rows, tokens.flatten()).view_as(tokens)
+    return F.cross_entropy(rows.float(), tokens.flatten(), reduction="none").view_as(tokens)
 
 
 def generative_nats(logits: Tensor, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
