@@ -24,6 +24,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.cores import threads, usable_cores
 from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
+from pixseq.engine.parts import Part as Taken
 from pixseq.engine.parts import check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
 
@@ -113,19 +114,34 @@ def run(
     for note in opened.notes:
         progress.note(note)
     inputs["source"] = describe(opened)
-    codec = replace(codec, class_names=opened.class_names)
-
-    kind, specs = _arrays(codec, opened, prep.views)
-    row_bytes = specs[kind].row_bytes * (int(size**2 * USUAL_RATIO) if codec.whole else 1)
     taken = part_of_source(opened, limit, val_fraction, part, seed)
+    codec = replace(codec, class_names=opened.class_names)
+    at_work = usable_cores() if workers is None else workers
+    return _write(out, opened, taken, prep, codec, config, inputs, at_work, resume, overwrite)
+
+
+def _write(
+    out: str | Path,
+    opened: Source | TokenSource,
+    taken: Taken,
+    prep: Preparation,
+    codec: Codec,
+    config: dict[str, Any],
+    inputs: dict[str, dict[str, Any]],
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+) -> Manifest:
+    """The store of what was `taken` of a source, or what an interrupted run left of it gone on with."""
+    kind, specs = _arrays(codec, opened, prep.views)
+    row_bytes = specs[kind].row_bytes * (int(prep.size**2 * USUAL_RATIO) if codec.whole else 1)
     _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
     with atomic.resuming(out, overwrite, "encode") as partial:
         writer = _writer(partial, specs, config, inputs, row_bytes, resume, overwrite)
         if writer.finished:
             return writer.finished
         try:
-            threads_to_decode = usable_cores() if workers is None else workers
-            tally = _encode(opened, taken.rows, prep, codec, kind, writer, threads_to_decode)
+            tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
         except BaseException:
             if not writer.rows:  # nothing to go on from
                 delete(partial, keep=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixseq import progress
 from pixseq.artifacts import atomic
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pixseq.data.images import Preparation
     from pixseq.data.sources import Source
+    from pixseq.numerics.kmeans import PaletteFit
 
 MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
 
@@ -76,24 +77,21 @@ def run_fit(
             f"{source} has only {fit.distinct} distinct colours at size {size}, so the palette has "
             f"{len(fit.colors)} instead of {colors}"
         )
-    config = {
-        **asdict(prep),
-        "split": opened.split,
-        "colors": colors,
-        "max_images": max_images,
-        "refine_steps": refine_steps,
-        "seed": seed,
-    }
-    summary = {
-        **counts,
-        **({"part": part.record} if part.record else {}),
+    asked = {"colors": colors, "max_images": max_images, "refine_steps": refine_steps, "seed": seed}
+    config = {**asdict(prep), "split": opened.split, **asked}
+    summary = {**counts, **({"part": part.record} if part.record else {}), **_numbers(fit)}
+    return save_palette(out, fit.colors, "palette fit", config, {"source": describe(opened)}, summary, overwrite)
+
+
+def _numbers(fit: PaletteFit) -> dict[str, Any]:
+    """What a summary says of a fit."""
+    return {
         "pixels": fit.pixels,
         "distinct_colors": fit.distinct,
         "colors": len(fit.colors),
         "mse": fit.mse,
         "psnr_db": fit.psnr_db,
     }
-    return save_palette(out, fit.colors, "palette fit", config, {"source": describe(opened)}, summary, overwrite)
 
 
 def _check_ranges(colors: int, refine_steps: int, max_images: int | None, seed: int) -> None:
