@@ -218,8 +218,9 @@ def test_divergence_is_told_of_its_step_when_it_is_read_late(tokens, tmp_path, m
 
     monkeypatch.setattr(pretrain, "losses", losses)
     config = effective(PretrainFile, sets=[*TINY, "train.log_every=5"])
-    with pytest.raises(Diverged, match=f"at step {poisoned}"):
+    with pytest.raises(Diverged, match=f"at step {poisoned}") as fault:
         pretrain.run(tokens, tmp_path / "m", config, device="cpu")
+    assert ("good state is kept" in fault.value.hint) == (tmp_path / "m.partial/resume").exists()
     assert next(calls) <= poisoned + 2 and not (tmp_path / "m").exists()
 
 

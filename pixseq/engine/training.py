@@ -228,10 +228,10 @@ class Training:
         """Weights that gave a non-finite number are not worth more than the state saved before them."""
         if not has_state(self.folder) and self.run.is_finite():
             self.save()
+        kept = f"the last good state is kept in {self.folder}; " if has_state(self.folder) else ""
         return Diverged(
             f"{self.name} met {what}",
-            f"the last good state is kept in {self.folder}; begin anew with a learning rate below {self.config.lr:g} "
-            "or with clipping (clip_norm)",
+            f"{kept}begin anew with a learning rate below {self.config.lr:g} or with clipping (clip_norm)",
         )
 
 
