@@ -209,7 +209,7 @@ def test_a_reference_takes_the_rate_of_the_sweep_and_waits_for_it(stores):
     assert order.index("reference-r6") == 9 and all("-f" in id for id in order[:9]) and len(order) == 13
     (after,) = judge.references(study)
     rule = rates.rule_of(study, 6)
-    assert after.lr == rates.rounded(rule["lr"] * (after.d_model / rule["width"]) ** -rule["exponent"])
+    assert after.lr == rule.at(after.d_model)
     assert after.lr != before.lr and replace(after, lr=0) == replace(before, lr=0)
 
 

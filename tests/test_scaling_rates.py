@@ -1,5 +1,7 @@
 """Several seeds a cell, and learning rates that are swept at the smallest budget and fitted."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from conftest import write_tokens
@@ -67,11 +69,11 @@ def test_the_rule_is_fitted_to_the_sweep_and_used_by_every_other_cell(planned):
     assert sweep[0].id == "r6-b0-s0-f0" and sweep[0].lr == pytest.approx(study.cells[0].lr / 4, rel=1e-3)
     swept(study, best=0.008, exponent=0.8, diverged=("r6-b0-s2-f4",))
     rule = rates.settle(study, 6)
-    assert rule["lr"] == pytest.approx(0.008, rel=0.02) and rule["exponent"] == pytest.approx(0.8, abs=0.02)
+    assert rule.lr == pytest.approx(0.008, rel=0.02) and rule.exponent == pytest.approx(0.8, abs=0.02)
     again = open_study(study.path)
     for cell in again.measured:
         assert cell.lr == pytest.approx(0.008 * (cell.d_model / 64) ** -0.8, rel=0.03)
-    assert again.manifest["summary"]["rates"]["6"] == rule and rule["at_edge"] == 0
+    assert again.manifest["summary"]["rates"]["6"] == asdict(rule) and rule.at_edge == 0
     assert [cell for cell in again.cells if cell.sweep is not None] == sweep
     assert rates.settle(again, 6) is None
 
@@ -88,7 +90,7 @@ def test_cells_wait_for_the_sweep_and_rows_are_of_cells_alone(planned):
     assert (made / "loss.json").exists() and not (made / "probe.json").exists()
     rule = rates.rule_of(after, 6)
     for row in rows:
-        assert row["lr"] == pytest.approx(rule["lr"] * (row["d_model"] / 64) ** -rule["exponent"], rel=1e-3)
+        assert row["lr"] == pytest.approx(rule.lr * (row["d_model"] / 64) ** -rule.exponent, rel=1e-3)
     made = open_checkpoint(after.path / "cells" / rows[0]["id"] / "model").manifest
     assert made["config"]["train"]["lr"] == rows[0]["lr"]
 
@@ -97,7 +99,7 @@ def test_a_best_rate_at_the_end_of_the_sweep_is_said_and_a_wild_exponent_is_boun
     study = planned("rates: {sweep: [0.5, 1.0, 2.0]}\n")
     swept(study, best=1.0, exponent=5.0)
     rule = rates.settle(study, 6)
-    assert rule["at_edge"] == 3 and rule["exponent"] <= 1.5 and "widen rates.sweep" in rates.told(6, rule)
+    assert rule.at_edge == 3 and rule.exponent <= 1.5 and "widen rates.sweep" in rates.told(6, rule)
 
 
 def test_a_sweep_in_which_all_diverged_is_an_error(planned):

@@ -8,8 +8,8 @@ best rate of a width is the lowest point of a parabola of the loss in log rate. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,23 @@ from pixseq.studies.study import DIVERGED, DONE, Study
 
 EXPONENTS = (0.0, 1.5)  # a noisy sweep over few widths must not send the rates of wider models away
 LEAST_RATES = 3  # of one width, for a parabola
+
+
+@dataclass(frozen=True)
+class RateRule:
+    """lr at `width`, and the `exponent` with which it falls. It rests on `optima`, the best rate of each width;
+    `at_edge` of them lie at an end of the sweep.
+    """
+
+    lr: float
+    width: int
+    exponent: float
+    optima: list[dict[str, Any]]
+    at_edge: int
+
+    def at(self, d_model: int) -> float:
+        """The rate of a width."""
+        return rounded(self.lr * (d_model / self.width) ** -self.exponent)
 
 
 def sweep_cells(cells: Sequence[Cell], grid: GridFile) -> list[Cell]:
@@ -43,16 +60,17 @@ def waits_for_sweep(study: Study, resolution: int) -> bool:
     return bool(study.grid.rates.sweep) and rule_of(study, resolution) is None
 
 
-def rule_of(study: Study, resolution: int) -> dict[str, Any] | None:
-    """The rule that was fitted at a resolution: lr at `width`, `exponent`, what it rests on; None before that."""
-    return study.manifest["summary"].get("rates", {}).get(str(resolution))
+def rule_of(study: Study, resolution: int) -> RateRule | None:
+    """The rule that was fitted at a resolution; None before that."""
+    found = study.manifest["summary"].get("rates", {}).get(str(resolution))
+    return found and RateRule(**{key: found[key] for key in RateRule.__dataclass_fields__})
 
 
 def sweep_of(study: Study, resolution: int) -> list[Cell]:
     return [cell for cell in study.cells if cell.resolution == resolution and cell.sweep is not None]
 
 
-def settle(study: Study, resolution: int) -> dict[str, Any] | None:
+def settle(study: Study, resolution: int) -> RateRule | None:
     """Fit the rule of a resolution once its sweep has ended, and give it to the cells not begun; returns a new rule.
 
     Raises PixseqError where no width has enough runs that did not diverge.
@@ -64,7 +82,7 @@ def settle(study: Study, resolution: int) -> dict[str, Any] | None:
         return None
     rule = fit_rule(study.grid, [(cell, _loss(study, cell)) for cell in sweep])
     summary = dict(study.manifest["summary"])
-    summary["rates"] = {**summary.get("rates", {}), str(resolution): rule}
+    summary["rates"] = {**summary.get("rates", {}), str(resolution): asdict(rule)}
     study.manifest["summary"] = summary
     study.rewrite([ruled(study, cell) for cell in study.cells])
     return rule
@@ -75,11 +93,10 @@ def ruled(study: Study, cell: Cell) -> Cell:
     rule = rule_of(study, cell.resolution)
     if rule is None or cell.sweep is not None or study.folder(cell).exists():
         return cell
-    rate = rule["lr"] * (cell.d_model / rule["width"]) ** -rule["exponent"]
-    return replace(cell, lr=rounded(rate))
+    return replace(cell, lr=rule.at(cell.d_model))
 
 
-def fit_rule(grid: GridFile, runs: Sequence[tuple[Cell, float | None]]) -> dict[str, Any]:
+def fit_rule(grid: GridFile, runs: Sequence[tuple[Cell, float | None]]) -> RateRule:
     """The rule of swept cells and their losses, None where a run diverged."""
     optima = []
     for width in sorted({cell.d_model for cell, _ in runs}):
@@ -97,21 +114,22 @@ def fit_rule(grid: GridFile, runs: Sequence[tuple[Cell, float | None]]) -> dict[
     y = np.log([each["lr"] for each in optima])
     if len(optima) > 1:
         exponent = float(np.clip(-np.polyfit(x, y, 1)[0], *EXPONENTS))
-    return {
-        "lr": rounded(math.exp(float(np.mean(y + exponent * x)))),
-        "width": width,
-        "exponent": round(exponent, 4),
-        "optima": optima,
-        "at_edge": sum(not each["inside"] for each in optima),
-    }
+    return RateRule(
+        lr=rounded(math.exp(float(np.mean(y + exponent * x)))),
+        width=width,
+        exponent=round(exponent, 4),
+        optima=optima,
+        at_edge=sum(not each["inside"] for each in optima),
+    )
 
 
-def told(resolution: int, rule: Mapping[str, Any]) -> str:
+def told(resolution: int, rule: RateRule) -> str:
     """A rule in words."""
-    edge = rule["at_edge"]
-    widen = f"; the best rate is an end of the sweep at {edge} widths: widen rates.sweep" if edge else ""
-    name = f"lr = {rule['lr']:g} (d_model / {rule['width']}) ^ -{rule['exponent']:g}"
-    return f"r{resolution}: {name}, from a sweep over {len(rule['optima'])} widths{widen}"
+    widen = (
+        f"; the best rate is an end of the sweep at {rule.at_edge} widths: widen rates.sweep" if rule.at_edge else ""
+    )
+    name = f"lr = {rule.lr:g} (d_model / {rule.width}) ^ -{rule.exponent:g}"
+    return f"r{resolution}: {name}, from a sweep over {len(rule.optima)} widths{widen}"
 
 
 def _best(rates: np.ndarray, losses: np.ndarray) -> tuple[float, bool]:
