@@ -42,7 +42,8 @@ def pretrain(bench: Bench) -> Task:
     def ours(where: Machine) -> Callable[[], None]:
         images = _images(bench, BATCHES * s.batch_size)
         run = Run(_model(bench, where, images), s.config().train, None)
-        training = Training(where, run, images, losses, bench.scratch, Limits())
+        limits = Limits(compile=where.device.type == "cuda")  # as the peers are, and as long runs
+        training = Training(where, run, images, losses, bench.scratch, limits)
         stop, log = Undisturbed("bench", where, lambda: None), Unwritten()
         bar = progress.Bar("bench", None, "steps")
         return partial(training.step, log, stop, bar)
