@@ -45,7 +45,7 @@ def _sided(settings: Settings, positions: int) -> Settings:
 
 IMAGES = Size("images", (0.5, 2, 8), lambda s: s.count, lambda s, n: replace(s, count=n))
 COLORS = Size("colors", (0.125, 0.5, 2), lambda s: s.colors, lambda s, n: replace(s, colors=n))
-CLASSES = Size("classes", (1, 10, 100), lambda s: s.classes, lambda s, n: replace(s, classes=n))
+CLASSES = Size("classes", (1, 4, 16), lambda s: s.classes, lambda s, n: replace(s, classes=n))
 BATCH = Size("batch", (0.5, 2, 8), lambda s: s.batch_size, lambda s, n: replace(s, batch_size=n))
 PIXELS = Size("pixels", (0.25, 1, 4, 9), lambda s: s.size**2, _sided)
 LAYERS = Size("layers", (0.25, 0.5, 1, 2), lambda s: s.shape().n_layer, lambda s, n: _model(s, n_layer=n))

@@ -135,7 +135,7 @@ def _table(numbers: dict[str, Any]) -> str:
 def _cost_table(numbers: dict[str, Any]) -> str:
     """Times and memory along each size, then the powers."""
     rows = [
-        [row["stage"], f"{row['value']:,} {row['size']}", _time(row["median_seconds"]), _bytes(row["peak_bytes"])]
+        [row["stage"], f"{row['size']} {row['value']:,}", _time(row["median_seconds"]), _bytes(row["peak_bytes"])]
         for row in numbers["rows"]
     ]
     laws = [
