@@ -7,7 +7,7 @@ import torch
 from test_model import AR, BERT, random_model, tokens
 
 from pixseq.models.igpt import ImageGPT
-from pixseq.models.sampling import Decoder, draw, laid, product, sample
+from pixseq.models.sampling import Decoder, Matrix, draw, sample
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 19])
@@ -56,10 +56,17 @@ def test_a_picture_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("inputs", [96, 256, 1024])
 def test_rows_of_a_product_do_not_depend_on_their_number(dtype, inputs):
     g = torch.Generator().manual_seed(8)
-    x, weight = torch.randn(256, inputs, generator=g), laid(torch.randn(256, inputs, generator=g), dtype)
-    whole = product(x, weight)
+    x, weight = torch.randn(256, inputs, generator=g), Matrix(torch.randn(256, inputs, generator=g), dtype)
+    whole = weight(x)
+    sums = x.sum(1, keepdim=True).expand(256, 256).contiguous()
+    added = sums.clone()
+    weight.add(added, x)
+    assert torch.allclose(added, sums + whole, atol=1e-4)
     for rows in (2, 4, 8, 30, 64, 200):
-        assert torch.equal(product(x[:rows], weight), whole[:rows])
+        assert torch.equal(weight(x[:rows]), whole[:rows])
+        few = sums[:rows].clone()
+        weight.add(few, x[:rows])
+        assert torch.equal(few, added[:rows])
 
 
 @pytest.mark.parametrize("bf16", [False, True])

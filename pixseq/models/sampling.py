@@ -7,7 +7,7 @@ Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,41 +19,51 @@ from pixseq.models.igpt import NORM_EPS, ImageGPT
 if TYPE_CHECKING:
     from pixseq.models.family import Model, Shape  # which imports this module
 
-# A matrix product chooses its kernel, hence the order of its sums, by the number of rows. See `product` for the form
+# A matrix product chooses its kernel, hence the order of its sums, by the number of rows. See `Matrix` for the form
 # in which a CPU's choice makes no difference; one row alone is still another kernel. Elsewhere rows are padded more.
 LANES_CPU, LANES = 2, 8
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
 ROWS = 512  # of prompts that run together
 
 
-def laid(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[out, in] -> as `product` takes it: float32 [in, out], else [out, in]."""
-    return weight.T.contiguous() if dtype == torch.float32 else weight.to(dtype)
-
-
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """[B, in] times a `laid` weight -> [B, out], each row the same whatever B is.
+class Matrix:
+    """A weight [out, in] to multiply rows by, each row's product the same whatever their number.
 
     With outputs side by side in memory a float32 kernel sums over the inputs in their order, for any number of rows;
     in bf16 it does where the weights, whose number is fixed, are the left operand.
     """
-    if weight.dtype != torch.float32:
-        return torch.mm(weight, x.to(weight.dtype).T.contiguous()).T
-    if len(weight) <= SUM:
-        return torch.mm(x, weight)
-    first, *others = zip(x.split(SUM, dim=1), weight.split(SUM))
-    y = torch.mm(*first)
-    for part in others:
-        y.addmm_(*part)
-    return y
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        self.left = None if dtype == torch.float32 else weight.to(dtype)
+        self.blocks = weight.T.contiguous().split(SUM) if self.left is None else ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [B, in] -> [B, out]."""
+        if self.left is not None:
+            return torch.mm(self.left, x.to(self.left.dtype).T.contiguous()).T
+        first, *others = self._parts(x)
+        y = torch.mm(*first)
+        for part, block in others:
+            y.addmm_(part, block)
+        return y
+
+    def add(self, h: Tensor, x: Tensor) -> None:
+        """h [B, out] += the product with x [B, in]."""
+        if self.left is not None:
+            h += self(x)
+            return
+        for part, block in self._parts(x):
+            h.addmm_(part, block)
+
+    def _parts(self, x: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+        return zip(x.split(SUM, dim=1), self.blocks) if len(self.blocks) > 1 else ((x, self.blocks[0]),)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled queries [B, H, 1, K], keys and values [B, H, t, K] -> [B, D]."""
-    if q.dtype == torch.float32 and q.device.type == "cpu":  # plain products read k and v once, at memory's speed
-        weights = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).softmax(-1)
-        return torch.bmm(weights, v.flatten(0, 1)).view(len(q), -1)
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).reshape(len(q), -1)
+    """Scaled queries [..., 1, K], keys and values [..., t, K] -> [..., 1, K]."""
+    if q.dim() == 3:  # plain products read k and v once, at memory's speed
+        return torch.bmm(torch.bmm(q, k.mT).softmax(-1), v)
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
 
 class Decoder:
@@ -72,16 +82,18 @@ class Decoder:
         scale[: s.d_model] = (s.d_model // s.n_head) ** -0.5
         self.blocks = [
             (
-                laid(block.attn.qkv.weight * block.ln_1.weight * scale, self.dtype),
-                laid(block.attn.proj.weight, self.dtype),
-                laid(block.mlp.fc.weight * block.ln_2.weight * 1.702, self.dtype),
-                laid(block.mlp.proj.weight / 1.702, self.dtype),
+                Matrix(block.attn.qkv.weight * block.ln_1.weight * scale, self.dtype),
+                Matrix(block.attn.proj.weight, self.dtype),
+                Matrix(block.mlp.fc.weight * block.ln_2.weight * 1.702, self.dtype),
+                Matrix(block.mlp.proj.weight / 1.702, self.dtype),
             )
             for block in model.blocks
         ]
-        self.head = laid(model.head.weight * model.ln_f.weight, self.dtype)
+        self.head = Matrix(model.head.weight * model.ln_f.weight, self.dtype)
         size = (s.n_layer, 2, batch, s.n_head, s.n_ctx, s.d_model // s.n_head)
         self.kept = torch.zeros(size, dtype=self.dtype, device=device)
+        plain = self.dtype == torch.float32 and device.type == "cpu"
+        self.seen = self.kept.flatten(2, 3) if plain else self.kept  # as `attend` takes them
 
     @staticmethod
     def bytes(shape: Shape, width: int) -> int:
@@ -109,36 +121,38 @@ class Decoder:
         """int [U, P + 1] -> logits [U, V]; sample rows[i] begins as number which[i]."""
         u, p = inputs.shape
 
-        def attend_all(heads: Tensor, kept: Tensor) -> Tensor:
+        def attend_all(heads: Tensor, layer: int) -> Tensor:
             q, k, v = heads.view(u, p, *heads.shape[1:]).permute(2, 0, 3, 1, 4)
-            kept[0, rows, :, :p], kept[1, rows, :, :p] = k[which], v[which]
+            self.kept[layer, 0, rows, :, :p], self.kept[layer, 1, rows, :, :p] = k[which], v[which]
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             return y.transpose(1, 2).reshape(u * p, -1)
 
-        h = self._blocks(self.model.embed(inputs).flatten(0, 1), attend_all)
-        return self._logits(h.view(u, p, -1)[:, -1])
+        with torch.autocast(inputs.device.type, enabled=False):
+            h = self._blocks(self.model.embed(inputs).flatten(0, 1), attend_all)
+            return self.head(self._normed(h.view(u, p, -1)[:, -1]))
 
     def step(self, token: Tensor, position: int) -> Tensor:
         """Feed pixel `position` - 1, int [B]; returns the logits of pixel `position`, [B, V]."""
+        new = self.kept[..., position, :].unbind()  # views of all layers at once: each call takes a microsecond
+        seen = [part.unbind() for part in self.seen[..., : position + 1, :].unbind(1)]
+        q_shape = (*self.seen.shape[2:-2], 1, self.seen.shape[-1])
 
-        def attend_last(heads: Tensor, kept: Tensor) -> Tensor:
-            kept[:, :, :, position] = heads[:, 1:].transpose(0, 1)
-            return attend(heads[:, 0, :, None], *kept[:, :, :, : position + 1])
+        def attend_last(heads: Tensor, layer: int) -> Tensor:
+            heads = heads.transpose(0, 1)
+            new[layer].copy_(heads[1:])
+            return attend(heads[0].reshape(q_shape), seen[0][layer], seen[1][layer]).reshape(len(token), -1)
 
-        return self._logits(self._blocks(F.embedding(token, self.model.wte) + self.places[position], attend_last))
+        with torch.autocast(token.device.type, enabled=False):
+            h = self._blocks(F.embedding(token, self.model.wte).add_(self.places[position]), attend_last)
+            return self.head(self._normed(h))
 
-    def _blocks(self, h: Tensor, attended: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """h [N, D] through all blocks; `attended`: queries, keys, values [N, 3, H, K] and what is kept -> [N, D]."""
-        with torch.autocast(h.device.type, enabled=False):
-            for (qkv, proj, fc, out), kept in zip(self.blocks, self.kept):
-                heads = product(self._normed(h), qkv).contiguous().view(len(h), 3, self.model.shape.n_head, -1)
-                h += product(attended(heads, kept), proj)
-                h += product(F.silu(product(self._normed(h), fc), inplace=True), out)
+    def _blocks(self, h: Tensor, attended: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """h [N, D] through all blocks; `attended`: queries, keys, values [N, 3, H, K] of a layer -> [N, D]."""
+        for layer, (qkv, proj, fc, out) in enumerate(self.blocks):
+            heads = qkv(self._normed(h)).contiguous().view(len(h), 3, self.model.shape.n_head, -1)
+            proj.add(h, attended(heads, layer))
+            out.add(h, F.silu(fc(self._normed(h)), inplace=True))
         return h
-
-    def _logits(self, h: Tensor) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):
-            return product(self._normed(h), self.head)
 
     def _normed(self, h: Tensor) -> Tensor:
         """h / sqrt(mean(h^2) + eps) in few calls; the gain is in the matrix that follows."""
@@ -154,7 +168,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float = 1.0, top_k: int =
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -189,11 +204,11 @@ def sample(
     spare = -b % (LANES_CPU if prompt.device.type == "cpu" else LANES)
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
     decoder = Decoder(cast(ImageGPT, model), b + spare)
-    tokens = F.pad(prompt, (0, model.shape.n_ctx - p))
     logits = decoder.prefill(prompt)
-    for position in range(p, model.shape.n_ctx):
+    columns = list(prompt.unbind(1))
+    for position, number in enumerate(uniform.unbind(1), p):
         if position > p:
-            logits = decoder.step(tokens[:, position - 1], position)
-        tokens[:, position] = draw(logits, uniform[:, position - p], temperature, top_k, top_p)
+            logits = decoder.step(columns[-1], position)
+        columns.append(draw(logits, number, temperature, top_k, top_p))
         advance(b)
-    return tokens[:b]
+    return torch.stack(columns, dim=1)[:b]

@@ -67,41 +67,33 @@ def run(
     `max_pixels` and `on_error` say how a source is read. Returns the picture's manifest.
     """
     _check(count, keep, completions, temperature, top_k, top_p, prompt is not None)
-    reading = {"split": split, "label_column": label_column, "bit_depth": bit_depth, "max_pixels": max_pixels}
-    reading |= {"on_error": on_error if on_error != "fail" else None}
-    reading = {option: value for option, value in reading.items() if value is not None}
-    _check_reading(prompt, reading)
+    reading = _reading(prompt, split, label_column, bit_depth, max_pixels, on_error)
     _check_columns(columns, None if prompt is None else completions + 2)
     check_png(out)
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     with machine(device, precision) as where:
         net, checkpoint = _open(model, where, weights)
-        codec = checkpoint.codec
         inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
         given = part = None
         if prompt is not None:
             given, inputs["prompt"], part = _prompt(checkpoint, prompt, reading, count)
-        kept = codec.kept(keep) if given is not None else 0
+        kept = checkpoint.codec.kept(keep) if given is not None else 0
         order = _order(model, net, kept)
         starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
         starts = np.tile(starts, (completions, 1))
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         at_once = batch_size or pictures_at_once(where, net)
-        tokens = draw_pictures(where, net, starts, seed, at_once, settings, completions)
-        tokens = tokens[:, np.argsort(order)]
+        tokens = draw_pictures(where, net, starts, seed, at_once, settings, completions)[:, np.argsort(order)]
     config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
         config |= {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
-    images = codec.to_images(tokens)
+    images = checkpoint.codec.to_images(tokens)
     if tokens_out is not None:
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
     if images_out is not None:
         save_pngs(images_out, images, range(len(images)), "sample", overwrite)
     if out is None:
         return None
-    if given is None:
-        drawn = grid(images, columns or max(round(len(images) ** 0.5), 1))
-    else:
-        drawn = _completion_grid(images, codec.to_images(given), kept, codec, completions, columns)
+    drawn = _picture(images, given, kept, checkpoint.codec, completions, columns)
     return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
 
 
@@ -162,8 +154,18 @@ def _is_store(prompt: str) -> bool:
     return (Path(prompt) / "zarr.json").is_file()
 
 
-def _check_reading(prompt: str | None, reading: dict[str, Any]) -> None:
-    """Raises UsageError for options of reading pictures where there are none to read."""
+def _reading(
+    prompt: str | None,
+    split: str | None,
+    label_column: str | None,
+    bit_depth: int | None,
+    max_pixels: int | None,
+    on_error: OnError,
+) -> dict[str, Any]:
+    """The options of reading pictures that were given. Raises UsageError where there are no pictures to read."""
+    options = {"split": split, "label_column": label_column, "bit_depth": bit_depth, "max_pixels": max_pixels}
+    options["on_error"] = on_error if on_error != "fail" else None
+    reading = {option: value for option, value in options.items() if value is not None}
     if reading and (prompt is None or _is_store(prompt)):
         flag = "--" + next(iter(reading)).replace("_", "-")
         raise UsageError(
@@ -171,6 +173,7 @@ def _check_reading(prompt: str | None, reading: dict[str, Any]) -> None:
             + (", and there is no --prompt" if prompt is None else f", and {prompt} is a store"),
             "leave it out",
         )
+    return reading
 
 
 def _prompt(
@@ -265,6 +268,15 @@ def _save_tokens(
         writer = StoreWriter(partial, {"tokens": Spec("uint16", (None, tokens.shape[1]))}, {}, chunk_rows=1024)
         writer.append({"tokens": tokens}, {})
         writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec.written())
+
+
+def _picture(
+    images: np.ndarray, given: np.ndarray | None, kept: int, codec: Codec, completions: int, columns: int | None
+) -> np.ndarray:
+    """All that was drawn as one grid; `given`: the prompts' tokens, of which the first `kept` were seen."""
+    if given is None:
+        return grid(images, columns or max(round(len(images) ** 0.5), 1))
+    return _completion_grid(images, codec.to_images(given), kept, codec, completions, columns)
 
 
 def _completion_grid(
