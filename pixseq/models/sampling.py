@@ -35,7 +35,7 @@ class Matrix:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.left = None if dtype == torch.float32 else weight.to(dtype)
-        self.blocks = weight.T.contiguous().split(SUM) if self.left is None else ()
+        self.blocks: tuple[Tensor, ...] = weight.T.contiguous().split(SUM) if self.left is None else ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""

@@ -80,9 +80,9 @@ def run(
         kept = checkpoint.codec.kept(keep) if given is not None else 0
         order = _order(model, net, kept)
         starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
-        starts = np.tile(starts, (completions, 1))
         at_once = batch_size or pictures_at_once(where, net)
-        tokens = draw_pictures(where, net, starts, seed, at_once, settings, completions)[:, np.argsort(order)]
+        tokens = draw_pictures(where, net, np.tile(starts, (completions, 1)), seed, at_once, settings, completions)
+        tokens = tokens[:, np.argsort(order)]
     config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
         config |= {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
