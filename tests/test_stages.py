@@ -122,7 +122,7 @@ def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_pa
 
 
 def test_a_batch_of_features_is_computed_while_the_one_before_is_written(checkpoints, tokens, tmp_path, monkeypatch):
-    real, second, computed = features._activations, threading.Event(), []
+    real, second, computed = features.activations, threading.Event(), []
 
     def watched(*args):
         compute = real(*args)
@@ -133,7 +133,7 @@ def test_a_batch_of_features_is_computed_while_the_one_before_is_written(checkpo
         append(self, rows, state)
 
     append = features.StoreWriter.append
-    monkeypatch.setattr(features, "_activations", watched)
+    monkeypatch.setattr(features, "activations", watched)
     monkeypatch.setattr(features.StoreWriter, "append", written)
     features.run(checkpoints["ar"], tokens, tmp_path / "f.zarr", batch_size=40, device="cpu")
     assert computed == [0, 0, 40, 80]  # one to see its shape
