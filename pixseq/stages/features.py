@@ -42,6 +42,7 @@ from pixseq.streams import Stream
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
+POSITIONS_CPU = 2048  # of one batch: more are no faster there, and take more memory
 
 Compute = Callable[[np.ndarray, int], np.ndarray]  # see activations
 
@@ -156,7 +157,7 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
     codec.must_pair(checkpoint.path, store.codec, store.path)
     net = _net(where, checkpoint, shape, asked)
     layers, masks = chosen_layers(asked.layers, shape), mask_count(shape, asked.masks)
-    batch = asked.batch_size or micro_batch_images(net, where)
+    batch = asked.batch_size or _images_at_once(net, where)
     if asked.loss and (not shares_sweep(shape) or asked.attention or asked.random_init is not None):
         raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
     first = first_below(asked.below, shape, store)
@@ -181,6 +182,11 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
     meta = _meta(store, codec, config, tap=shape.hidden_states, pool=asked.pool)
     told = {"device": str(where.device), "n_head": shape.n_head}
     return Sweep(store, codec, compute, row, batch, config, inputs, meta, told), beside
+
+
+def _images_at_once(net: Model, where: Machine) -> int:
+    images = micro_batch_images(net, where)
+    return max(min(images, POSITIONS_CPU // net.shape.n_ctx), 1) if where.device.type == "cpu" else images
 
 
 def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: Asked) -> Model:
