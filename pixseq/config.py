@@ -400,7 +400,7 @@ def _unknown(key: str, kind: type, place: str) -> UsageError:
     known = {f.name for f in dataclasses.fields(kind)}
     listed = f"keys here: {', '.join(sorted(known))}"
     ours = next((name for name, each in FAMILIES.items() if each is kind), "")
-    theirs = [name for name, each in FAMILIES.items() if ours and key in each.__dataclass_fields__]
+    theirs = [name for name, each in FAMILIES.items() if ours and key in {f.name for f in dataclasses.fields(each)}]
     if theirs:
         what = f"{place}{key} is of models of family {theirs[0]}, and this one is of {ours}"
         return UsageError(what, INSTEAD[ours].get(key, f"leave it out; {listed}"))

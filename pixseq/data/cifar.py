@@ -81,7 +81,9 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
 
 def _read_all(path: Path, split: str | None) -> _Found:
     """Everything, once. The pictures of `split` are held, if they are no more than an official one has."""
-    class_names, classes, binary, splits, held = None, set(), set(), {}, {}
+    class_names, classes, binary = None, set(), set()
+    splits: dict[str, list[tuple[int, str, np.ndarray]]] = {}
+    held: dict[str, CifarBatch] = {}
     for name, data in _files(path):
         if name in NAMES:
             class_names = _class_names(f"{shown(path)}/{name}", name, data)

@@ -86,8 +86,8 @@ class Images:
         """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
         rows = self._numbers(rows)
         if self.held is not None:
-            images = self.held[sent(torch.from_numpy(rows), self.held.device)]
-            return images if images.dtype == torch.uint8 else images.int() & 0xFFFF, self._labels(rows)
+            held = self.held[sent(torch.from_numpy(rows), self.held.device)]
+            return held if held.dtype == torch.uint8 else held.int() & 0xFFFF, self._labels(rows)
         images = self._stored(rows)
         if self.are_larger or isinstance(images, list):
             images = centres(list(images), self.grid[0])

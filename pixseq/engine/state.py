@@ -190,7 +190,8 @@ def averaged_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def average(averaged: torch.optim.swa_utils.AveragedModel, model: nn.Module, decay: float, first: bool) -> None:
     """What AveragedModel.update_parameters does, which asks the device at each step whether it is the first."""
-    ours, theirs = list(averaged.module.parameters()), list(model.parameters())
+    ours: list[Tensor] = list(averaged.module.parameters())
+    theirs: list[Tensor] = list(model.parameters())
     if first:
         torch._foreach_copy_(ours, theirs)
     else:

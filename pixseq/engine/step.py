@@ -57,8 +57,8 @@ class Batch(NamedTuple):
 
     def pinned(self, device: torch.device) -> Batch:
         """Where the device fetches them from without waiting."""
-        images, labels, masked = (None if x is None else pinned(x, device) for x in self[:3])
-        return Batch(images, labels, masked, *self[3:])
+        labels, masked = (None if x is None else pinned(x, device) for x in (self.labels, self.masked))
+        return self._replace(images=pinned(self.images, device), labels=labels, masked=masked)
 
 
 # (model, its output for a batch, that batch, prepared) -> {name: [B]}: numbers of each image, of which sums are taken.

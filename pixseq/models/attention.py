@@ -21,10 +21,10 @@ NUMBERS = 1 << 17  # queries that are taken back through attention at once: with
 
 def self_attention(qkv: Tensor, n_head: int, causal: bool) -> Tensor:
     """[B, T, 3 D], queries, keys and values, each head-major -> [B, T, D]."""
-    heads = split_heads(qkv, n_head)
+    q, k, v = heads = split_heads(qkv, n_head)
     if takes_float32_backward(qkv):
         return Float32Backward.apply(heads, causal).flatten(2)
-    y = F.scaled_dot_product_attention(*heads, is_causal=causal)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return y.transpose(1, 2).flatten(2)
 
 

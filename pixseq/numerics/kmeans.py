@@ -90,7 +90,7 @@ class Cells:
     def assign(self, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The pixels nearest to each centre: their number [K] and the sum of their values [K, 3]."""
         with threads(len(self.parts)) as pool:
-            totals = sum(pool.map(lambda part: self._assign(centres, part), self.parts))
+            totals = np.sum(pool.map(lambda part: self._assign(centres, part), self.parts), axis=0)
         return totals[0], totals[1:].T
 
     def _assign(self, centres: np.ndarray, part: dict[int, np.ndarray]) -> np.ndarray:
@@ -121,7 +121,7 @@ class Cells:
 def _slab(by_cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the cubes [64, 64, 4, 4, 4] of one red: the counts of the occupied ones [n, 64], and which they are."""
     counts = by_cube.reshape(SIDE, SIDE, EDGE**3)
-    occupied = counts.any(axis=2)
+    occupied = np.asarray(counts.any(axis=2))
     return counts[occupied].astype(np.float64), occupied
 
 

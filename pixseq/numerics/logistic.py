@@ -245,7 +245,7 @@ def _pass(
         total, error = errors(torch.addmm(b, X, W), y)
         return total, error.T @ X, error.sum(0, dtype=torch.float64)
 
-    total, of_weights, of_intercept = 0.0, 0.0, 0.0
+    total, of_weights, of_intercept = (b.new_zeros((), dtype=torch.float64) for _ in range(3))
     for one, weights, intercept in rows.map(of_block):
         total, of_weights, of_intercept = total + one, of_weights + weights.double(), of_intercept + intercept
     of_weights = of_weights.T - rows.mean[:, None] * of_intercept

@@ -408,7 +408,8 @@ def _ahead(
 
     Where reading fails, those before come first, so that they are not lost.
     """
-    fault, window = None, deque()
+    fault: PixseqError | None = None
+    window: deque[tuple[ImageBatch | TokenBatch, Counter, Any]] = deque()
     with threads(usable_cores()) as pool:
         try:
             for batch in reader:
