@@ -57,3 +57,8 @@ class Stream(IntEnum):
     FRECHET_FLOOR = 41
     FRECHET_KID = 42
     STUDY_PICTURES = 51  # that are completed, and compared with
+    # what bench times
+    BENCH_PICTURES = 71
+    BENCH_TOKENS = 72
+    BENCH_FEATURES = 73
+    BENCH_PALETTE = 74

@@ -18,6 +18,7 @@ MADE_IN = PACKAGE / "runtime.py"  # where a generator is made of the numbers tha
 AFTER_THE_SEED = {
     *("PROBE_SPLIT", "PROBE_TIE", "PROBE_SUBSET", "CURVATURE_SKETCH"),
     *("ATTENTIVE_ORDER", "FRECHET_FLOOR", "FRECHET_KID"),
+    *("BENCH_PICTURES", "BENCH_TOKENS", "BENCH_FEATURES", "BENCH_PALETTE"),
 }
 
 

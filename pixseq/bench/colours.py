@@ -13,6 +13,7 @@ from pixseq.bench.settings import US, Bench, Copy, Task, Work
 from pixseq.numerics.quantize import COLOURS, unpack
 from pixseq.stages import encode as encoding
 from pixseq.stages import palette as fitting
+from pixseq.streams import Stream
 
 MINIBATCH = 16384  # pixels: faster, and better, than scikit-learn's 1024 for so many centres
 FAISS_ITERATIONS = 25  # its default
@@ -119,7 +120,8 @@ def _pixels(bench: Bench) -> np.ndarray:
 
 def _centres(bench: Bench) -> np.ndarray:
     """Colours to encode by, all different: float32 [K, 3] of 0 .. 255."""
-    codes = np.random.default_rng(bench.settings.seed).choice(COLOURS, bench.settings.colors, replace=False)
+    rng = np.random.default_rng([bench.settings.seed, Stream.BENCH_PALETTE])
+    codes = rng.choice(COLOURS, bench.settings.colors, replace=False)
     return unpack(codes).astype(np.float32)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from pixseq.streams import Stream
+
 BLOCK = 1024  # pictures at once, so that drawing takes no more memory than what is drawn
 
 
 def pictures(count: int, size: int, seed: int) -> np.ndarray:
     """uint8 [count, size, size, 3]: planes of colour that bend a little, and noise."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, Stream.BENCH_PICTURES])
     made = np.empty((count, size, size, 3), np.uint8)
     places = np.linspace(-1, 1, size, dtype=np.float32)
     waves = np.stack([np.ones_like(places), places, np.cos(3 * places)])
@@ -24,14 +26,14 @@ def pictures(count: int, size: int, seed: int) -> np.ndarray:
 
 def tokens(count: int, positions: int, colors: int, seed: int) -> np.ndarray:
     """uint16 [count, positions]: speed does not depend on which they are."""
-    return np.random.default_rng(seed).integers(0, colors, (count, positions), dtype=np.uint16)
+    return np.random.default_rng([seed, Stream.BENCH_TOKENS]).integers(0, colors, (count, positions), dtype=np.uint16)
 
 
 def features(count: int, width: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """float32 [count, width] and labels int32 [count]: classes overlap, and variances fall as a power, along axes that
     lie askew: such features take solvers of first order many steps, as those of real layers do.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, Stream.BENCH_FEATURES])
     labels = rng.permutation(np.arange(count, dtype=np.int32) % classes)
     scales = np.arange(1, width + 1, dtype=np.float32) ** -0.75
     means = rng.normal(0, 1.6 * width**-0.5, (classes, width)).astype(np.float32)

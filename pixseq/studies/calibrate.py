@@ -62,6 +62,6 @@ def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float
         began = time.perf_counter()
         accumulate(where, model, model, losses, share_of_batch(where, images, config.train, run.step, model), micro)
         run.update(cell.lr)
-        float(next(model.parameters()).flatten()[0])  # by then a GPU has done all of it
+        float(next(model.parameters()).detach().flatten()[0])  # by then a GPU has done all of it
         seconds.append(time.perf_counter() - began)
     return len(rows) * shape.n_ctx * shape.flops_per_token(grid.flops) / min(seconds[1:])
