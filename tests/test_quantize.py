@@ -6,6 +6,7 @@ from threadpoolctl import threadpool_limits
 from pixseq.numerics import kmeans
 from pixseq.numerics.kmeans import Cells, fit_palette
 from pixseq.numerics.quantize import (
+    GRAYS,
     add_to_histogram,
     dequantize,
     empty_histogram,
@@ -187,7 +188,7 @@ def test_rgb_tokens_hold_the_picture_itself():
     tokens = to_tokens(images, "rgb")
     assert tokens.dtype == np.uint16 and tokens.shape == (3, 60)
     np.testing.assert_array_equal(tokens[0, :6], images[0, 0, :2].reshape(-1))
-    np.testing.assert_array_equal(to_images(tokens, "rgb", 4, 5), images)
+    np.testing.assert_array_equal(to_images(tokens, 4, 5, None), images)
 
 
 def test_gray_tokens_are_luma_as_pillow_computes_it():
@@ -195,7 +196,7 @@ def test_gray_tokens_are_luma_as_pillow_computes_it():
     tokens = to_tokens(images, "gray")
     np.testing.assert_array_equal(tokens[1].reshape(6, 6), np.asarray(Image.fromarray(images[1]).convert("L")))
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1).reshape(1, 16, 16, 3)
-    np.testing.assert_array_equal(to_images(to_tokens(greys, "gray"), "gray", 16, 16), greys)
+    np.testing.assert_array_equal(to_images(to_tokens(greys, "gray"), 16, 16, GRAYS), greys)
 
 
 def test_units_of_entropy_and_psnr():

@@ -350,7 +350,7 @@ def _check_arrays(store: Store) -> None:
     else:
         codec = store.codec
         wanted = (rows, math.prod(codec.grid)) if store.kind == "tokens" else (rows, *codec.grid)
-        if (codec.scheme == "pixels") != (store.kind == "pixels") or store.whole != codec.whole:
+        if codec.kind != store.kind or store.whole != codec.whole:
             raise ValueError(f"its scheme is {codec.scheme}, and it holds {', '.join(store.names)}")
         if main != ((main[0], 3) if store.whole else wanted):
             raise ValueError(f"its {store.kind} have the shape {list(main)}, and {list(wanted)} is told")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -18,9 +18,27 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import quantize
 from pixseq.text import few
 
-SCHEMES = (*quantize.SCHEMES, "pixels")
 MOST_SIDE = 1 << 16  # pixels
 MOST_VOCAB = 65535  # 65535 itself marks tokens that were never written
+
+
+class SchemeTraits(NamedTuple):
+    """What images become in a scheme: `kind` of store, which names its main array too, `channels` numbers a pixel, of
+    a vocabulary of `n_vocab` (None: as many as the palette has colours, or no vocabulary).
+    """
+
+    kind: str
+    channels: int
+    n_vocab: int | None
+    has_palette: bool = False
+
+
+SCHEMES = {
+    "palette": SchemeTraits("tokens", 1, None, has_palette=True),
+    "rgb": SchemeTraits("tokens", 3, 256),
+    "gray": SchemeTraits("tokens", 1, 256),
+    "pixels": SchemeTraits("pixels", 3, None),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,19 @@ class Codec:
     def grid(self) -> tuple[int, int, int]:
         """Rows, columns and channels (numbers a pixel) of one image."""
         # whole pictures have no rows and columns that anything could count with
-        return cast(int, self.height), cast(int, self.width), 3 if self.scheme in ("rgb", "pixels") else 1
+        return cast(int, self.height), cast(int, self.width), SCHEMES[self.scheme].channels
+
+    @property
+    def kind(self) -> str:
+        """Of the store of its images, which is the name of its main array too: tokens or pixels."""
+        return SCHEMES[self.scheme].kind
+
+    @property
+    def colors(self) -> np.ndarray | None:
+        """What each token looks like, float64 [K, 3] in [-1, 1]; None where the numbers are a pixel's own bytes."""
+        if SCHEMES[self.scheme].channels > 1:
+            return None
+        return np.array(self.palette) if SCHEMES[self.scheme].has_palette else quantize.GRAYS
 
     @property
     def size(self) -> str:
@@ -88,12 +118,11 @@ class Codec:
     @property
     def side(self) -> int | None:
         """The side of square pixels; None: of tokens, whose pictures have the size they are stored in."""
-        return self.height if self.scheme == "pixels" and self.height == self.width else None
+        return self.height if self.kind == "pixels" and self.height == self.width else None
 
     def to_images(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens uint16 [N, T], or pixels, as pictures uint8 [N, H, W, 3]. See `must_have_colours`."""
-        palette = None if self.palette is None else np.array(self.palette)
-        return quantize.to_images(tokens, self.scheme, *self.grid[:2], palette)
+        return quantize.to_images(tokens, *self.grid[:2], self.colors)
 
     def to_tokens(self, images: np.ndarray) -> np.ndarray:
         """A few pictures uint8 [N, H, W, 3] as tokens uint16 [N, T]; a palette's table is made anew each time."""
@@ -124,7 +153,7 @@ class Codec:
 
     def must_have_colours(self, path: str | Path, hint: str = "encode again with --palette") -> None:
         """Raises PixseqError where tokens are ids of a palette that was never given. `path` is what this is of."""
-        if self.scheme == "palette" and self.palette is None:
+        if SCHEMES[self.scheme].has_palette and self.palette is None:
             raise PixseqError(f"{path} has no palette: the colours of its tokens are not known", hint)
 
     def seen(self, path: str | Path, side: int | None, shown: float) -> Codec:
@@ -195,15 +224,15 @@ NEEDED = tuple(each.name for each in fields(Codec) if each.name not in (*OPTIONA
 
 
 def _check_sizes(codec: Codec) -> None:
-    if codec.scheme not in SCHEMES:
+    if codec.scheme not in [*SCHEMES]:  # a list of a damaged file could not be looked up
         raise ValueError(f"its scheme is {codec.scheme!r}, not one of {', '.join(SCHEMES)}")
     for key, most in (("height", MOST_SIDE), ("width", MOST_SIDE), ("n_vocab", MOST_VOCAB)):
         value = getattr(codec, key)
         if value is not None and not is_count(value, most):
             raise ValueError(f"its {key} is {value!r}, not a number from 1 to {most}")
-    if (codec.height is None) != (codec.width is None) or (codec.n_vocab is None) != (codec.scheme == "pixels"):
+    if (codec.height is None) != (codec.width is None) or (codec.n_vocab is None) != (codec.kind == "pixels"):
         raise ValueError("its height, width and n_vocab do not go together")
-    if codec.whole and codec.scheme != "pixels":
+    if codec.whole and codec.kind != "pixels":
         raise ValueError("it has tokens of whole pictures")
 
 

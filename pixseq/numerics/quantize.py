@@ -16,7 +16,6 @@ from pixseq.numerics.nearest import Distances, contested_cubes
 
 COLOURS = 1 << 24
 GRAYS = np.repeat(np.arange(256)[:, None] / 127.5 - 1.0, 3, axis=1)  # what the gray scheme's tokens look like
-SCHEMES = ("palette", "rgb", "gray")
 PIXELS_AT_ONCE = 1 << 17  # codes are int64 while they index: 1 MB, so that they stay in cache
 
 
@@ -90,14 +89,14 @@ def to_tokens(images: np.ndarray, scheme: str, table: np.ndarray | None = None) 
     return tokens.reshape(len(images), -1)
 
 
-def to_images(
-    tokens: np.ndarray, scheme: str, height: int, width: int, palette: np.ndarray | None = None
-) -> np.ndarray:
-    """uint16 [N, T], or pixels uint8 [N, H, W, 3] -> uint8 [N, H, W, 3]: what encoding kept of the images."""
-    if scheme in ("rgb", "pixels"):
+def to_images(tokens: np.ndarray, height: int, width: int, colors: np.ndarray | None) -> np.ndarray:
+    """uint16 [N, T], or pixels uint8 [N, H, W, 3] -> uint8 [N, H, W, 3]: what encoding kept of the images.
+
+    `colors` float64 [K, 3] are those of the tokens; None: they are the bytes themselves.
+    """
+    if colors is None:
         return tokens.astype(np.uint8).reshape(-1, height, width, 3)
-    grid = tokens.reshape(-1, height, width)
-    return dequantize(grid, GRAYS if scheme == "gray" else np.asarray(palette))
+    return dequantize(tokens.reshape(-1, height, width), colors)
 
 
 def luma(images: np.ndarray) -> np.ndarray:

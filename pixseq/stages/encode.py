@@ -81,7 +81,6 @@ def run(
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
     from pixseq.data.images import MAX_PIXELS, Preparation
-    from pixseq.data.sources import TokenSource, open_any
 
     _check_options(scheme, palette, resize, limit)
     check_held_out(val_fraction, part)
@@ -99,8 +98,38 @@ def run(
     )
     atomic.check_apart([out], [source, palette])
     atomic.check_target(out, overwrite)
-    codec, inputs = _codec(scheme, size, resize, palette)
-    opened = open_any(source, split, label_column, bit_depth, on_error, prep.max_pixels)
+    job = _opened(source, split, label_column, scheme, palette, prep, limit, val_fraction, part)
+    return _write(out, job, usable_cores() if workers is None else workers, resume, overwrite)
+
+
+class Job(NamedTuple):
+    """What is encoded, and into what: what was `taken` of an opened source, and all that its manifest says of it."""
+
+    source: Source | TokenSource
+    taken: Taken
+    prep: Preparation
+    codec: Codec
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, Any]]
+
+
+def _opened(
+    source: str,
+    split: str,
+    label_column: str | None,
+    scheme: Scheme,
+    palette: str | Path | None,
+    prep: Preparation,
+    limit: int | None,
+    val_fraction: float | None,
+    part: Part | None,
+) -> Job:
+    """The options of `run` as a job; what the source has to say of itself goes to stderr."""
+    from pixseq.artifacts.codec import SCHEMES
+    from pixseq.data.sources import TokenSource, open_any
+
+    codec, inputs = _codec(scheme, prep.size, prep.resize, palette)
+    opened = open_any(source, split, label_column, prep.bit_depth, prep.on_error, prep.max_pixels)
     config = {"scheme": scheme, "split": opened.split, "limit": limit, **asdict(prep)}
     config |= {"val_fraction": val_fraction, "part": part}
     if label_column is not None:
@@ -109,53 +138,44 @@ def run(
         config, labels = _as_ids(opened, config, prep)
         inputs |= labels
         codec = codec if palette is not None else _without_palette(codec)
-    elif scheme == "palette" and palette is None:
-        raise UsageError("--scheme palette needs a --palette", "make one with `pixseq palette fit`")
+    elif SCHEMES[scheme].has_palette and palette is None:
+        raise UsageError(f"--scheme {scheme} needs a --palette", "make one with `pixseq palette fit`")
     for note in opened.notes:
         progress.note(note)
     inputs["source"] = describe(opened)
-    taken = part_of_source(opened, limit, val_fraction, part, seed)
-    codec = replace(codec, class_names=opened.class_names)
-    at_work = usable_cores() if workers is None else workers
-    return _write(out, opened, taken, prep, codec, config, inputs, at_work, resume, overwrite)
+    taken = part_of_source(opened, limit, val_fraction, part, prep.seed)
+    return Job(opened, taken, prep, replace(codec, class_names=opened.class_names), config, inputs)
 
 
-def _write(
-    out: str | Path,
-    opened: Source | TokenSource,
-    taken: Taken,
-    prep: Preparation,
-    codec: Codec,
-    config: dict[str, Any],
-    inputs: dict[str, dict[str, Any]],
-    workers: int,
-    resume: bool,
-    overwrite: bool,
-) -> Manifest:
-    """The store of what was `taken` of a source, or what an interrupted run left of it gone on with."""
-    kind, specs = _arrays(codec, opened, prep.views)
+def _write(out: str | Path, job: Job, workers: int, resume: bool, overwrite: bool) -> Manifest:
+    """The store that `job` makes, or what an interrupted run left of it gone on with."""
+    source, taken, prep, codec, config, inputs = job
+    kind, specs = codec.kind, _arrays(codec, source, prep.views)
     row_bytes = specs[kind].row_bytes * (int(prep.size**2 * USUAL_RATIO) if codec.whole else 1)
-    _check_space(out, opened.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
+    _check_space(out, source.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
     with atomic.resuming(out, overwrite, "encode") as partial:
         writer = _writer(partial, specs, config, inputs, row_bytes, resume, overwrite)
         if writer.finished:
             return writer.finished
         try:
-            tally = _encode(opened, taken.rows, prep, codec, kind, writer, workers)
+            tally = _encode(source, taken.rows, prep, codec, kind, writer, workers)
         except BaseException:
             if not writer.rows:  # nothing to go on from
                 delete(partial, keep=True)
             raise
         codec = _reached(codec, tally)
-        summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(opened, tally)
+        summary = tally.summary(codec) | ({"part": taken.record} if taken.record else {}) | _labels(source, tally)
         return writer.finish(kind, "encode", config, inputs, summary, codec.written())
 
 
 def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: int | None) -> None:
     """Raises UsageError for options that make no sense, or not together."""
-    if scheme != "palette" and palette is not None:
+    from pixseq.artifacts.codec import SCHEMES
+
+    traits = SCHEMES[scheme]
+    if palette is not None and not traits.has_palette:
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
-    if resize == "whole" and scheme != "pixels":
+    if resize == "whole" and traits.kind == "tokens":
         raise UsageError(
             f"--resize whole keeps both sides, and tokens of --scheme {scheme} are of squares",
             "models that cut their squares from whole pictures read --scheme pixels",
@@ -166,11 +186,10 @@ def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: 
 
 def _codec(scheme: str, size: int, resize: str, palette: str | Path | None) -> tuple[Codec, dict[str, dict[str, Any]]]:
     """What the numbers will mean, as far as the source does not tell, and the palette as an input, if there is one."""
-    from pixseq.artifacts.codec import Codec
+    from pixseq.artifacts.codec import SCHEMES, Codec
     from pixseq.artifacts.palette import load_palette
 
-    n_vocab = None if scheme == "pixels" else 256
-    codec = Codec(scheme, size, size, n_vocab)
+    codec = Codec(scheme, size, size, SCHEMES[scheme].n_vocab)
     if resize == "whole":
         codec = replace(codec, height=None, width=None, shorter_side=size)
     if palette is None:
@@ -221,24 +240,24 @@ def _reached(codec: Codec, tally: Tally) -> Codec:
     return replace(codec, n_vocab=len(tally.counts))
 
 
-def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> tuple[str, dict[str, Spec]]:
-    """The kind of the store, which is the name of its main array too, and the forms of all its arrays."""
+def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> dict[str, Spec]:
+    """The forms of the arrays of the store; the main one has the name of its kind."""
     from pixseq.artifacts.arrays import SHAPES, Spec
 
     if codec.whole:
-        kind, main = "pixels", Spec("uint8", (None, 3), whole=True)
-    elif codec.scheme == "pixels":
-        kind, main = "pixels", Spec("uint8", (None, *codec.grid))
+        main = Spec("uint8", (None, 3), whole=True)
+    elif codec.kind == "pixels":
+        main = Spec("uint8", (None, *codec.grid))
     else:
-        kind, main = "tokens", Spec("uint16", (None, math.prod(codec.grid)))
-    specs = {kind: main}
+        main = Spec("uint16", (None, math.prod(codec.grid)))
+    specs = {codec.kind: main}
     if source.has_labels:
         specs["labels"] = Spec("int32", (None,))
     if views > 1 or source.shows:
         specs["images"] = Spec("int32", (None,))
     if main.whole:
         specs[SHAPES] = Spec("int32", (None, 2))
-    return kind, specs
+    return specs
 
 
 def _writer(
@@ -330,7 +349,7 @@ class Tally:
         from pixseq.numerics.quantize import channel_statistics, psnr_db, unigram_entropy
 
         counts = np.array(self.counts)
-        if codec.scheme == "pixels":
+        if codec.kind == "pixels":
             mean, std = channel_statistics(counts)
             spread = {"channel_mean": [round(x, 6) for x in mean], "channel_std": [round(x, 6) for x in std]}
             return {**self.met, "rows": self.rows, **spread}
@@ -435,31 +454,40 @@ def _reading(
     workers: int,
 ) -> tuple[Reader | TokenReader, Callable[[Any], Encoded]]:
     """A reader of batches, and what makes of each what is written."""
-    import numpy as np
-
     from pixseq.artifacts.palette import MAX_COLORS
     from pixseq.data.images import Reader
     from pixseq.data.sources import TokenSource
     from pixseq.data.token_files import TokenReader
-    from pixseq.numerics.quantize import GRAYS, byte_counts, nearest_table, squared_error, to_tokens
-
-    def counted(tokens: np.ndarray, error: float | None) -> Encoded:
-        return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab or 0), error)
 
     if isinstance(source, TokenSource):
         most = codec.n_vocab if codec.palette and codec.n_vocab else MAX_COLORS
-        return TokenReader(source, most, start, None, at_once, chosen), lambda batch: counted(batch.tokens, None)
-    reader, scheme = Reader(source, prep, start, None, at_once, workers, chosen), codec.scheme
-    if scheme == "pixels":
-        return reader, lambda batch: Encoded(batch.images, byte_counts(batch.images), None, batch.shapes)
-    colors = np.array(codec.palette) if scheme == "palette" else GRAYS
-    table = nearest_table(colors) if scheme == "palette" else None
+        reader = TokenReader(source, most, start, None, at_once, chosen)
+        return reader, lambda batch: _counted(batch.tokens, codec, None)
+    return Reader(source, prep, start, None, at_once, workers, chosen), _encoder(codec)
+
+
+def _encoder(codec: Codec) -> Callable[[ImageBatch], Encoded]:
+    """What makes pictures the numbers of a scheme."""
+    import numpy as np
+
+    from pixseq.numerics.quantize import byte_counts, nearest_table, squared_error, to_tokens
+
+    if codec.kind == "pixels":
+        return lambda batch: Encoded(batch.images, byte_counts(batch.images), None, batch.shapes)
+    colors = codec.colors
+    table = None if codec.palette is None else nearest_table(np.array(codec.palette))
 
     def encoded(batch: ImageBatch) -> Encoded:
-        tokens = to_tokens(batch.images, scheme, table)
-        return counted(tokens, 0.0 if scheme == "rgb" else squared_error(batch.images, tokens, colors))
+        tokens = to_tokens(batch.images, codec.scheme, table)
+        return _counted(tokens, codec, 0.0 if colors is None else squared_error(batch.images, tokens, colors))
 
-    return reader, encoded
+    return encoded
+
+
+def _counted(tokens: np.ndarray, codec: Codec, error: float | None) -> Encoded:
+    import numpy as np
+
+    return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab or 0), error)
 
 
 def _check_space(out: str | Path, images: int | None, prep: Preparation, row_bytes: int, n_vocab: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,19 +73,13 @@ def run(
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     with machine(device, precision) as where:
         net, checkpoint = _open(model, where, weights)
-        inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
-        given = part = None
-        if prompt is not None:
-            given, inputs["prompt"], part = _prompt(checkpoint, prompt, reading, count)
-        kept = checkpoint.codec.kept(keep) if given is not None else 0
-        order = _order(model, net, kept)
-        starts = given[:, order[:kept]] if given is not None else np.zeros((count, 0), np.uint16)
-        at_once = batch_size or pictures_at_once(where, net)
-        tokens = draw_pictures(where, net, np.tile(starts, (completions, 1)), seed, at_once, settings, completions)
-        tokens = tokens[:, np.argsort(order)]
+        given = None if prompt is None else _prompt(checkpoint, prompt, reading, count, keep)
+        tokens = _drawn(model, net, where, given, count, completions, seed, batch_size, settings)
+    inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
     config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
     if given is not None:
-        config |= {"keep": keep, "completions": completions, "split": split, "part": part, **reading}
+        inputs["prompt"] = given.reference
+        config |= {"keep": keep, "completions": completions, "split": split, "part": given.part, **reading}
     images = checkpoint.codec.to_images(tokens)
     if tokens_out is not None:
         _save_tokens(tokens_out, tokens, checkpoint, config, inputs, overwrite)
@@ -93,8 +87,20 @@ def run(
         save_pngs(images_out, images, range(len(images)), "sample", overwrite)
     if out is None:
         return None
-    drawn = _picture(images, given, kept, checkpoint.codec, completions, columns)
-    return save_png(out, drawn, "sample", config, inputs, {"pictures": len(images)}, overwrite)
+    picture = _picture(images, given, checkpoint.codec, completions, columns)
+    return save_png(out, picture, "sample", config, inputs, {"pictures": len(images)}, overwrite)
+
+
+class Prompt(NamedTuple):
+    """Images to complete: all their tokens, uint16 [n, T], of which the first `kept` are given.
+
+    `reference` is that of where they come from, `part` a record of how they were chosen there (None: all of them).
+    """
+
+    tokens: np.ndarray
+    kept: int
+    reference: dict[str, Any]
+    part: dict[str, Any] | None
 
 
 def _open(model: str | Path, where: Machine, weights: str) -> tuple[Model, Checkpoint]:
@@ -108,6 +114,26 @@ def _open(model: str | Path, where: Machine, weights: str) -> tuple[Model, Check
     if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
         raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
     return net, checkpoint
+
+
+def _drawn(
+    model: str | Path,
+    net: Model,
+    where: Machine,
+    given: Prompt | None,
+    count: int,
+    completions: int,
+    seed: int,
+    batch_size: int | None,
+    settings: dict[str, Any],
+) -> np.ndarray:
+    """Tokens uint16 [N, T] in raster order: `count` pictures, or all first completions, then all second ones ..."""
+    kept = 0 if given is None else given.kept
+    order = _order(model, net, kept)
+    starts = np.zeros((count, 0), np.uint16) if given is None else given.tokens[:, order[:kept]]
+    at_once = batch_size or pictures_at_once(where, net)
+    tokens = draw_pictures(where, net, np.tile(starts, (completions, 1)), seed, at_once, settings, completions)
+    return tokens[:, np.argsort(order)]
 
 
 def _order(model: str | Path, net: Model, kept: int) -> np.ndarray:
@@ -176,18 +202,14 @@ def _reading(
     return reading
 
 
-def _prompt(
-    checkpoint: Checkpoint, prompt: str, reading: dict[str, Any], count: int
-) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None]:
-    """`count` images that stand for all as the model's tokens, uint16 [n, T]; the parent's reference; their record.
-
-    `reading`: how a source is to be read, see `run`.
-    """
+def _prompt(checkpoint: Checkpoint, prompt: str, reading: dict[str, Any], count: int, keep: float) -> Prompt:
+    """`count` images that stand for all of a store or a source. `reading`: how a source is to be read, see `run`."""
     if _is_store(prompt):
         store = image_store.open_images(prompt, "tokens")
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         rows, part = prompts_of_store(store, count)
-        return image_store.seen_images(store, rows), reference(prompt, store.manifest), part
+        tokens, kept = image_store.seen_images(store, rows), checkpoint.codec.kept(keep)
+        return Prompt(tokens, kept, reference(prompt, store.manifest), part)
     from pixseq.data.described import describe
     from pixseq.data.images import Preparation, Reader
 
@@ -201,7 +223,8 @@ def _prompt(
     images = next(iter(reader)).images
     for problem in reader.problems:
         progress.say(f"skipped {problem}")
-    return checkpoint.codec.to_tokens(images), describe(source), chosen.record
+    kept = checkpoint.codec.kept(keep)
+    return Prompt(checkpoint.codec.to_tokens(images), kept, describe(source), chosen.record)
 
 
 def _opened(prompt: str, split: str | None, label_column: str | None, prep: Preparation) -> Source:
@@ -271,12 +294,12 @@ def _save_tokens(
 
 
 def _picture(
-    images: np.ndarray, given: np.ndarray | None, kept: int, codec: Codec, completions: int, columns: int | None
+    images: np.ndarray, given: Prompt | None, codec: Codec, completions: int, columns: int | None
 ) -> np.ndarray:
-    """All that was drawn as one grid; `given`: the prompts' tokens, of which the first `kept` were seen."""
+    """All that was drawn as one grid."""
     if given is None:
         return grid(images, columns or max(round(len(images) ** 0.5), 1))
-    return _completion_grid(images, codec.to_images(given), kept, codec, completions, columns)
+    return _completion_grid(images, codec.to_images(given.tokens), given.kept, codec, completions, columns)
 
 
 def _completion_grid(
