@@ -136,6 +136,17 @@ def test_a_study_runs_once_is_kept_and_can_be_fitted(grid, monkeypatch):
         planned(grid, overwrite=True)
 
 
+def test_a_cell_trains_in_the_machines_precision_and_is_measured_in_float32(grid, monkeypatch):
+    monkeypatch.setattr("pixseq.runtime._has_bf16_units", lambda where: True)
+    cell = planned(grid)[0]
+    study = open_study(grid.parent / "plan")
+    one.run(study, cell, "cpu")
+    measured = ("loss.json", "test.features.zarr", "train.features.zarr")
+    made = {name: manifest.read(study.folder(cell) / name) for name in ("model", *measured)}
+    used = {name: found["config"]["precision"] for name, found in made.items()}
+    assert used == {"model": "bf16"} | dict.fromkeys(measured, "fp32")
+
+
 def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
     grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 8.0e+10]\nrecentre: false\n")
     planned(grid)

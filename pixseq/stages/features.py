@@ -42,7 +42,9 @@ from pixseq.streams import Stream
 
 PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
-POSITIONS_CPU = 2048  # of one batch: more are no faster there, and take more memory
+# Of one batch on a CPU: more are no faster there, and take more memory. Narrow models take as much in more positions,
+# which pays for the many calls of a pass.
+POSITIONS, NUMBERS = 2048, 1 << 19
 
 Compute = Callable[[np.ndarray, int], np.ndarray]  # see activations
 
@@ -186,7 +188,10 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
 
 def _images_at_once(net: Model, where: Machine) -> int:
     images = micro_batch_images(net, where)
-    return max(min(images, POSITIONS_CPU // net.shape.n_ctx), 1) if where.device.type == "cpu" else images
+    if where.device.type != "cpu":
+        return images
+    positions = max(POSITIONS, NUMBERS // net.shape.d_model)
+    return max(min(images, positions // net.shape.n_ctx), 1)
 
 
 def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: Asked) -> Model:

@@ -22,7 +22,6 @@ from pixseq.config import StudyData
 from pixseq.engine import scores
 from pixseq.errors import Diverged, PixseqError
 from pixseq.models.family import shape_from
-from pixseq.runtime import machine
 from pixseq.stages import decode, evaluate, features, frechet, pretrain, probe, sample
 from pixseq.studies import judge as judging
 from pixseq.studies import ladder, rates
@@ -99,7 +98,7 @@ def _train(study: Study, cell: Cell, out: Path, where: OnMachine) -> None:
 
 
 def _exactly(where: OnMachine) -> OnMachine:
-    """In float32 unless bf16 was asked for."""
+    """Where a model is measured: in float32 unless bf16 was asked for, so that one sweep gives loss and features."""
     exact: Precision = "fp32" if where["precision"] == "auto" else where["precision"]
     return {**where, "precision": exact}
 
@@ -111,10 +110,8 @@ def _sweep_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> Non
         return
     if data.probe_test not in (None, data.val) or not _labelled(data):
         return
-    with machine(**where) as found:
-        exact = found.precision == _exactly(where)["precision"]
-    if exact and scores.shares_sweep(shape_from(open_checkpoint(folder / "model").shape)):
-        features.run(folder / "model", data.val, held, loss=loss, resume=True, overwrite=True, **where)
+    if scores.shares_sweep(shape_from(open_checkpoint(folder / "model").shape)):
+        features.run(folder / "model", data.val, held, loss=loss, resume=True, overwrite=True, **_exactly(where))
 
 
 def _numbers(path: Path, needed: Mapping[str, forms.Form]) -> dict[str, Any]:
@@ -150,7 +147,8 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: OnMachine) -> dict[
         return {"accuracy": None}
 
     def swept(store: str) -> Callable[[Path], Any]:
-        return lambda out: features.run(folder / "model", store, out, resume=True, overwrite=True, **where)
+        exact = _exactly(where)
+        return lambda out: features.run(folder / "model", store, out, resume=True, overwrite=True, **exact)
 
     def probed(out: Path) -> None:
         fit = once(folder / "train.features.zarr", swept(train))
