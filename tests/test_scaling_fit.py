@@ -11,6 +11,7 @@ from pixseq.artifacts.metrics import read_metrics
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.replicates import seed_weights
 from pixseq.studies import agreement, fit, points, run_table
+from pixseq.studies.run_row import RunRow
 
 PUBLISHED = (1.69, 406.4, 0.34, 410.7, 0.28)
 TRUE = 0.34 / 0.62  # its tokens exponent
@@ -184,9 +185,9 @@ def test_runs_that_are_not_done_and_metrics_that_are_missing_are_listed():
     rows[0] |= {"status": "diverged", "reason": "loss is nan at step 7", "loss": None}
     rows[1] |= {"status": "waiting", "params": None}
     rows[2] |= {"loss": None, "frechet_distance": 3.0}
-    table = run_table.checked(rows, "plan")
+    table = run_table.checked([RunRow.of(row) for row in rows], "plan")
     assert table.metrics == ["loss", "frechet_distance"] and len(table.runs) == 26
-    reasons = {(row["id"], row["reason"]) for row in table.excluded}
+    reasons = {(one.id, one.reason) for one in table.excluded}
     assert {("b0", "diverged: loss is nan at step 7"), ("b1", "waiting"), ("b2", "has no loss")} < reasons
     assert table.runs[0].values == {"loss": None, "frechet_distance": 3.0}
 

@@ -114,7 +114,7 @@ def test_a_reference_is_trained_once_at_a_stated_cost_and_named_in_every_result(
         result = manifest.read(study.folder(cell) / "result.json")
         assert result["inputs"]["extractor"]["id"] == model.manifest["id"]
     assert stamp == (study.path / "reference" / "r6" / "model" / "manifest.json").stat().st_mtime_ns
-    row = study.results()[0]
+    row = study.results()[0].to_json()
     keys = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor", "seed", "lr")
     assert all(row[key] is not None for key in keys)
 

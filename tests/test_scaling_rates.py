@@ -44,8 +44,8 @@ def test_a_cell_of_several_seeds_is_run_so_often_and_the_first_keeps_its_id(plan
         made = open_checkpoint(several.folder(several.cell(id)) / "model").manifest
         assert made["config"]["train"]["seed"] == several.cell(id).seed
     assert losses[0] != losses[1]
-    assert [row["seed"] for row in several.results()[:4]] == [0, 1, 2, 0]
-    assert len({row["params"] for row in several.results()[:3]}) == 1
+    assert [one.cell.seed for one in several.results()[:4]] == [0, 1, 2, 0]
+    assert len({one.cell.params for one in several.results()[:3]}) == 1
 
 
 # ---- rates

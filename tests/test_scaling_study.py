@@ -173,8 +173,8 @@ def test_a_diverged_cell_is_recorded_and_reported_not_dropped(grid):
     planned(grid)
     study = open_study(grid.parent / "plan")
     assert one.run(study, study.cells[0])["status"] == "diverged"
-    row = study.results()[0]
-    assert row["status"] == "diverged" and "gradient norm" in row["reason"] and row["loss"] is None
+    found = study.results()[0]
+    assert found.status == "diverged" and "gradient norm" in str(found.reason) and found.loss is None
 
 
 def test_budgets_not_begun_move_to_where_those_below_point(grid):

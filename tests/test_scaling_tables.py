@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pixseq.artifacts.fit import Run
+from pixseq.artifacts.fit import Excluded, Run
 from pixseq.errors import PixseqError, UsageError
 from pixseq.studies import columns, fit, run_table
 from pixseq.studies.points import Direction
@@ -124,7 +124,7 @@ def test_a_table_of_runs_as_weights_and_biases_exports_it(read):
     ]
     found = read(table(rows))
     assert found.metrics == ["val_loss"] and found.counting == "6nd"
-    assert found.excluded == [{"id": "run-0", "reason": "crashed"}]
+    assert found.excluded == [Excluded("run-0", "crashed")]
     assert [run.id for run in found.runs] == [f"run-{i}" for i in range(1, len(BASE))]
     assert any("no column of flops: 6 params tokens (6nd) are taken" in note for note in found.notes)
     assert any("text" in note and "User" in note and "Created" in note for note in found.notes)

@@ -62,7 +62,7 @@ def test_one_process_runs_cell_after_cell_and_says_what_failed(study):
         ours.give(cell)
         answer = wait(ours)
         assert answer == {"error": None} if error is None else error in answer["error"]
-    assert ours.alive and [row["status"] for row in study.results()[:3]] == ["done", "done", "waiting"]
+    assert ours.alive and [one.status for one in study.results()[:3]] == ["done", "done", "waiting"]
     ours.close()
     assert not ours.alive
 
@@ -116,7 +116,7 @@ def test_a_process_that_alone_is_stopped_has_not_failed(study, monkeypatch):
     with pytest.raises(Interrupted, match=f"1 cells were stopped .* first {first}") as caught:
         run.run(study.path, device="cpu", precision="fp32")
     assert "run it again" in caught.value.hint
-    assert study.results()[0]["status"] != "done" and study.results()[1]["status"] == "done"
+    assert study.results()[0].status != "done" and study.results()[1].status == "done"
     ours = Worker.start(study, ["cpu"], "cpu", "fp32")
     Worker.give(ours, study.cells[0])
     assert wait(ours) == {"error": STOPPED}

@@ -85,7 +85,7 @@ def test_the_result_of_a_cell_is_told_by_the_place_that_is_wrong(plan, key, valu
     path = study.folder(study.cells[0]) / "result.json"
     path.parent.mkdir(parents=True)
     write_metrics(path, "scaling run", {}, {}, {"status": "done", "reason": None, "loss": 2.0})
-    assert study.results()[0]["loss"] == 2.0
+    assert study.results()[0].loss == 2.0
     edited(path, key, value=value)
     with pytest.raises(PixseqError, match=f"result.json: .*{key}"):
         study.results()

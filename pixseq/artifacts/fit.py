@@ -140,6 +140,21 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Excluded:
+    """A run, or its lack of one metric, that no fit is made of, and why."""
+
+    id: str | None
+    reason: str
+
+    def to_json(self) -> Json:
+        return vars(self)
+
+    @classmethod
+    def from_json(cls, found: Json) -> Excluded:
+        return cls(_text(found.get("id")), _named(found["reason"]))
+
+
+@dataclass(frozen=True)
 class Growth:
     """A quantity at the optimum as coefficient C^exponent; None where there is no fit."""
 
@@ -409,7 +424,7 @@ class StudyFit:
     params_counted: str | None
     tokens_per_image: Mapping[str, float] | None
     runs: tuple[Run, ...]
-    excluded: tuple[Mapping[str, Any], ...]
+    excluded: tuple[Excluded, ...]
     bootstrap: Bootstrap
     fits: tuple[Fit, ...]
     disagreements: tuple[Disagreement, ...]
@@ -429,7 +444,7 @@ class StudyFit:
             "params_counted": self.params_counted,
             "tokens_per_image": self.tokens_per_image,
             "runs": [one.to_json() for one in self.runs],
-            "excluded": list(self.excluded),
+            "excluded": [one.to_json() for one in self.excluded],
             "bootstrap": asdict(self.bootstrap),
             "fits": [one.to_json() for one in self.fits],
             "disagreements": [one.to_json() for one in self.disagreements],
@@ -448,7 +463,7 @@ class StudyFit:
             _text(found["params_counted"]),
             per_image and {side: _positive(count) for side, count in per_image.items() if _positive(int(side))},
             _each(Run.from_json, found["runs"]),
-            _each(dict, found["excluded"]),
+            _each(Excluded.from_json, found["excluded"]),
             Bootstrap(how.get("resamples"), how.get("seed"), level, how.get("of", {})),
             _each(Fit.from_json, found["fits"]),
             _each(Disagreement.from_json, found["disagreements"]),

@@ -20,6 +20,7 @@ from pixseq.bounded.files import read_bytes
 from pixseq.errors import PixseqError
 from pixseq.studies import columns
 from pixseq.studies.columns import REQUIRED
+from pixseq.studies.run_row import RunRow
 
 MOST_TABLE = 1 << 26  # bytes
 TEXT = ("id", "status", "reason", "frechet_extractor")
@@ -28,14 +29,14 @@ SPACED = re.compile(r"[+-]?\d{1,3}([ \u00a0\u202f']\d{3})+([.,]\d+)?")
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 CHART = re.compile(r" - .*__(MIN|MAX)$")  # what Weights & Biases exports of a chart
 
-Row = dict[str, Any]
+Cells = dict[str, Any]  # of a line, by the role or the name of their columns
 
 
 @dataclass
 class Read:
     """Rows of a table: numbers as floats, empty cells as None; a row without an id is called by its line."""
 
-    rows: list[Row]
+    rows: list[RunRow]
     notes: list[str] = field(default_factory=list)
     derived: str | None = None  # which of params, tokens and flops is worked out from the others
 
@@ -55,7 +56,7 @@ def read_table(path: Path, metrics: Sequence[str] | None, chosen: Sequence[str] 
     if not lines:
         raise PixseqError(f"{path} holds names, but no run", "add a line for each run")
     keys = columns.renamed(header, roles)
-    found = Read([], [], missing[0] if missing else None)
+    found = Read([], derived=missing[0] if missing else None)
     words = [name for name, key in keys.items() if key not in (*roles, *TEXT) and _is_words(cells[name])]
     aside = [name or "(without a name)" for name in header if name not in keys]
     named = {part: name for part, name in roles.items() if name != part and part not in TEXT}
@@ -67,16 +68,18 @@ def read_table(path: Path, metrics: Sequence[str] | None, chosen: Sequence[str] 
         found.notes.append(f"columns that are not read: {', '.join(aside)}")
     needed = _needed(keys, roles, words, metrics)
     for number, line in lines:
-        row = {
+        row: Cells = {
             keys[name]: _cell(path, number, name, keys[name], text, keys[name] in needed, comma)
             for name, text in zip(header, line)
             if name in keys and name not in words
         }
-        found.rows.append({**row, "id": row.get("id") or f"line {number}"})
-    _derive(found)
-    for row in found.rows:
+        row["id"] = row.get("id") or f"line {number}"
         if isinstance(row.get("status"), str) and row["status"].lower() in columns.DONE:
             row["status"] = "done"
+        found.rows.append(RunRow.of(_with_derived(row, found.derived)))
+    if found.derived:
+        by = "6 params tokens (6nd)" if found.derived == "flops" else f"flops / (6 {_other(found.derived)})"
+        found.notes.append(f"there is no column of {found.derived}: {by} are taken")
     return found
 
 
@@ -100,18 +103,18 @@ def _without(path: Path, header: Sequence[str], missing: Sequence[str]) -> Pixse
     return PixseqError(f"{path} has no column {' or '.join(missing)}; its first line is {shown[:100]!r}", hint)
 
 
-def _derive(found: Read) -> None:
-    """6 N D in place of the column that is missing."""
-    if found.derived is None:
-        return
-    for row in found.rows:
-        if found.derived == "flops":
-            row["flops"] = 6 * row["params"] * row["tokens"]
-        else:
-            other = "params" if found.derived == "tokens" else "tokens"
-            row[found.derived] = row["flops"] / (6 * row[other]) if row[other] else math.nan
-    by = "6 params tokens (6nd)" if found.derived == "flops" else f"flops / (6 {other})"
-    found.notes.append(f"there is no column of {found.derived}: {by} are taken")
+def _with_derived(row: Cells, missing: str | None) -> Cells:
+    """With that one of params, tokens and flops = 6 N D which has no column."""
+    if missing is None:
+        return row
+    if missing == "flops":
+        return {**row, "flops": 6 * row["params"] * row["tokens"]}
+    other = row[_other(missing)]
+    return {**row, missing: row["flops"] / (6 * other) if other else math.nan}
+
+
+def _other(count: str) -> str:
+    return "params" if count == "tokens" else "tokens"
 
 
 # ---- lines

@@ -30,7 +30,7 @@ from pixseq.numerics.isoflop import far_off, parabola, power_law
 from pixseq.runtime import machine
 from pixseq.studies import calibrate, checks, judge, ladder, rates
 from pixseq.studies.ranges import check_ranges, probe_layers
-from pixseq.studies.study import BEGUN, DONE, WAITING, Study, open_study, stores_of
+from pixseq.studies.study import BEGUN, DONE, WAITING, Result, Study, open_study, stores_of
 
 SPACING = 10**0.5  # of budgets between two ends
 FEW_STEPS = 50
@@ -256,12 +256,12 @@ def move(study: Study, resolution: int, budget: float) -> bool:
 def _expected_optimum(study: Study, resolution: int, budget: float) -> float | None:
     """N of the lowest loss at `budget`: the power law through the budgets below, or N ~ C^0.5 from a single one."""
     found = []
-    rows = [row for row in study.results() if row["resolution"] == resolution and row["budget"] < budget]
-    kept = _without_far([row for row in rows if row["status"] == DONE])
-    for below in sorted({row["budget"] for row in rows}):
-        cells = [row for row in rows if row["budget"] == below]
-        done = [row for row in kept if row["budget"] == below]
-        if any(row["status"] in (WAITING, BEGUN) for row in cells) or len({row["params"] for row in done}) < 3:
+    lower = [one for one in study.results() if one.cell.resolution == resolution and one.cell.budget < budget]
+    kept = _without_far([one for one in lower if one.status == DONE])
+    for below in sorted({one.cell.budget for one in lower}):
+        unfinished = any(one.status in (WAITING, BEGUN) for one in lower if one.cell.budget == below)
+        done = [one for one in kept if one.cell.budget == below]
+        if unfinished or len({one.cell.params for one in done}) < 3:
             continue
         found.append((math.log(below), _lowest(done)))
     if not found:
@@ -272,19 +272,19 @@ def _expected_optimum(study: Study, resolution: int, budget: float) -> float | N
     return float(np.exp(y.mean() + slope * (math.log(budget) - x.mean())))
 
 
-def _without_far(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_far(done: Sequence[Result]) -> list[Result]:
     """Finished runs without those that lie far off the others of their budget, as a fit leaves them out."""
-    if not rows:
+    if not done:
         return []
-    _, index = np.unique([row["budget"] for row in rows], return_inverse=True)
-    n, loss = np.log([row["params"] for row in rows]), np.array([row["loss"] for row in rows])
-    far, _ = far_off(n, loss, index, np.ones(len(rows)))
-    return [row for row, out in zip(rows, far) if not out]
+    _, index = np.unique([one.cell.budget for one in done], return_inverse=True)
+    n, loss = np.log([one.cell.params for one in done]), np.array([one.loss for one in done])
+    far, _ = far_off(n, loss, index, np.ones(len(done)))
+    return [one for one, out in zip(done, far) if not out]
 
 
-def _lowest(rows: Sequence[dict[str, Any]]) -> float:
+def _lowest(done: Sequence[Result]) -> float:
     """log N at the vertex of a parabola, kept between the sizes that were run."""
-    n, loss = np.log([row["params"] for row in rows]), np.array([row["loss"] for row in rows])
+    n, loss = np.log([one.cell.params for one in done]), np.array([one.loss for one in done])
     found = parabola(n, loss)
     best = found.vertex if found.curvature > 0 else n[loss.argmin()]
     return float(np.clip(best, n.min(), n.max()))

@@ -51,7 +51,7 @@ def run(
         from pixseq.studies import cell as one
 
         one.run_named(study, cell, device, precision)
-        return {"counting": study.counting, "cells": study.results()}
+        return {"counting": study.counting, "cells": [one.to_json() for one in study.results()]}
     failed: dict[str, str] = {}
     queue = _in_order(study, budget_limit, failed)
     workers: list[Worker] = []
@@ -64,7 +64,7 @@ def run(
         for ended in workers:
             ended.close()
     _raise(failed)
-    return {"counting": study.counting, "cells": study.results()}
+    return {"counting": study.counting, "cells": [one.to_json() for one in study.results()]}
 
 
 def _raise(failed: Mapping[str, str]) -> None:
@@ -204,12 +204,12 @@ def _rows(study: Study, workers: list[Worker], failed: Mapping[str, str]) -> lis
     rows = [
         (id, f"{each.cell.params:,}", f"{each.cell.tokens:,}", states[id], *[""] * len(METRICS))
         for each in workers
-        if each.cell and (id := each.cell.id) not in {row["id"] for row in results}
+        if each.cell and (id := each.cell.id) not in {one.cell.id for one in results}
     ]  # references and a sweep, which are no results
-    for row in results:
-        figures = ("" if row[key] is None else f"{row[key]:.4g}" for key in METRICS)
-        state = states.get(row["id"], row["status"])
-        rows.append((row["id"], f"{row['params']:,}", f"{row['tokens']:,}", state, *figures))
+    for one in results:
+        figures = ("" if value is None else f"{value:.4g}" for value in one.metrics.values())
+        cell, state = one.cell, states.get(one.cell.id, one.status)
+        rows.append((cell.id, f"{cell.params:,}", f"{cell.tokens:,}", state, *figures))
     return rows
 
 
@@ -230,10 +230,10 @@ def _line(study: Study, done: Worker, failed: Mapping[str, str]) -> str:
         return f"{id}: stopped after {seconds}"
     if id in failed:
         return f"{id}: failed after {seconds}: {failed[id]}"
-    row = next((row for row in study.results() if row["id"] == id), None)
-    if row is None:
+    found = next((one for one in study.results() if one.cell.id == id), None)
+    if found is None:
         return f"{id}: done in {seconds}"
-    if row["status"] == DIVERGED:
-        return f"{id}: diverged after {seconds}: {row['reason']}"
-    figures = ", ".join(f"{key} {row[key]:.4g}" for key in METRICS if row[key] is not None)
+    if found.status == DIVERGED:
+        return f"{id}: diverged after {seconds}: {found.reason}"
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in found.metrics.items() if value is not None)
     return f"{id}: done in {seconds}, {figures}"

@@ -40,6 +40,31 @@ RULE = forms.fields(
 ROLE = forms.fields({"id": forms.text})
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a measured cell has come to: its metrics (see METRICS) and how a distance was measured, None where not."""
+
+    cell: Cell
+    status: str
+    reason: str | None = None
+    loss: float | None = None
+    accuracy: float | None = None
+    frechet_distance: float | None = None
+    frechet_n: float | None = None
+    frechet_floor: float | None = None
+    frechet_floor_n: float | None = None
+    frechet_extractor: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        return {key: getattr(self, key) for key in METRICS}
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat row, with the cell's plan."""
+        planned = {key: getattr(self.cell, key) for key in (*PLANNED, "seed")}
+        return planned | {key: value for key, value in vars(self).items() if key != "cell"}
+
+
 @dataclass
 class Study:
     """A plan folder that is open. `cells` are in the order of resolution, budget and size."""
@@ -92,16 +117,14 @@ class Study:
         forms.require(numbers, RESULT, path, "remove it, and run the cell again: its products are kept")
         return numbers
 
-    def results(self) -> list[dict[str, Any]]:
-        """A row a measured cell: its plan, its status and reason, and its metrics, None where it has none."""
-        rows = []
+    def results(self) -> list[Result]:
+        """One a measured cell, in their order."""
+        found = []
         for cell in self.measured:
-            found = {"status": self.status(cell), "reason": None, **dict.fromkeys((*METRICS, *BESIDE))}
-            if found["status"] in (DONE, DIVERGED):
-                numbers = self.result(cell)
-                found |= {key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}
-            rows.append({**{key: getattr(cell, key) for key in ROW}, "seed": cell.seed, **found})
-        return rows
+            status = self.status(cell)
+            numbers = self.result(cell) if status in (DONE, DIVERGED) else {}
+            found.append(Result(cell, status, **{key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}))
+        return found
 
     def rewrite(self, cells: list[Cell]) -> None:
         """Other cells in place of those not begun; where another process was first, its cells."""
@@ -126,7 +149,7 @@ class Study:
 
 
 EXTRACTOR = "extractor"  # its role among the inputs of a plan
-ROW = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "lr", "flops")
+PLANNED = ("id", "resolution", "budget", "n_layer", "d_model", "params", "tokens", "lr", "flops")
 
 
 def open_study(path: str | Path) -> Study:
