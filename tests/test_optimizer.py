@@ -7,7 +7,7 @@ import torch
 
 from pixseq.models.optimizer import AdamW
 
-SETTINGS = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
 def weights():
@@ -26,9 +26,13 @@ def steps(optimizer, ours, count, seed):
         for p in ours:
             p.grad = torch.randn(p.shape, generator=generator)
         ours[0].grad = None if step == 1 else ours[0].grad
-        for group in optimizer.param_groups:
-            group["lr"] = 0.01 / (step + 1)
-        optimizer.step()
+        rate = 0.01 / (step + 1)
+        if isinstance(optimizer, AdamW):
+            optimizer.step(rate)
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         optimizer.zero_grad()
 
 

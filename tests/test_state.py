@@ -65,7 +65,6 @@ def put(*keys):
         (put("optimizers", []), "0 optimizers"),
         (put("optimizers", 0, "param_groups", 0, "betas", (0.0, 3.0)), "another betas"),
         (put("optimizers", 0, "param_groups", 0, "params", [0]), "another params"),
-        (put("optimizers", 0, "param_groups", 0, "lr", "fast"), "rate"),
         (put("optimizers", 0, "state", 99, {}), "weight 99"),
         (put("optimizers", 1, "state", 0, "momentum_buffer", torch.zeros(2, 2)), "momentum_buffer of weight 0"),
         (put("optimizers", 1, "state", 0, {"momentum_buffer": 3}), "momentum_buffer of weight 0 is int"),

@@ -97,9 +97,7 @@ class Run:
     def update(self, rate: float) -> None:
         """One optimizer step at learning rate `rate` from the gradients at hand."""
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+            optimizer.step(rate)
             optimizer.zero_grad()
         if self.averaged is not None:
             average(self.averaged, cast(nn.Module, self.model), self.config.ema, first=self.step == 0)
@@ -135,16 +133,14 @@ def _shown(x: Any) -> str:
 
 
 def check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Raises ValueError unless a saved state is of these parameters and, but for the rate, of these settings."""
+    """Raises ValueError unless a saved state is of these parameters and of these settings."""
     now = optimizer.state_dict()
     if len(saved["param_groups"]) != len(now["param_groups"]):
         raise ValueError("its optimizer has other groups of weights")
     for ours, theirs in zip(now["param_groups"], saved["param_groups"]):
-        for key in ours.keys() & theirs.keys() - {"lr"} | {"params"}:
+        for key in ours.keys() & theirs.keys() | {"params"}:
             if ours[key] != theirs[key]:
                 raise ValueError(f"its optimizer has another {key}")
-        if not isinstance(theirs["lr"], int | float):
-            raise ValueError("its optimizer's rate is no number")
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in saved["state"].items():
         if type(index) is not int or not 0 <= index < len(weights):
@@ -155,7 +151,7 @@ def check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
-    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
+    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead. Rates come with each step.
 
     decay "matrices" spares what has one axis: biases and the gains of norms.
     """
@@ -169,16 +165,10 @@ def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
     if spared:
         groups.append({"params": spared, "weight_decay": 0.0})
     made: list[Optimizer] = [
-        AdamW(
-            groups,
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        )
+        AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
     ]
     if matrices:
-        made.append(Muon(matrices.values(), lr=config.lr, weight_decay=config.weight_decay))
+        made.append(Muon(matrices.values(), weight_decay=config.weight_decay))
     return made
 
 

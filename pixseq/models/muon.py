@@ -20,12 +20,12 @@ STEPS = 5
 class Muon(Optimizer):
     """For matrices only. Updates are scaled to the root mean square of Adam's: one learning rate serves both."""
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    def __init__(self, matrices: Iterable[Tensor], weight_decay: float = 0.0, momentum: float = 0.95):
+        defaults = {"weight_decay": weight_decay, "momentum": momentum}
         super().__init__([{"params": matrices}], defaults)
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, lr: float) -> None:
         for group in self.param_groups:
             momentum = group["momentum"]
             for p in group["params"]:
@@ -33,8 +33,8 @@ class Muon(Optimizer):
                     self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
                 buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
                 update = orthogonal(p.grad.lerp(buffer, momentum))  # Nesterov
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * 0.2 * max(p.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ class Optimizer:
                 group.setdefault(key, value)
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
-    def step(self) -> None:
-        """Change the weights by their gradients."""
+    def step(self, lr: float) -> None:
+        """Change the weights by their gradients, at this learning rate: a schedule's, so that no group holds one."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -56,15 +56,14 @@ class AdamW(Optimizer):
     def __init__(
         self,
         groups: Sequence[Mapping[str, Any]],
-        lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
     ):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(groups, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, lr: float) -> None:
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
@@ -79,7 +78,7 @@ class AdamW(Optimizer):
                 [state["exp_avg_sq"] for state in states],
                 [],
                 steps,
-                lr=group["lr"],
+                lr=lr,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 weight_decay=group["weight_decay"],
