@@ -40,9 +40,9 @@ def model(folder, **changes):
     from pixseq.artifacts.checkpoint import finish_checkpoint
     from pixseq.artifacts.codec import Codec
     from pixseq.models.family import build
-    from pixseq.models.igpt import Shape
+    from pixseq.models.igpt import IgptShape
 
-    shape = Shape(n_layer=2, n_head=2, d_model=8, n_vocab=16, n_ctx=36)
+    shape = IgptShape(n_layer=2, n_head=2, d_model=8, n_vocab=16, n_ctx=36)
     palette = [[0.0, 0.0, x / 16] for x in range(16)]
     codec = Codec("palette", 6, 6, 16, palette, "sha256:one", class_names=list("abcd"))
     weights = {name: x.clone().fill_(0.01) for name, x in build(shape).state_dict().items()}

@@ -21,9 +21,9 @@ from pixseq.engine.opening import open_model
 from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
-from pixseq.models.aim import AIM, AimShape, Sight, may_attend, normalised, patchify, sincos_2d, unpatchify
+from pixseq.models.aim import AIM, AimShape, AttentionMask, normalised, patchify, prefix_mask, sincos_2d, unpatchify
 from pixseq.models.family import SHAPES, build, shape_from
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.numerics.orders import NAMED, order_of
 from pixseq.runtime import Machine, machine, placed
 from pixseq.stages import check, evaluate, features, finetune, pretrain, sample
@@ -146,7 +146,7 @@ def test_patches_go_by_rows_columns_channels_and_come_back():
 
 def test_the_table_of_the_prefix_mask():
     masked = torch.tensor([[False, False, True, True]])
-    assert may_attend(masked)[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert prefix_mask(masked)[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
 
 
 @pytest.mark.filterwarnings("ignore")  # FlexAttention is slow where it is not compiled, and says so
@@ -154,10 +154,10 @@ def test_flex_attention_equals_the_written_out_mask():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 2, 16, 16, generator=generator) for _ in range(3))
     masked = torch.arange(16)[None] >= torch.tensor([[1], [7], [15]])
-    scores = (q @ k.mT / 4).masked_fill(~may_attend(masked), -torch.inf)
+    scores = (q @ k.mT / 4).masked_fill(~prefix_mask(masked), -torch.inf)
     wanted = scores.softmax(-1) @ v
-    sdpa = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend(masked))
-    assert (aim_module.flex(q, k, v, aim_module.prefix_blocks(masked)) - wanted).abs().max() < 1e-5
+    sdpa = F.scaled_dot_product_attention(q, k, v, attn_mask=prefix_mask(masked))
+    assert (aim_module.flex(q, k, v, aim_module.prefix_block_mask(masked)) - wanted).abs().max() < 1e-5
     assert (sdpa - wanted).abs().max() < 1e-5
 
 
@@ -168,8 +168,8 @@ def test_the_mask_is_made_once_for_all_layers_and_flex_attention_compiled_on_its
     net = model(attention="prefix").eval()
     x = pictures()
     masked = net.draw_masks(len(x), torch.Generator().manual_seed(0))
-    made, real = [], aim_module.may_attend
-    monkeypatch.setattr(aim_module, "may_attend", lambda masked: made.append(masked) or real(masked))
+    made, real = [], aim_module.prefix_mask
+    monkeypatch.setattr(aim_module, "prefix_mask", lambda masked: made.append(masked) or real(masked))
     expected = net(x, masked).logits
     assert len(made) == 1 < net.shape.n_layer
 
@@ -186,8 +186,8 @@ def test_the_mask_is_made_once_for_all_layers_and_flex_attention_compiled_on_its
     placed(net, Machine(torch.device("cuda"), "fp32"))
     assert compiled == [aim_module.flex]
     monkeypatch.undo()  # FlexAttention calls torch.compile itself
-    on_cuda = Sight(mask=aim_module.prefix_blocks(masked), flex=net.flex)
-    monkeypatch.setattr(AIM, "_sight", lambda self, masked: on_cuda)
+    on_cuda = AttentionMask(mask=aim_module.prefix_block_mask(masked), flex=net.flex)
+    monkeypatch.setattr(AIM, "_attention_mask", lambda self, masked: on_cuda)
     torch.testing.assert_close(net(x, masked).logits, expected, atol=1e-5, rtol=1e-4)
     assert called == [aim_module.flex] * net.shape.n_layer
 
@@ -261,15 +261,15 @@ def test_certificates_hold_and_planted_leaks_are_caught(aim, pixels, monkeypatch
         return {c["name"] for c in check.run(path, pixels, device="cpu")["checks"] if not c["ok"]}
 
     assert not failing(aim["prefix"]) and not failing(aim["causal"])
-    real = aim_module.may_attend
-    monkeypatch.setattr(aim_module, "may_attend", lambda masked: real(masked) | real(masked).roll(-1, -2))
+    real = aim_module.prefix_mask
+    monkeypatch.setattr(aim_module, "prefix_mask", lambda masked: real(masked) | real(masked).roll(-1, -2))
     assert {"prefix causality", "prefix mask"} <= failing(aim["prefix"])
-    monkeypatch.setattr(aim_module, "may_attend", real)
+    monkeypatch.setattr(aim_module, "prefix_mask", real)
 
-    def leaky(self, x, sight):
+    def leaky(self, x, mask):
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
-        allowed = torch.ones(t, t, dtype=torch.bool).tril(1) if sight.causal else None
+        allowed = torch.ones(t, t, dtype=torch.bool).tril(1) if mask.causal else None
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -353,7 +353,7 @@ def test_a_reordered_aim_is_the_raster_one_on_reordered_pictures():
     moved = AIM(AimShape(**{**vars(SMALL), "order": "random"})).eval()
     moved.load_state_dict({**plain.state_dict(), "order": order})
     moved.attention = "causal"
-    plain.places = moved.places = lambda channels: torch.zeros(16, channels)
+    plain.position_embeddings = moved.position_embeddings = lambda channels: torch.zeros(16, channels)
     x = pictures(2)
     shuffled = unpatchify(patchify(x, 2)[:, order], 8, 8)
     a, b = moved(x), plain(shuffled)
@@ -564,14 +564,14 @@ def test_a_shape_tells_the_configuration_it_was_made_from(sets):
 def test_shapes_come_back_from_manifests():
     for shape in (
         SMALL,
-        Shape(2, 2, 16, 16, 36),
+        IgptShape(2, 2, 16, 16, 36),
         AimShape(2, 2, 16, 2, 8, 8, n_classes=3, probe_layers=(1, 2), probe_heads=2),
     ):
         assert shape_from(json.loads(json.dumps(vars(shape)))) == shape
     for strange in ({"family": "vit"}, {**vars(SMALL), "rotary": True}):
         with pytest.raises(PixseqError, match="no model known here"):
             shape_from(strange)
-    assert isinstance(build(Shape(2, 2, 16, 16, 36)), ImageGPT)
+    assert isinstance(build(IgptShape(2, 2, 16, 16, 36)), ImageGPT)
 
 
 def test_normalised_patches_have_unit_unbiased_variance():

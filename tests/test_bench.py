@@ -17,7 +17,7 @@ from pixseq.bench import alone, ceilings, cost, drawn, models, peers, rounds, ru
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
 from pixseq.cli import main
 from pixseq.cli.bench import _table
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.engine.training import Training
 from pixseq.errors import PixseqError, UsageError
@@ -126,7 +126,7 @@ def test_a_step_is_one_of_training(bench):
     call = work.prepare()
     ours = call.func.__self__
     images, config = ours.images, ours.config
-    twin = Run(models._model(bench, bench.where, images), config, None)
+    twin = TrainState(models._model(bench, bench.where, images), config, None)
     warmup = warmup_steps(config.steps, len(images) / config.batch_size, config.warmup_epochs, config.warmup_fraction)
     for step in range(2):
         call()

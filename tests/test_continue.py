@@ -22,7 +22,7 @@ STILL = (*TINY, "train.schedule=constant", "train.warmup_fraction=0", "train.val
 
 def on(tokens, out, start, *sets, preset=None, **given):
     config = pretrain.config_from(start, preset, None, [*FEW, *sets])
-    return pretrain.run(tokens, out, config, start=start, device="cpu", **given)
+    return pretrain.run(tokens, out, config, init_from=start, device="cpu", **given)
 
 
 def first_loss(folder):
@@ -77,7 +77,7 @@ def test_another_shape_or_order_is_refused_by_name(checkpoints, aim, tokens, tmp
     with pytest.raises(UsageError, match=r"model.attention is causal, .* has prefix"):
         pretrain.config_from(aim["prefix"], sets=["model.attention=causal"])
     with pytest.raises(UsageError, match=r"model.n_layer is 8, .* has 2"):
-        pretrain.run(tokens, tmp_path / "m", effective(PretrainFile), start=start, device="cpu")
+        pretrain.run(tokens, tmp_path / "m", effective(PretrainFile), init_from=start, device="cpu")
     assert not list(tmp_path.iterdir())
 
 
@@ -158,7 +158,7 @@ def test_an_aim_sees_whole_pictures_at_the_side_of_its_parent(aim, tmp_path):
 
 def test_a_plan_is_of_the_parents_shape(checkpoints, tokens):
     config = pretrain.config_from(checkpoints["ar"], sets=["train.steps=5"])
-    plan = pretrain.plan(tokens, config, device="cpu", start=checkpoints["ar"])
+    plan = pretrain.plan(tokens, config, device="cpu", init_from=checkpoints["ar"])
     assert plan["parameters"] == open_checkpoint(checkpoints["ar"]).manifest["summary"]["parameters"]
 
 

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 from pixseq.models import attention, gradients, objectives
 from pixseq.models.attention import Float32Backward, self_attention, split_heads
-from pixseq.models.igpt import NORM_EPS, ImageGPT, Shape
+from pixseq.models.igpt import NORM_EPS, IgptShape, ImageGPT
 from pixseq.models.objectives import generative_nats
 
 
@@ -50,7 +50,7 @@ def test_cross_entropy_of_bf16_logits_is_that_in_float32():
 
 
 def losses_and_gradients(precision: torch.dtype, objective: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    model = ImageGPT(Shape(n_layer=2, n_head=2, d_model=32, n_vocab=17, n_ctx=40, objective=objective))
+    model = ImageGPT(IgptShape(n_layer=2, n_head=2, d_model=32, n_vocab=17, n_ctx=40, objective=objective))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():

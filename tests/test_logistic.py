@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from pixseq.numerics import logistic, probes
-from pixseq.numerics.logistic import Path
+from pixseq.numerics.logistic import LogisticPath
 from pixseq.numerics.probes import Labelled, Solver
 
 CS = (1e-3, 1e-1, 10.0)
@@ -69,7 +69,7 @@ def calm():
 @pytest.mark.parametrize("name", SETS)
 def test_along_the_path_it_ends_no_higher_than_scikit_learn(name):
     X, y, held_X, held_y = SETS[name]()
-    path = Path(X, y)
+    path = LogisticPath(X, y)
     for c in CS:
         found = path.fit(c)
         model, least = theirs(X, y, c)
@@ -84,11 +84,11 @@ def test_along_the_path_it_ends_no_higher_than_scikit_learn(name):
 
 def test_large_sets_are_fitted_in_float32_and_blocks_as_well(monkeypatch):
     X, y, *_ = digits()
-    exact = [Path(X, y).fit(c).objective for c in CS]
+    exact = [LogisticPath(X, y).fit(c).objective for c in CS]
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     for rows in (2048, 100):
         monkeypatch.setattr(logistic, "BLOCK_ROWS", rows)
-        assert [Path(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=1e-6, abs=1e-6)
+        assert [LogisticPath(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=1e-6, abs=1e-6)
 
 
 def test_the_curvature_is_the_change_of_the_gradient():
@@ -102,7 +102,7 @@ def test_the_curvature_is_the_change_of_the_gradient():
 def test_fits_that_are_sure_of_their_rows_need_few_steps():
     """Where curvature changes under way, Newton's; L-BFGS alone takes some hundred."""
     X, y, *_ = digits()
-    path = Path(X, y)
+    path = LogisticPath(X, y)
     fits = [path.fit(c) for c in (1.0, 10.0, 100.0)]
     assert all(found.converged and found.n_iter < 40 for found in fits)
 
@@ -111,18 +111,18 @@ def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     X, y, *_ = digits()
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     monkeypatch.setattr(logistic, "BLOCK_ROWS", 64)
-    one, many = (Path(X, y, threads=threads).fit(0.1) for threads in (1, 5))
+    one, many = (LogisticPath(X, y, threads=threads).fit(0.1) for threads in (1, 5))
     assert (one.weights == many.weights).all() and one.objective == many.objective
 
 
 def test_a_sketch_of_the_curvature_serves_where_both_sides_are_long(monkeypatch):
     X, y, *_ = drawn(400, 100, 3, 0.3)
-    exact = [Path(X, y).fit(c) for c in CS]
+    exact = [LogisticPath(X, y).fit(c) for c in CS]
     monkeypatch.setattr(logistic, "FULL_SIDE", 50)
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     monkeypatch.setattr(logistic, "SKETCHED", 20)
     for c, expected in zip(CS, exact):
-        found = Path(X, y).fit(c)
+        found = LogisticPath(X, y).fit(c)
         assert found.objective == pytest.approx(expected.objective, rel=1e-6, abs=1e-6) and found.converged
 
 
@@ -141,30 +141,30 @@ def test_degenerate_rows_are_fitted(fault):
     else:
         y = np.where(np.arange(200) < 199, 0, 1)
     for c in (0.01, 1.0):
-        found = Path(X, y).fit(c)
+        found = LogisticPath(X, y).fit(c)
         assert np.isfinite(found.weights).all() and found.converged
         assert found.objective <= theirs(X, y, c)[1] * (1 + 1e-6) + 1e-6
 
 
 def test_an_unfinished_fit_says_so():
     X, y, *_ = digits()
-    found = Path(X, y, max_iter=2).fit(1.0)
+    found = LogisticPath(X, y, max_iter=2).fit(1.0)
     assert found.n_iter == 2 and not found.converged and found.gradient > 1e-4
 
 
 def test_a_path_goes_on_from_another_and_needs_few_steps():
     """As the last fit on all of train does."""
     X, y, *_ = digits()
-    path = Path(X[:1000], y[:1000])
+    path = LogisticPath(X[:1000], y[:1000])
     begun = path.fit(0.01)
-    plain, after = Path(X, y).fit(0.01), Path(X, y, after=(path, begun)).fit(0.01)
+    plain, after = LogisticPath(X, y).fit(0.01), LogisticPath(X, y, after=(path, begun)).fit(0.01)
     assert after.objective == pytest.approx(plain.objective, rel=1e-6) and after.n_iter < plain.n_iter
 
 
 def test_memory_of_l_bfgs_is_bounded_where_classes_are_many(monkeypatch):
     X, y, *_ = drawn(360, 30, 120, 1)
     monkeypatch.setattr(logistic, "PAIR_BYTES", 5 * 24 * 31 * 120)
-    path = Path(X, y)
+    path = LogisticPath(X, y)
     path.fit(1.0)
     assert len(path.pairs) == 5
 

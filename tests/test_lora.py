@@ -8,12 +8,12 @@ from pixseq.config import FinetuneFile, PretrainFile, as_dict, effective
 from pixseq.errors import UsageError
 from pixseq.models.aim import AimShape
 from pixseq.models.family import build
-from pixseq.models.igpt import Shape
+from pixseq.models.igpt import IgptShape
 from pixseq.models.lora import PLACES, add_low_rank, low_rank_count, merged, targets_of
 from pixseq.runtime import generator
 from pixseq.stages import finetune
 
-IGPT = Shape(n_layer=2, n_head=2, d_model=16, n_vocab=16, n_ctx=36, n_classes=4)
+IGPT = IgptShape(n_layer=2, n_head=2, d_model=16, n_vocab=16, n_ctx=36, n_classes=4)
 AIM = AimShape(2, 2, 16, 2, 8, 8, head_depth=1, head_width=8, n_classes=4)
 DEFAULT = effective(FinetuneFile).finetune
 

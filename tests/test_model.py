@@ -10,14 +10,14 @@ from reference import igpt_forward
 
 from pixseq.config import PretrainFile, effective
 from pixseq.models import inference
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
 
-AR = Shape(n_layer=3, n_head=2, d_model=24, n_vocab=17, n_ctx=20)
+AR = IgptShape(n_layer=3, n_head=2, d_model=24, n_vocab=17, n_ctx=20)
 BERT = replace(AR, objective="bert")
 
 
-def random_model(shape: Shape) -> ImageGPT:
+def random_model(shape: IgptShape) -> ImageGPT:
     """Every tensor random, so that no term of the forward pass is hidden by a zero or a one."""
     model = ImageGPT(shape)
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def arrays(model: ImageGPT) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy() for name, p in model.named_parameters()}
 
 
-def tokens(shape: Shape, count: int = 4) -> torch.Tensor:
+def tokens(shape: IgptShape, count: int = 4) -> torch.Tensor:
     return torch.randint(0, shape.n_vocab, (count, shape.n_ctx), generator=torch.Generator().manual_seed(1))
 
 
@@ -100,7 +100,7 @@ def test_fresh_loss_is_ln_vocabulary(shape):
 
 def test_every_tensor_has_the_published_law():
     d, n_layer = 256, 4
-    shape = Shape(n_layer=n_layer, n_head=4, d_model=d, n_vocab=512, n_ctx=256, n_classes=10)
+    shape = IgptShape(n_layer=n_layer, n_head=4, d_model=d, n_vocab=512, n_ctx=256, n_classes=10)
     model = ImageGPT(shape).init_weights(torch.Generator().manual_seed(0))
     law = {
         "wte": 0.02,
@@ -137,7 +137,7 @@ def test_every_tensor_has_the_published_law():
 )
 def test_presets_have_the_published_parameter_counts(preset, side, count):
     config = effective(PretrainFile, preset).model
-    shape = Shape(config.n_layer, config.n_head, config.d_model, n_vocab=512, n_ctx=side * side)
+    shape = IgptShape(config.n_layer, config.n_head, config.d_model, n_vocab=512, n_ctx=side * side)
     with torch.device("meta"):
         model = ImageGPT(shape)
     assert sum(p.numel() for p in model.parameters()) == shape.parameter_count() == count

@@ -9,7 +9,7 @@ from openai_graph import run, variables
 from pixseq.errors import PixseqError
 from pixseq.interop.bundle import open_bundle
 from pixseq.interop.openai import read_openai
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import IgptShape, ImageGPT
 
 SLOTS = ("Adam", "Adam_1", "adam_m", "adam_v", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1")
 
@@ -225,7 +225,7 @@ def test_mutated_indexes_raise_nothing_else(tmp_path, sealed):
 
 def difference(found, arrays: dict, bert: bool) -> float:
     """Our model in float64 on the found weights against OpenAI's graph on `arrays`: the largest |logit| difference."""
-    shape = Shape(**found.shape)
+    shape = IgptShape(**found.shape)
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, shape.n_vocab, (3, shape.n_ctx))
     keep = rng.random(tokens.shape) > 0.3 if bert else None
@@ -255,7 +255,7 @@ def test_logits_equal_openais(tmp_path, sizes, bert):
     assert found.config == {"checkpoint": "model.ckpt-1000000", "global_step": 1000000}
     assert [path.suffix for path in found.files] == [".index"]
     assert found.shape["objective"] == ("bert" if bert else "ar")
-    assert sum(x.numel() for x in found.weights.values()) == Shape(**found.shape).parameter_count()
+    assert sum(x.numel() for x in found.weights.values()) == IgptShape(**found.shape).parameter_count()
     assert all(x.dtype == torch.float32 and x.is_contiguous() for x in found.weights.values())
     assert difference(found, arrays, bert) < 1e-9
 
@@ -313,7 +313,7 @@ def test_a_trained_class_head_is_taken_and_an_untrained_one_left(tmp_path):
     found = read_openai(write_bundle(tmp_path / "tuned", arrays))
     assert found.shape["n_classes"] == 4 and found.notes == []
     tokens = np.random.default_rng(2).integers(0, 11, (3, 16))
-    model = ImageGPT(Shape(**found.shape))
+    model = ImageGPT(IgptShape(**found.shape))
     model.load_state_dict(found.weights)
     with torch.no_grad():
         ours = model(torch.from_numpy(tokens)).class_logits

@@ -66,13 +66,13 @@ def test_an_update_does_not_import_the_compiler():
     program = """
 import sys, torch
 from pixseq.config import TrainConfig
-from pixseq.engine.state import Run
-from pixseq.models.igpt import ImageGPT, Shape
-model = ImageGPT(Shape(n_layer=1, n_head=1, d_model=8, n_vocab=4, n_ctx=4)).init_weights(torch.Generator())
-run = Run(model, TrainConfig(optimizer="muon"), None)
+from pixseq.engine.state import TrainState
+from pixseq.models.igpt import ImageGPT, IgptShape
+model = ImageGPT(IgptShape(n_layer=1, n_head=1, d_model=8, n_vocab=4, n_ctx=4)).init_weights(torch.Generator())
+run = TrainState(model, TrainConfig(optimizer="muon"), None)
 model(torch.zeros(1, 4, dtype=torch.int64)).logits.sum().backward()
 run.update(0.1)
-Run(model, TrainConfig(optimizer="muon"), run.snapshot())
+TrainState(model, TrainConfig(optimizer="muon"), run.snapshot())
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -19,13 +19,13 @@ from pixseq.engine import cost
 from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import augment
 from pixseq.engine.images import Images, moved_on_device
-from pixseq.engine.state import Run, average
+from pixseq.engine.state import TrainState, average
 from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
 from pixseq.engine.training import Training
 from pixseq.errors import Diverged
 from pixseq.models.aim import AIM, AimShape, colours_on
-from pixseq.models.igpt import ImageGPT, Shape
-from pixseq.models.sight import prefix_blocks
+from pixseq.models.attention_mask import prefix_block_mask
+from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.runtime import Machine, _has_bf16_units, machine
 from pixseq.stages import pretrain
 
@@ -106,10 +106,10 @@ class NothingIsAwaited(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_step_waits_for_nothing(objective, optimizer):
     """Forward, backward, clipping, update and average give the device work, and ask it nothing."""
-    shape = Shape(n_layer=2, n_head=2, d_model=8, n_vocab=8, n_ctx=9, objective=objective)
+    shape = IgptShape(n_layer=2, n_head=2, d_model=8, n_vocab=8, n_ctx=9, objective=objective)
     model = ImageGPT(shape).init_weights(torch.Generator().manual_seed(0))
     sets = [f"train.optimizer={optimizer}", "train.ema=0.9", "train.clip_norm=1"]
-    run = Run(model, effective(PretrainFile, sets=sets).train, None)
+    run = TrainState(model, effective(PretrainFile, sets=sets).train, None)
     rng = torch.Generator().manual_seed(1)
     tokens, masked = torch.randint(8, (4, 9), generator=rng), model.draw_masks(4, rng)
     batch = Batch(tokens, None, masked, Counts.of(model, 4, masked))
@@ -145,7 +145,7 @@ def test_an_aim_has_all_it_needs_on_its_device(target):
     here, there = AIM(shape), AIM(shape)
     here.init_weights(torch.Generator().manual_seed(0))
     there.load_state_dict(here.state_dict())
-    there.fixed, there.colours = {8: here.places(8), 16: here.places(16)}, colours_on(CPU)
+    there.fixed, there.colours = {8: here.position_embeddings(8), 16: here.position_embeddings(16)}, colours_on(CPU)
     images, masked = here.random_images(3, torch.Generator()), torch.arange(16).expand(3, 16) >= 5
     here.attention = there.attention = "prefix"
     assert torch.equal(here(images, masked).logits, there(images, masked).logits)
@@ -155,14 +155,14 @@ def test_an_aim_has_all_it_needs_on_its_device(target):
 def test_the_mask_of_a_prefix_is_made_without_waiting():
     masked = torch.arange(16) >= torch.tensor([[3], [9]])
     with NothingIsAwaited():
-        prefix_blocks(masked)
+        prefix_block_mask(masked)
 
 
 def test_compiling_is_for_long_runs_on_cuda(monkeypatch):
     found, card = [], Machine(torch.device("cuda", 0), "bf16")
     monkeypatch.setattr(cost, "find_spec", lambda name: name if found else None)
     long, short = (effective(PretrainFile, "igpt-s", sets=[f"train.steps={n}"]).train for n in (10_000, 30))
-    shape = Shape(24, 8, 512, 512, 1024)
+    shape = IgptShape(24, 8, 512, 512, 1024)
     assert not cost.worth_compiling(card, shape, long)  # no Triton
     found.append(True)
     assert cost.worth_compiling(card, shape, long) and not cost.worth_compiling(card, shape, short)
@@ -271,7 +271,7 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: named["name"])
     clock = iter([100.0, 102.0])
     monkeypatch.setattr(cost, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    shape, config = Shape(24, 8, 512, 512, 1024), effective(PretrainFile, sets=["train.batch_size=128"]).train
+    shape, config = IgptShape(24, 8, 512, 512, 1024), effective(PretrainFile, sets=["train.batch_size=128"]).train
     card = Machine(torch.device("cuda", 0), "bf16", world=2)
     pace = cost.Pace(card, shape, config)
     assert pace.mfu(1) == {}

@@ -16,7 +16,7 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import features, frechet
 from pixseq.studies import cell as one
 from pixseq.studies import judge, plan, rates, run
-from pixseq.studies.study import open_study
+from pixseq.studies.study import Result, open_study
 
 SMALL = "probe: {c: '0.1', layers: '1'}\nbatch: {steps: 12, smallest: 4}\n"
 HERE = {"device": "cpu", "precision": "fp32"}
@@ -235,13 +235,11 @@ def test_a_part_of_a_store_knows_which_images_its_rows_show(stores):
 
 def test_one_bad_run_does_not_move_the_sizes_of_the_next_budget(stores, monkeypatch):
     study, _ = planned(stores, SMALL + "budgets: [1.0e+9, 2.0e+9]\ncompletions: {count: 0}\n")
-    params = np.geomspace(1e4, 1e6, 7)
-    rows = [
-        {"resolution": 6, "budget": 1e9, "params": n, "status": "done", "loss": 2 + 0.1 * np.log(n / 1e5) ** 2}
-        for n in params
-    ]
-    monkeypatch.setattr(type(study), "results", lambda self: rows)
+    cell = next(each for each in study.cells if each.budget == 1e9)
+    cells = [replace(cell, params=n) for n in np.geomspace(1e4, 1e6, 7)]
+    done = [Result(each, "done", loss=2 + 0.1 * np.log(each.params / 1e5) ** 2) for each in cells]
+    monkeypatch.setattr(type(study), "results", lambda self: done)
     expected = plan._expected_optimum(study, 6, 2e9)
-    rows[5]["loss"] += 3
+    done[5] = replace(done[5], loss=done[5].loss + 3)
     assert plan._expected_optimum(study, 6, 2e9) == pytest.approx(expected, rel=0.02)
-    assert plan._lowest(rows) < np.log(expected) - 0.5 or plan._lowest(rows) > np.log(expected)
+    assert plan._lowest(done) < np.log(expected) - 0.5 or plan._lowest(done) > np.log(expected)

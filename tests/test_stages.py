@@ -334,7 +334,7 @@ def test_class_scores_that_are_no_numbers_are_no_accuracy(checkpoints, tokens, t
 
 def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens, tmp_path):
     from pixseq.config import FinetuneFile, effective
-    from pixseq.models.igpt import ImageGPT, Shape
+    from pixseq.models.igpt import IgptShape, ImageGPT
     from pixseq.stages import finetune
 
     sets = ["finetune.steps=10", "finetune.batch_size=8", "finetune.lr=0.01"]
@@ -343,7 +343,7 @@ def test_bert_evaluation_votes_over_masks_whatever_the_batch(checkpoints, tokens
     assert small["accuracy"] == large["accuracy"]
     assert abs(small["nats_per_token"] - large["nats_per_token"]) < 1e-5
     checkpoint = open_checkpoint(tmp_path / "m")
-    model = ImageGPT(Shape(**checkpoint.shape))
+    model = ImageGPT(IgptShape(**checkpoint.shape))
     model.load_state_dict(checkpoint.weights())
     store, hits = open_store(tokens, "tokens"), 0
     for i, (x, label) in enumerate(zip(store.read("tokens"), store.labels())):

@@ -8,22 +8,22 @@ import torch
 from pixseq.artifacts.checkpoint import best_weights, load_state, save_state, save_weights
 from pixseq.artifacts.unfinished import check_best
 from pixseq.config import TrainConfig
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.errors import PixseqError
 from pixseq.models.family import build
-from pixseq.models.igpt import Shape
+from pixseq.models.igpt import IgptShape
 
 RECIPE = TrainConfig(steps=10, optimizer="muon", ema=0.9)
 
 
 def fresh():
-    shape = Shape(n_layer=1, n_head=2, d_model=8, n_vocab=4, n_ctx=4)
+    shape = IgptShape(n_layer=1, n_head=2, d_model=8, n_vocab=4, n_ctx=4)
     return build(shape).init_weights(torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def saved():
-    run = Run(fresh(), RECIPE, None)
+    run = TrainState(fresh(), RECIPE, None)
     sum(p.sum() for p in run.model.parameters()).backward()
     run.update(0.1)
     run.judge({"val_loss": 1.0}, lambda row: -row["val_loss"])
@@ -32,7 +32,7 @@ def saved():
 
 def test_a_state_is_gone_on_with(saved, tmp_path):
     save_state(tmp_path, saved)
-    run = Run(fresh(), RECIPE, load_state(tmp_path))
+    run = TrainState(fresh(), RECIPE, load_state(tmp_path))
     assert (run.step, run.best) == (1, saved["best"])
     now = run.snapshot()["optimizers"]
     for ours, theirs in zip(now, saved["optimizers"]):
@@ -81,7 +81,7 @@ def test_a_state_of_another_run_is_refused(saved, tmp_path, change, why):
     change(state)
     save_state(tmp_path, state)
     with pytest.raises(PixseqError, match=why) as error:
-        Run(fresh(), RECIPE, load_state(tmp_path))
+        TrainState(fresh(), RECIPE, load_state(tmp_path))
     assert "--overwrite" in error.value.hint
 
 

@@ -29,7 +29,7 @@ from pixseq.engine.images import Images
 from pixseq.engine.step import share_of_batch
 from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
-from pixseq.models.igpt import ImageGPT, Shape
+from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.runtime import Machine
 from pixseq.stages import evaluate, finetune, pretrain, sample, show
 
@@ -128,7 +128,7 @@ def test_a_gpu_of_its_own_is_not_divided_by_the_ranks(monkeypatch):
     """80 GB hold as many images of one rank as of eight; the ranks of a host share its own memory."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     monkeypatch.setattr(runtime, "host_memory_bytes", lambda: 80 << 30)
-    shape = Shape.of(as_dict(effective(PretrainFile, "igpt-l").model), (32, 32, 1), 512, "raster")
+    shape = IgptShape.of(as_dict(effective(PretrainFile, "igpt-l").model), (32, 32, 1), 512, "raster")
     model, alone = SimpleNamespace(shape=shape), Machine(torch.device("cuda", 0), "bf16")
     found = {}
     for device, local in (("cuda", 8), ("cuda:0", 8), ("cpu", 8), ("cpu", 2)):
@@ -289,7 +289,7 @@ def test_evaluation_equals_the_loss_computed_by_hand(tokens, checkpoints):
     from pixseq.artifacts.arrays import open_store
 
     checkpoint = open_checkpoint(checkpoints["ar"])
-    model = ImageGPT(Shape(**checkpoint.shape))
+    model = ImageGPT(IgptShape(**checkpoint.shape))
     model.load_state_dict(checkpoint.weights())
     x = torch.from_numpy(open_store(tokens, "tokens").read("tokens").astype(np.int64))
     with torch.no_grad():

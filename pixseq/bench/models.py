@@ -21,7 +21,7 @@ from pixseq.bench import drawn, peers
 from pixseq.bench.settings import US, Bench, Product, Task, Work
 from pixseq.engine.images import Images
 from pixseq.engine.masks import mask_count
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.engine.stopping import Stopping
 from pixseq.engine.training import Limits, Training
 from pixseq.errors import UsageError
@@ -41,7 +41,7 @@ def pretrain(bench: Bench) -> Task:
 
     def ours(where: Machine) -> Callable[[], None]:
         images = _images(bench, BATCHES * s.batch_size)
-        run = Run(_model(bench, where, images), s.config().train, None)
+        run = TrainState(_model(bench, where, images), s.config().train, None)
         limits = Limits(compile=where.device.type == "cuda")  # as the peers are, and as long runs
         training = Training(where, run, images, losses, bench.scratch, limits)
         stop, log = Undisturbed("bench", where, lambda: None), Unwritten()

@@ -38,7 +38,7 @@ def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
-    start: Annotated[
+    init_from: Annotated[
         Path | None, typer.Option("--from", help="A checkpoint to start from; shape and order are its own.")
     ] = None,
     objective: Annotated[choices.Objective | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
@@ -88,7 +88,7 @@ def pretrain(
         "train.augment": augment,
         "train.seed": seed,
     }
-    if start is None:
+    if init_from is None:
         recipe = effective(PretrainFile, preset, config, set_ or [], flags)
     if out is None and not dry_run:
         raise UsageError("no --out was given", "name the checkpoint to make with -o, or look first with --dry-run")
@@ -96,8 +96,8 @@ def pretrain(
     from pixseq.engine.training import Limits
     from pixseq.stages import pretrain
 
-    if start is not None:
-        recipe = pretrain.config_from(start, preset, config, set_ or [], flags)
+    if init_from is not None:
+        recipe = pretrain.config_from(init_from, preset, config, set_ or [], flags)
 
     limits = Limits(micro_batch, time_limit, save_minutes, compile)
     if dry_run or out is None:
@@ -108,7 +108,7 @@ def pretrain(
             device=device,
             precision=precision,
             limits=limits,
-            start=start,
+            init_from=init_from,
         )
         if preset:
             plan |= {f"preset.{key}": value for key, value in read_preset(preset)["about"].items()}
@@ -131,7 +131,7 @@ def pretrain(
         resume=resume,
         overwrite=overwrite,
         keep=keep,
-        start=start,
+        init_from=init_from,
     )
     made(out, record, json)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pixseq import progress
 from pixseq.config import TrainConfig
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.models.family import Model, Shape
 from pixseq.runtime import Machine, matrix_rate, peak_rate
 
@@ -17,7 +17,7 @@ COMPILING_PAYS = 1e16  # training operations: some minutes of a card
 LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
 
 
-def announce(name: str, machine: Machine, run: Run, images: int, micro: int, folder: Path) -> None:
+def announce(name: str, machine: Machine, run: TrainState, images: int, micro: int, folder: Path) -> None:
     """Say what is trained, at what cost and where to, before a first step that may take minutes."""
     if not progress.enabled():
         return  # the estimate takes a moment

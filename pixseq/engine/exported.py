@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from pixseq.artifacts.manifest import reference
+from pixseq.engine.extraction import Extraction
 from pixseq.engine.image_store import open_images, seen_images
-from pixseq.engine.sweep import Sweep
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported
 from pixseq.runtime import Machine
@@ -20,7 +20,7 @@ TAP = "exported"
 BATCH = 64
 
 
-def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int | None, dtype: str) -> Sweep:
+def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int | None, dtype: str) -> Extraction:
     """The features of a store, as the only layer 0. Raises UsageError for pictures of several sizes."""
     extractor = open_exported(model)
     store = open_images(tokens, "tokens", "pixels")
@@ -43,7 +43,7 @@ def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int
     }
     row = compute(seen_images(store, slice(0, 1)), 0).shape[2:]
     told = {"device": str(where.device)}
-    return Sweep(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, told)
+    return Extraction(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, told)
 
 
 def check(where: Machine, model: str | Path, store: Any) -> int:

@@ -24,7 +24,7 @@ CHOICES = ("subset", "all")
 
 
 @dataclass(frozen=True)
-class Few:
+class FewLabels:
     """How many labels a class, on how many random subsets, and what chooses the layer and the scaling."""
 
     labels_per_class: int
@@ -51,7 +51,7 @@ class Few:
 
 
 @dataclass(frozen=True)
-class Fits:
+class FitSettings:
     """How every fit is made: C's to choose from, whether features are scaled, and how many layers run side by side,
     by which solver.
     """
@@ -73,7 +73,7 @@ class Chosen:
     loss: float
 
 
-def probe_few(pair: Pair, layers: Sequence[int], best: int, few: Few, how: Fits) -> dict[str, Any]:
+def probe_few(pair: Pair, layers: Sequence[int], best: int, few: FewLabels, how: FitSettings) -> dict[str, Any]:
     """The result's `low_data`. `layers` are those to choose from, `best` the one that all labels chose.
 
     `layer` is None where every subset chose its own, in `layers`.
@@ -100,7 +100,7 @@ def probe_few(pair: Pair, layers: Sequence[int], best: int, few: Few, how: Fits)
     }
 
 
-def _inside(pair: Pair, layers: Sequence[int], few: Few, how: Fits) -> tuple[probes.LowData, list[int]]:
+def _inside(pair: Pair, layers: Sequence[int], few: FewLabels, how: FitSettings) -> tuple[probes.LowData, list[int]]:
     """Accuracies and C of each trial, and its layer. Of train, the views of the subsets alone are held."""
     labels, shows = pair.train_labels, pair.train_shows
     subsets = probes.low_data_subsets(labels, shows, few.labels_per_class, few.trials, how.seed)
@@ -117,7 +117,7 @@ def _inside(pair: Pair, layers: Sequence[int], few: Few, how: Fits) -> tuple[pro
             if how.scaled:
                 probes.standardize(subset.X, subset.X[:0])
             c, loss = how.cs[0], 0.0
-            if few.labels_per_class > 1:  # one label chooses nothing, see Few.check
+            if few.labels_per_class > 1:  # one label chooses nothing, see FewLabels.check
                 c, loss = probes.cross_validated_c(
                     subset, few.labels_per_class, how.cs, how.max_iter, solver=how.solver
                 )

@@ -26,7 +26,7 @@ def masks_of(net: Model, masks: int, streams: Iterable[torch.Generator], where: 
 
     A stream is made where it is drawn from: where there are no masks, making one an image would cost the most.
     """
-    if not net.shape.draws_masks(net.attention):
+    if not net.shape.needs_mask(net.attention):
         return None
     drawn = (net.draw_masks(masks, stream) for stream in streams)
     return torch.cat([masked for masked in drawn if masked is not None]).to(where.device)

@@ -25,18 +25,18 @@ PARTS = ("train", "val")
 DRAW = ("of", "how", "held_out")  # of a part's record: what the two parts of one draw have alike, beside their options
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Ascending numbers of what was chosen, and how it was; both None where that is everything."""
 
     rows: np.ndarray | None
     record: dict[str, Any] | None
 
 
-def part_of(n: int, count: int, labels: np.ndarray | None) -> Part:
+def part_of(n: int, count: int, labels: np.ndarray | None) -> Subset:
     """`count` of `n` rows that have `labels` [n], or None where they are not known."""
     if count >= n:
-        return Part(None, None)
-    return Part(choose_rows(n, count, labels), _record(n, count, labels))
+        return Subset(None, None)
+    return Subset(choose_rows(n, count, labels), _record(n, count, labels))
 
 
 def part_of_store(store: Store, count: int) -> tuple[np.ndarray, dict[str, Any] | None]:
@@ -69,7 +69,7 @@ def part_of_source(
     val_fraction: float | None = None,
     part: str | None = None,
     seed: int = 0,
-) -> Part:
+) -> Subset:
     """At most `limit` images of a source; with a `val_fraction`, of its `part` train or val.
 
     Which images are held out depends on the source, its classes as they are read, the fraction and the seed; `held_out`
@@ -77,7 +77,7 @@ def part_of_source(
     length or its classes is read once for them. Raises PixseqError where there is nothing to divide.
     """
     if val_fraction is None and (limit is None or (source.count is not None and limit >= source.count)):
-        return Part(None, None)
+        return Subset(None, None)
     n, labels = _survey(source)
     if val_fraction is None:
         return part_of(n, n if limit is None else limit, labels)
@@ -90,7 +90,7 @@ def part_of_source(
     if limit is not None:
         rows = rows[choose_rows(len(rows), limit, None if labels is None else labels[rows])]
     drawn = {"part": part, "val_fraction": val_fraction, "seed": seed, "held_out": digest}
-    return Part(rows, {**_record(n, len(rows), labels), **drawn})
+    return Subset(rows, {**_record(n, len(rows), labels), **drawn})
 
 
 def _hold_out(n: int, fraction: float, labels: np.ndarray | None, shows: np.ndarray | None, seed: int) -> np.ndarray:

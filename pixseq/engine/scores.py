@@ -1,4 +1,4 @@
-"""The pretraining loss over a store, as metrics tell it: of a sweep of its own, or of one that makes features too."""
+"""The pretraining loss over a store, as metrics tell it: of a pass of its own, or of one that makes features too."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def no_numbers(what: str, model: str | Path) -> PixseqError:
     )
 
 
-def shares_sweep(shape: Shape) -> bool:
+def loss_in_feature_pass(shape: Shape) -> bool:
     """Whether the forward pass that its features are usually made of gives its loss too: of the same attention, with
     nothing hidden.
     """
     learnt = shape.pretraining_attention
-    used = shape.attention_patterns[0] == learnt and not shape.draws_masks(learnt) and not shape.n_classes
+    used = shape.attention_patterns[0] == learnt and not shape.needs_mask(learnt) and not shape.n_classes
     return used and shape.predicts(learnt)
 
 
-class Beside:
-    """The loss that a sweep for features measures beside them; its numbers are `evaluate`'s to the last bit."""
+class LossMeter:
+    """The loss that a pass for features measures beside them; its numbers are `evaluate`'s to the last bit."""
 
     def __init__(self, net: Model, where: Machine):
         self.net, self.where, self.scored = net, where, 0

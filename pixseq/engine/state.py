@@ -17,9 +17,9 @@ from pixseq.models.muon import Muon
 from pixseq.models.optimizer import AdamW, Optimizer
 
 
-class Run:
-    """A run between two of its steps. `validated`: whether what follows an update is done too, the validation of
-    that step and what is kept of it; a run that is stopped before goes on with that.
+class TrainState:
+    """A training run between two of its steps. `validated`: whether what follows an update is done too, the validation
+    of that step and what is kept of it; a run that is stopped before goes on with that.
     """
 
     def __init__(self, model: Model, config: TrainConfig, state: dict[str, Any] | None):
@@ -151,9 +151,10 @@ def check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def make_optimizers(model: Model, config: TrainConfig) -> list[Optimizer]:
-    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead. Rates come with each step.
+    """Adam with decoupled decay; with optimizer "muon", Muon on the blocks' matrices instead.
 
-    decay "matrices" spares what has one axis: biases and the gains of norms.
+    Neither holds a learning rate, which comes with each step: see TrainState.update. decay "matrices" spares what has
+    one axis: biases and the gains of norms.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {}

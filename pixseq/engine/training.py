@@ -23,7 +23,7 @@ from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import PAD
 from pixseq.engine.cost import Pace, announce, micro_batch_images, worth_compiling
 from pixseq.engine.images import Images
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.engine.step import Batch, Score, accumulate, gradient_norm, share_of_batch
 from pixseq.engine.stopping import Stopping
 from pixseq.engine.validation import Validation
@@ -97,14 +97,14 @@ class Training:
     """
 
     machine: Machine
-    run: Run
+    run: TrainState
     images: Images
     score: Score
     folder: Path
     limits: Limits
     validation: Validation | None = None
     patience: int = 0
-    after_step: Callable[[Run], None] | None = None
+    after_step: Callable[[TrainState], None] | None = None
     name: str = "pretrain"
 
     def __post_init__(self) -> None:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixseq.errors import UsageError
+from pixseq.models.attention_mask import AttentionMask, flex, prefix_block_mask, prefix_mask
 from pixseq.models.attentive import AttentiveProbe
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
 from pixseq.models.patches import normalised, patchify, sincos_2d, unpatchify
-from pixseq.models.sight import Sight, flex, may_attend, prefix_blocks
 from pixseq.streams import Stream
 
 NORM_EPS = 1e-6
@@ -76,10 +76,10 @@ class AimShape:
         return (usual, *(name for name in ATTENTIONS if name != usual))
 
     can_sample: ClassVar[bool] = False  # whether it can be sampled
-    masks: ClassVar[int] = 1  # views of an image that features are usually made of
+    masks: ClassVar[int] = 1  # random masks an image is seen under where features are made of it
 
-    def draws_masks(self, attention: str) -> bool:
-        """Whether an image is seen with a random prefix with this attention."""
+    def needs_mask(self, attention: str) -> bool:
+        """Whether forward needs a mask, of a random prefix, with this attention."""
         return attention == "prefix"
 
     def predicts(self, attention: str) -> bool:
@@ -190,10 +190,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)  # rows: queries, keys, values, each head-major
         self.proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+    def forward(self, x: Tensor, mask: AttentionMask) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.n_head, d // self.n_head).permute(2, 0, 3, 1, 4)
-        return self.proj(sight.attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(mask.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -212,8 +212,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = nn.LayerNorm(width, NORM_EPS), Attention(width, n_head)
         self.ln_2, self.mlp = nn.LayerNorm(width, NORM_EPS), MLP(width)
 
-    def forward(self, h: Tensor, sight: Sight) -> Tensor:
-        h = h + self.attn(self.ln_1(h), sight)
+    def forward(self, h: Tensor, mask: AttentionMask) -> Tensor:
+        h = h + self.attn(self.ln_1(h), mask)
         return h + self.mlp(self.ln_2(h))
 
 
@@ -236,8 +236,8 @@ class Head(nn.Module):
         self.ln_f = nn.LayerNorm(shape.head_width, NORM_EPS)
         self.out = nn.Linear(shape.head_width, shape.outputs)
 
-    def forward(self, h: Tensor, places: Tensor) -> Tensor:
-        h = self.embed(h) + places
+    def forward(self, h: Tensor, positions: Tensor) -> Tensor:
+        h = self.embed(h) + positions
         for block in self.blocks:
             h = block(h)
         return self.out(self.ln_f(h))
@@ -307,8 +307,8 @@ class AIM(Ordered):
             )  # zeros would be a dead point of an attentive head
         return self
 
-    def places(self, channels: int) -> Tensor:
-        """The positions in the order of the sequence, [K, channels]."""
+    def position_embeddings(self, channels: int) -> Tensor:
+        """The fixed ones in the order of the sequence, [K, channels]."""
         fixed = self.fixed.get(channels)
         if fixed is None:
             fixed = sincos_2d(*self.shape.grid, channels).to(self.patch_embed.weight.device)
@@ -338,13 +338,13 @@ class AIM(Ordered):
         """
         if self.attention == "prefix" and masked is None:
             raise ValueError("prefix attention needs to know the prefix")
-        sight = self._sight(masked)
-        h = self.patch_norm(self.patch_embed(self.patches(images))) + self.places(self.shape.d_model)
+        mask = self._attention_mask(masked)
+        h = self.patch_norm(self.patch_embed(self.patches(images))) + self.position_embeddings(self.shape.d_model)
         features, probed = [], []
         last = self.shape.n_layer if last is None else last
         for layer in range(last + 1):
             if layer:
-                h = self.blocks[layer - 1](h, sight)
+                h = self.blocks[layer - 1](h, mask)
             if pooled:
                 features.append((self.to_grid(h) if first else h)[:, first:].mean(1, dtype=torch.float32))
             elif unpooled:
@@ -356,20 +356,20 @@ class AIM(Ordered):
         n = self.ln_f(h)
         predict = logits and self.shape.predicts(self.attention)
         return Output(
-            logits=self.head(n, self.places(self.shape.head_width)) if predict else None,
+            logits=self.head(n, self.position_embeddings(self.shape.head_width)) if predict else None,
             features=features or None,
             class_logits=self._classify(n, probed) if self.shape.n_classes else None,
         )
 
-    def _sight(self, masked: Tensor | None) -> Sight:
-        """Who sees whom with the attention in use."""
+    def _attention_mask(self, masked: Tensor | None) -> AttentionMask:
+        """Of the attention pattern in use; `masked` tells the prefix."""
         if self.attention != "prefix":
-            return Sight(causal=self.attention == "causal")
+            return AttentionMask(causal=self.attention == "causal")
         assert masked is not None
         if not masked.is_cuda:
-            return Sight(mask=may_attend(masked))
+            return AttentionMask(mask=prefix_mask(masked))
         # a model that is compiled as a whole compiles this with it
-        return Sight(mask=prefix_blocks(masked), flex=flex if torch.compiler.is_compiling() else self.flex)
+        return AttentionMask(mask=prefix_block_mask(masked), flex=flex if torch.compiler.is_compiling() else self.flex)
 
     def _classify(self, n: Tensor, probed: list[Tensor]) -> Tensor:
         if probed:

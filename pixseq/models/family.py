@@ -18,8 +18,7 @@ from pixseq.models import aim_checks, igpt_checks
 from pixseq.models.aim import AIM, ATTENTIONS, AimShape
 from pixseq.models.certificates import Check
 from pixseq.models.flops import COUNTING
-from pixseq.models.igpt import ImageGPT
-from pixseq.models.igpt import Shape as IgptShape
+from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.models.output import Output
 
 
@@ -81,7 +80,7 @@ class Shape(Protocol):
 
     @property
     def masks(self) -> int:
-        """Views of an image that features and votes are usually made of."""
+        """Random masks an image is seen under where features and votes are made of it; 1 where none is needed."""
 
     @property
     def pretraining_attention(self) -> str:
@@ -101,8 +100,8 @@ class Shape(Protocol):
     def predicts(self, attention: str) -> bool:
         """Whether there is a pretraining loss with this attention."""
 
-    def draws_masks(self, attention: str) -> bool:
-        """Whether an image is seen through a random mask, or with a random prefix, with this attention."""
+    def needs_mask(self, attention: str) -> bool:
+        """Whether forward needs a mask, of random positions or of a random prefix, with this attention."""
 
     def adapted_to(self, attention: str) -> Shape:
         """The same model with another default attention."""

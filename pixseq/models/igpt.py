@@ -26,7 +26,7 @@ NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Shape:
+class IgptShape:
     """What fixes every tensor of the model. `n_ctx` is T, `n_vocab` V; objective is "ar" or "bert" (bert: no sos).
 
     Weights from elsewhere may lack the prediction head (`head` False: no logits), or be a classifier that was trained
@@ -64,22 +64,22 @@ class Shape:
 
     @property
     def masks(self) -> int:
-        """Views of an image that features and votes are usually made of (§4.6)."""
+        """Random masks an image is seen under where features and votes are made of it (§4.6)."""
         return 5 if self.objective == "bert" else 1
 
-    def draws_masks(self, attention: str) -> bool:
-        """Whether an image is seen through a random mask with this attention."""
+    def needs_mask(self, attention: str) -> bool:
+        """Whether forward needs a mask, of random positions, with this attention."""
         return self.objective == "bert"
 
     def predicts(self, attention: str) -> bool:
         """Whether there is a pretraining loss with this attention."""
         return self.head
 
-    def adapted_to(self, attention: str) -> Shape:
+    def adapted_to(self, attention: str) -> IgptShape:
         """The same model with another default pattern of use: Image GPT has but one."""
         return self
 
-    def for_pretraining(self) -> Shape:
+    def for_pretraining(self) -> IgptShape:
         """The same model without a class head, and with a prediction head, to train it on.
 
         Raises UsageError where position p sees pixel p: it has nothing to predict.
@@ -99,7 +99,7 @@ class Shape:
         return {"nats_per_token": nats, "bits_per_pixel": bits}
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> Shape:
+    def of(cls, config: Mapping[str, Any], grid: tuple[int, int, int], n_vocab: int | None, order: str) -> IgptShape:
         """The shape of a configuration on tokens: vocabulary and context come from them."""
         assert n_vocab is not None  # tokens have one
         return cls(**config, n_vocab=n_vocab, n_ctx=math.prod(grid), order=order)
@@ -208,7 +208,7 @@ class ImageGPT(Ordered):
     Pixels run in raster order, or in that of `shape.order`: wpe belongs to the place in the picture.
     """
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: IgptShape):
         super().__init__(shape.order, shape.n_ctx)
         self.shape, self.attention = shape, shape.pretraining_attention
         d = shape.d_model
@@ -250,7 +250,7 @@ class ImageGPT(Ordered):
                 tensor.zero_()
         return self
 
-    def places(self) -> Tensor:
+    def position_embeddings(self) -> Tensor:
         """wpe in the order of the sequence, [T, D]."""
         return self.wpe if self.order is None else self.wpe[self.order]
 
@@ -262,7 +262,7 @@ class ImageGPT(Ordered):
             content = torch.cat([sos, content[:, :-1]], dim=1)
         elif masked is not None:
             content = content * ~masked[..., None]
-        return content + self.places()[: tokens.shape[1]]
+        return content + self.position_embeddings()[: tokens.shape[1]]
 
     def forward(
         self,

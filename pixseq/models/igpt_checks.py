@@ -50,7 +50,7 @@ def _with_head(net: ImageGPT, generator: torch.Generator) -> ImageGPT:
 
 def _in_raster_order(net: ImageGPT) -> ImageGPT:
     """The twin whose positions are those of the sequence."""
-    return _copy(net, {"wpe": net.places()}, order="raster")
+    return _copy(net, {"wpe": net.position_embeddings()}, order="raster")
 
 
 def _copy(net: ImageGPT, tensors: dict[str, Tensor], **shape: Any) -> ImageGPT:

@@ -77,7 +77,8 @@ class Decoder:
         s, device = model.shape, model.wte.device
         autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.dtype
-        self.model, self.places, self.eps = model, model.places(), torch.full((1, 1), NORM_EPS, device=device)
+        self.model, self.eps = model, torch.full((1, 1), NORM_EPS, device=device)
+        self.places = model.position_embeddings()
         scale = torch.ones(3 * s.d_model, 1, device=device)
         scale[: s.d_model] = (s.d_model // s.n_head) ** -0.5
         self.blocks = [

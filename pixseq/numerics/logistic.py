@@ -255,7 +255,7 @@ def _pass(
 # ---- the path
 
 
-class Path:
+class LogisticPath:
     """Fits of one set of rows for one C after another. `fit` begins where the last fit ended, or `after` another path.
 
     Raises ValueError where there are fewer than two classes.
@@ -269,7 +269,7 @@ class Path:
         threads: int = 1,
         max_iter: int = 1000,
         tol: float = 1e-4,
-        after: tuple[Path, Classifier] | None = None,
+        after: tuple[LogisticPath, Classifier] | None = None,
     ):
         self.classes, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
         if len(self.classes) < 2:

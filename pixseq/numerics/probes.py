@@ -28,7 +28,7 @@ import numpy as np
 from pixseq.streams import Stream
 
 if TYPE_CHECKING:
-    from pixseq.numerics.logistic import Classifier, Path
+    from pixseq.numerics.logistic import Classifier, LogisticPath
     from pixseq.numerics.scikit import ScikitPath
 
 # C multiplies the summed loss, so the best C falls as train grows. Measured on 10,000 to 50,000 standardised CIFAR-10
@@ -112,8 +112,8 @@ class Solver:
         data: Labelled,
         max_iter: int = MAX_ITER,
         tol: float = TOLERANCE,
-        after: tuple[Path | ScikitPath, Classifier] | None = None,
-    ) -> Path | ScikitPath:
+        after: tuple[LogisticPath | ScikitPath, Classifier] | None = None,
+    ) -> LogisticPath | ScikitPath:
         """Its `fit` takes ascending C's; `after` a fit of another path of like rows, it begins there."""
         if self.name == "sklearn":
             from pixseq.numerics.scikit import ScikitPath
@@ -121,10 +121,10 @@ class Solver:
             return ScikitPath(
                 data.X, data.row_labels, max_iter, tol, cast("tuple[ScikitPath, Classifier] | None", after)
             )
-        from pixseq.numerics.logistic import Path
+        from pixseq.numerics.logistic import LogisticPath
 
-        begun = cast("tuple[Path, Classifier] | None", after)  # a solver's paths are all of one kind
-        return Path(data.X, data.row_labels, self.device, self.threads, max_iter, tol, begun)
+        begun = cast("tuple[LogisticPath, Classifier] | None", after)  # a solver's paths are all of one kind
+        return LogisticPath(data.X, data.row_labels, self.device, self.threads, max_iter, tol, begun)
 
 
 OURS = Solver()
@@ -310,7 +310,7 @@ def concat_window(best: int, count: int, layers: int) -> range:
 
 
 def _search(
-    path: Path | ScikitPath, held: Labelled, cs: Sequence[float], seed: int
+    path: LogisticPath | ScikitPath, held: Labelled, cs: Sequence[float], seed: int
 ) -> tuple[list[Tried], Tried, Classifier]:
     """Along increasing C, each fit starting from the one before: accuracy on the held-out images.
 

@@ -1,4 +1,4 @@
-"""Logistic regression by scikit-learn, in the form of `logistic.Path`: slower, and what that is held against."""
+"""Logistic regression by scikit-learn, in the form of logistic.LogisticPath: slower, what that is held against."""
 
 from __future__ import annotations
 

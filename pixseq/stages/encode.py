@@ -24,8 +24,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.cores import threads, usable_cores
 from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
-from pixseq.engine.parts import Part as Taken
-from pixseq.engine.parts import check_held_out, part_of_source
+from pixseq.engine.parts import Subset, check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Job(NamedTuple):
     """What is encoded, and into what: what was `taken` of an opened source, and all that its manifest says of it."""
 
     source: Source | TokenSource
-    taken: Taken
+    taken: Subset
     prep: Preparation
     codec: Codec
     config: dict[str, Any]

@@ -26,14 +26,14 @@ from pixseq.artifacts.metrics import write_metrics
 from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.extraction import Extraction
 from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import load_weights, use_attention
 from pixseq.engine.parts import origin
 from pixseq.engine.run_folder import recipe_of
-from pixseq.engine.scores import Beside, config_of, shares_sweep
-from pixseq.engine.sweep import Sweep
+from pixseq.engine.scores import LossMeter, config_of, loss_in_feature_pass
 from pixseq.errors import UsageError
 from pixseq.interop.exported import is_exported
 from pixseq.models.family import Model, Shape, shape_from
@@ -76,10 +76,11 @@ def run(
     inputs masked as in training, `masks` (default 5) independent masks an image as consecutive rows (§4.6).
     `attention`: another pattern than the model's usual one.
     `below`: the mean is over the positions below this part of the rows, those that `sample --keep` draws.
-    `loss`: where the metrics go that `evaluate` makes of the same images, in the same sweep (`scores.shares_sweep` says
-    of which models it can); a sweep that is gone on with has not seen all images, and makes none.
+    `loss`: where the metrics go that `evaluate` makes of the same images, in the same forward pass
+    (`scores.loss_in_feature_pass` says of which models it can); a run that is gone on with makes none: it has not seen
+    all images.
     """
-    asked = Asked(
+    asked = FeatureOptions(
         layers, pool, attention, dtype, masks, random_init, weights, batch_size, seed, below, loss is not None
     )
     _check(model, asked)
@@ -102,7 +103,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Asked:
+class FeatureOptions:
     """The options of `run` that make the features, and whether the loss is measured beside them."""
 
     layers: str
@@ -118,7 +119,7 @@ class Asked:
     loss: bool
 
 
-def _check(model: str | Path, asked: Asked) -> None:
+def _check(model: str | Path, asked: FeatureOptions) -> None:
     """Raises UsageError for options that do not go together, or that only a checkpoint can follow."""
     if asked.below is not None and asked.pool != "mean":
         raise UsageError(f"--below goes with --pool mean, not with {asked.pool}", "leave one of them out")
@@ -130,7 +131,7 @@ def _check(model: str | Path, asked: Asked) -> None:
         raise UsageError(f"{what} no layers, masks, weights or attention", "leave those options out")
 
 
-def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Sweep:
+def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Extraction:
     """The decoded colours, as layer 0. Raises UsageError for whole pictures."""
     store = open_images(tokens, "tokens", "pixels")
     if store.whole:
@@ -138,7 +139,7 @@ def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Sweep:
     compute, codec = _pixels(store), store.codec
     config = {"layers": [0], "pool": "mean", "attention": None, "dtype": dtype, "masks": 1, "random_init": None}
     config |= {"weights": None, "precision": None, "seed": None}  # colours are looked up
-    return Sweep(
+    return Extraction(
         store,
         codec,
         compute,
@@ -151,7 +152,9 @@ def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Sweep:
     )
 
 
-def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Asked) -> tuple[Sweep, Beside | None]:
+def _of_model(
+    where: Machine, model: str | Path, tokens: str | Path, asked: FeatureOptions
+) -> tuple[Extraction, LossMeter | None]:
     """The layers of a checkpoint, and its loss where that is asked for."""
     checkpoint = open_checkpoint(model)
     shape, codec = shape_from(checkpoint.shape), checkpoint.codec
@@ -160,12 +163,12 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
     net = _net(where, checkpoint, shape, asked)
     layers, masks = chosen_layers(asked.layers, shape), mask_count(shape, asked.masks)
     batch = asked.batch_size or _images_at_once(net, where)
-    if asked.loss and (not shares_sweep(shape) or asked.attention or asked.random_init is not None):
+    if asked.loss and (not loss_in_feature_pass(shape) or asked.attention or asked.random_init is not None):
         raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
     first = first_below(asked.below, shape, store)
     compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first)
     row = compute(seen_images(store, slice(0, 1), codec), 0).shape[2:]
-    beside = Beside(net, where) if asked.loss else None
+    beside = LossMeter(net, where) if asked.loss else None
     if beside is not None:  # not before: that one image counts once
         compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, beside)
     config = {
@@ -177,13 +180,13 @@ def _of_model(where: Machine, model: str | Path, tokens: str | Path, asked: Aske
         "random_init": asked.random_init,
         "weights": asked.weights,
         "precision": where.precision,
-        "seed": asked.seed if shape.draws_masks(net.attention) else None,
+        "seed": asked.seed if shape.needs_mask(net.attention) else None,
         **({} if asked.below is None else {"below": asked.below}),
     }
     inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
     meta = _meta(store, codec, config, tap=shape.hidden_states, pool=asked.pool)
     told = {"device": str(where.device), "n_head": shape.n_head}
-    return Sweep(store, codec, compute, row, batch, config, inputs, meta, told), beside
+    return Extraction(store, codec, compute, row, batch, config, inputs, meta, told), beside
 
 
 def _images_at_once(net: Model, where: Machine) -> int:
@@ -194,7 +197,7 @@ def _images_at_once(net: Model, where: Machine) -> int:
     return max(min(images, positions // net.shape.n_ctx), 1)
 
 
-def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: Asked) -> Model:
+def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: FeatureOptions) -> Model:
     """The model in its place, with trained or fresh weights and the attention that is asked for."""
     net = load_weights(shape, checkpoint, asked.weights)
     if asked.random_init is not None:
@@ -218,7 +221,7 @@ def _meta(store: Store, codec: Codec, config: dict[str, Any], tap: str, pool: st
     }
 
 
-def _write(sweep: Sweep, out: str | Path, resume: bool, overwrite: bool) -> Manifest:
+def _write(sweep: Extraction, out: str | Path, resume: bool, overwrite: bool) -> Manifest:
     """The features of a sweep, with the labels and images of its store beside them."""
     config, store = sweep.config, sweep.store
     layers, masks, total = config["layers"], config["masks"], len(store)
@@ -275,7 +278,7 @@ def activations(
     seed: int,
     pooled: bool,
     first_position: int,
-    beside: Beside | None = None,
+    beside: LossMeter | None = None,
 ) -> Compute:
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
     last = None if beside is not None else max(layers)

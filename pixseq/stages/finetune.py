@@ -31,7 +31,7 @@ from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.images import Images
 from pixseq.engine.opening import held_out, load_weights, read_images, some_of, use_attention, with_new_head
 from pixseq.engine.run_folder import RunFolder, recipe_of, run_folder, run_summary
-from pixseq.engine.state import Run, averaged_weights
+from pixseq.engine.state import TrainState, averaged_weights
 from pixseq.engine.step import Batch, Score
 from pixseq.engine.training import Limits, Training, train
 from pixseq.engine.validation import score_sums
@@ -221,7 +221,7 @@ def choose(
     return train(
         Training(
             where,
-            Run(net, recipe, folder.state),
+            TrainState(net, recipe, folder.state),
             data.images,
             score,
             folder.path,
@@ -257,7 +257,7 @@ def refit(
         folder.mkdir(parents=True, exist_ok=True)
     where.wait()
     progress.say(f"refit: {steps} steps on all {len(data.whole())} rows, those of validation too")
-    run = Run(net, again, load_state(folder))
+    run = TrainState(net, again, load_state(folder))
     done = train(Training(where, run, data.whole(), score, folder, limits, name="refit"))
     if where.leads:
         shutil.copyfile(folder / "log.jsonl", partial / "refit.jsonl")

@@ -82,7 +82,9 @@ def run(
     return numbers
 
 
-def _measured(sides: tuple[Side, Side], compared: Side, others: Side | None, seed: int) -> dict[str, Any]:
+def _measured(
+    sides: tuple[FeatureSet, FeatureSet], compared: FeatureSet, others: FeatureSet | None, seed: int
+) -> dict[str, Any]:
     """The numbers; `compared` holds the rows of the real side that the distance is of."""
     drawn, real = sides[0].rows, compared.rows
     (n_a, dim), n_b = drawn.shape, len(real)
@@ -118,7 +120,7 @@ def _measured(sides: tuple[Side, Side], compared: Side, others: Side | None, see
 
 
 @dataclass(frozen=True)
-class Side:
+class FeatureSet:
     """Feature rows [n, d] of any real type, finite. `facts` say how they were made, in words; empty for an array."""
 
     path: Path
@@ -140,7 +142,7 @@ class Side:
         return f"none: pictures of {self.pictures} as encoded" if self.pictures else "unknown"
 
 
-def _open(path: Path, layer: int | None, count: int | None) -> Side:
+def _open(path: Path, layer: int | None, count: int | None) -> FeatureSet:
     if path.is_file():
         side = _from_array(path, _npy(path), count)
     elif (array := open_foreign(path)) is not None:
@@ -180,7 +182,7 @@ def _npy(path: Path) -> np.ndarray:
         ) from None
 
 
-def _from_array(path: Path, array: Any, count: int | None) -> Side:
+def _from_array(path: Path, array: Any, count: int | None) -> FeatureSet:
     """`array` is NumPy's or zarr's."""
     if array.ndim != 2 or 0 in array.shape[1:] or array.dtype.kind not in "fiu":
         raise PixseqError(
@@ -198,10 +200,10 @@ def _from_array(path: Path, array: Any, count: int | None) -> Side:
         raise PixseqError(f"{path}: {bad} of {len(rows)} rows hold values that are not finite", "mend the extractor")
     if max(float(rows.max()), -float(rows.min())) > LARGEST:
         raise PixseqError(f"{path} holds values beyond {LARGEST:g}", "these are no features: mend the extractor")
-    return Side(path, rows, {"path": str(path), "id": content_id("array", {"rows": whole(rows)}, {})}, part=part)
+    return FeatureSet(path, rows, {"path": str(path), "id": content_id("array", {"rows": whole(rows)}, {})}, part=part)
 
 
-def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
+def _from_features(store: Store, layer: int | None, count: int | None) -> FeatureSet:
     layers = store.meta["layers"]
     if layer is None and len(layers) > 1:
         raise UsageError(f"{store.path} holds the layers {layers}, and one is compared", "name it: --layer N")
@@ -216,7 +218,7 @@ def _from_features(store: Store, layer: int | None, count: int | None) -> Side:
     labels = store.labels()
     labels = None if labels is None else labels[:: masks(store)]
     chosen, part = _part(len(store) // masks(store), count, labels)
-    return Side(
+    return FeatureSet(
         store.path,
         _rows(store, layer, chosen),
         reference(store.path, store.manifest),
@@ -273,7 +275,7 @@ def _positions_meant(below: float | None) -> str:
     return "mean over positions" if below is None else f"mean over positions below {below:g} of the rows"
 
 
-def _check_belong(a: Side, b: Side) -> None:
+def _check_belong(a: FeatureSet, b: FeatureSet) -> None:
     """Raises PixseqError where the two were not made alike, naming both."""
     for what in {**a.facts, **b.facts} if a.facts and b.facts else ():
         ours, theirs = a.facts.get(what), b.facts.get(what)
@@ -307,7 +309,7 @@ def _some(rows: np.ndarray, most: int, seed: int, side: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng([seed, Stream.FRECHET_KID, side]).choice(len(rows), most, replace=False))]
 
 
-def _floor(real: Side, n_a: int, seed: int) -> dict[str, Any] | None:
+def _floor(real: FeatureSet, n_a: int, seed: int) -> dict[str, Any] | None:
     n = min(n_a, len(real.rows) // 2)
     if n < 2:
         return None
@@ -315,14 +317,14 @@ def _floor(real: Side, n_a: int, seed: int) -> dict[str, Any] | None:
     return {"frechet_distance": frechet_distance(*(real.rows[half] for half in halves)), "n": n}
 
 
-def _floor_of(others: Side, real: Side, n_a: int) -> dict[str, Any]:
+def _floor_of(others: FeatureSet, real: FeatureSet, n_a: int) -> dict[str, Any]:
     """Of as many rows of either side, which stand for all of it; `real` holds the rows that the distance is of."""
     n = min(n_a, len(others.rows), len(real.rows))
     parts = [side.rows[_part(len(side.rows), n, side.labels)[0]] for side in (others, real)]
     return {"frechet_distance": frechet_distance(*parts), "n": n}
 
 
-def _remarks(sides: tuple[Side, Side], n_b: int, floor: dict[str, Any] | None) -> list[str]:
+def _remarks(sides: tuple[FeatureSet, FeatureSet], n_b: int, floor: dict[str, Any] | None) -> list[str]:
     """What a reader of the number should know."""
     a, b = sides
     n_a, dim = a.rows.shape

@@ -24,10 +24,10 @@ from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_
 from pixseq.engine.cost import expected_seconds, micro_batch_images
 from pixseq.engine.image_store import open_images, seen_codec
 from pixseq.engine.images import Images
+from pixseq.engine.initial import InitialCheckpoint
 from pixseq.engine.opening import check_fraction, check_memory, held_out, read_images, some_of, split_rows
-from pixseq.engine.parent import Parent
 from pixseq.engine.run_folder import recipe_of, run_folder, run_summary
-from pixseq.engine.state import Run, averaged_weights
+from pixseq.engine.state import TrainState, averaged_weights
 from pixseq.engine.step import Batch
 from pixseq.engine.training import Limits, Training, train
 from pixseq.engine.validation import score_sums
@@ -57,18 +57,18 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     keep: str | None = None,
-    start: str | Path | None = None,
+    init_from: str | Path | None = None,
 ) -> Manifest | None:
     """Train on `tokens` (or pixels), validate on `val` or on a held-out part, write a checkpoint; returns its manifest.
 
-    `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000. `start`:
-    a checkpoint whose weights training starts from, of the shape that `config` has, see config_from. Ranks other than
-    the first return None. Raises Diverged, Interrupted, PixseqError.
+    `keep`: "1000,2000" or "every:500", steps after which a checkpoint is kept beside `out`, as OUT-step1000.
+    `init_from`: a checkpoint whose weights training starts from, of the shape that `config` has, see config_from. Ranks
+    other than the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
-    atomic.check_apart([out], [tokens, val, start])
+    atomic.check_apart([out], [tokens, val, init_from])
     with machine(device, precision, ranks=True) as where:
-        data = read_data(tokens, config, val, val_fraction, start, scratch=Path(out).absolute().parent)
+        data = read_data(tokens, config, val, val_fraction, init_from, scratch=Path(out).absolute().parent)
         remark(data, config)
         flags = {"val_fraction": val_fraction, "precision": where.precision, **data.split(val_fraction)}
         recipe = recipe_of(as_dict(config), data.inputs, flags)
@@ -77,8 +77,8 @@ def run(
             if folder.made is None:
                 check_memory(data.shape, where, TRAINED_BYTES)
                 model = placed(first_model(data, config), where)
-                begun = Run(model, config.train, folder.state)
-                keeper = Keeper(writer, Path(out), recipe, overwrite, resume, kept, begun)
+                begun = TrainState(model, config.train, folder.state)
+                keeper = IntermediateCheckpoints(writer, Path(out), recipe, overwrite, resume, kept, begun)
                 end = train(
                     Training(
                         where,
@@ -98,11 +98,11 @@ def run(
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained and validated on (`held`, None: nothing), as a model of `shape` and `codec` sees it; `parent` is
+    """What is trained and validated on (`held`, None: nothing), as a model of `shape` and `codec` sees it; `initial` is
     the one to start from, None: a fresh one.
     """
 
-    parent: Parent | None
+    initial: InitialCheckpoint | None
     store: Store
     images: Images
     held: Images | None
@@ -120,25 +120,25 @@ def read_data(
     config: PretrainFile,
     val: str | Path | None,
     val_fraction: float | None,
-    start: str | Path | None,
+    init_from: str | Path | None,
     scratch: Path,
 ) -> Data:
     """`scratch`: a folder for what is too large for memory, see image_store.read_all."""
-    parent = None if start is None else open_parent(start, config)
+    initial = None if init_from is None else open_initial(init_from, config)
     kind = SHAPES[config.model.family].reads
-    side = config.model.image_size if parent is None else parent.codec.side
+    side = config.model.image_size if initial is None else initial.codec.side
     store, images, held, inputs = read_images(
         tokens, kind, val, val_fraction, config.train.seed, side=side, scratch=scratch
     )
-    if parent is None:
+    if initial is None:
         return Data(None, store, images, held, model_shape(config, store), seen_codec(store, side), inputs)
-    codec = parent.paired(store)
-    inputs["model"] = parent.reference
-    return Data(parent, store, images, held, parent.shape, codec, inputs)
+    codec = initial.paired(store)
+    inputs["model"] = initial.reference
+    return Data(initial, store, images, held, initial.shape, codec, inputs)
 
 
 def config_from(
-    start: str | Path,
+    init_from: str | Path,
     preset: str | None = None,
     file: str | Path | None = None,
     sets: Iterable[str] = (),
@@ -147,29 +147,29 @@ def config_from(
     """The effective configuration, see config.effective, of a run that starts from a checkpoint: shape and order are
     its own where nothing is said. Raises UsageError where something else is said.
     """
-    parent = Parent.open(start)
+    initial = InitialCheckpoint.open(init_from)
     sets = list(sets)
-    parent.check_family(preset, file, sets)
-    config = effective(PretrainFile, preset, file, sets, flags, base=parent.config())
-    parent.check(config)
+    initial.check_family(preset, file, sets)
+    config = effective(PretrainFile, preset, file, sets, flags, base=initial.config())
+    initial.check(config)
     return config
 
 
-def open_parent(start: str | Path, config: PretrainFile) -> Parent:
+def open_initial(init_from: str | Path, config: PretrainFile) -> InitialCheckpoint:
     """Raises UsageError where `config` is of another shape or order."""
-    parent = Parent.open(start)
-    parent.check(config)
-    if parent.shape.order == "file" and config.sequence.order != parent.order:
-        cells = parent.shape.cells(parent.codec.grid)
-        parent.check_order(_order(config.sequence.order, *cells, config.train.seed), config.sequence.order)
-    return parent
+    initial = InitialCheckpoint.open(init_from)
+    initial.check(config)
+    if initial.shape.order == "file" and config.sequence.order != initial.order:
+        cells = initial.shape.cells(initial.codec.grid)
+        initial.check_order(_order(config.sequence.order, *cells, config.train.seed), config.sequence.order)
+    return initial
 
 
 def first_model(data: Data, config: PretrainFile) -> Model:
-    """Fresh, or the parent's."""
-    if data.parent is None:
+    """Fresh, or of the checkpoint it starts from."""
+    if data.initial is None:
         return fresh_model(data.shape, config, data.codec.grid, data.images)
-    return data.parent.model(config.train.seed)
+    return data.initial.model(config.train.seed)
 
 
 def remark(data: Data, config: PretrainFile) -> None:
@@ -183,8 +183,8 @@ def remark(data: Data, config: PretrainFile) -> None:
             f"{path} stores pictures of the model's {side}x{side}, so that crops of them are enlarged; "
             "those of whole pictures, encode --resize whole, are resized down"
         )
-    if data.parent is not None:
-        for said in data.parent.remarks():
+    if data.initial is not None:
+        for said in data.initial.remarks():
             progress.note(said)
     elif config.model == type(config.model)():
         progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
@@ -260,7 +260,7 @@ class Writer:
         )
 
 
-class Keeper:
+class IntermediateCheckpoints:
     """--keep: checkpoints of a run on its way, OUT-step1000 beside `out`, from where it has `begun`; where a shorter
     run is extended, of its end too. Raises PixseqError where one that is still to be made is there already, unless this
     very run has kept it before it was interrupted.
@@ -274,7 +274,7 @@ class Keeper:
         overwrite: bool,
         resume: bool,
         steps: set[int],
-        begun: Run,
+        begun: TrainState,
     ):
         self.writer, self.out, self.overwrite = writer, out, overwrite
         ahead = {step for step in steps if step >= begun.step}
@@ -284,7 +284,7 @@ class Keeper:
         if begun.validated:
             self.after_step(begun)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: TrainState) -> None:
         if run.step not in self.steps or not self.writer.where.leads:
             return
         with atomic.writing(step_folder(self.out, run.step), self.overwrite, "pretrain --keep") as folder:
@@ -378,18 +378,18 @@ def plan(
     device: str = "auto",
     precision: Precision = "auto",
     limits: Limits | None = None,
-    start: str | Path | None = None,
+    init_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """--dry-run: the effective configuration with its size and cost, nothing trained."""
     check_fraction(None, val_fraction)
     with machine(device, precision) as where:
         store = open_images(tokens, SHAPES[config.model.family].reads)
-        if start is None:
+        if init_from is None:
             shape = model_shape(config, store)
         else:
-            parent = open_parent(start, config)
-            parent.paired(store)
-            shape = parent.shape
+            initial = open_initial(init_from, config)
+            initial.paired(store)
+            shape = initial.shape
         with torch.device("meta"):
             model = build(shape)
         train_images = len(store)

@@ -20,7 +20,7 @@ from pixseq.artifacts.picture import check_png
 from pixseq.choices import LogisticSolver, LowDataChoice, ProbeMethod
 from pixseq.cores import threads, usable_cores
 from pixseq.engine.feature_pair import Pair, masks, open_pair
-from pixseq.engine.low_data import Few, Fits, probe_few
+from pixseq.engine.low_data import FewLabels, FitSettings, probe_few
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
 
@@ -97,7 +97,9 @@ def run(
     return numbers
 
 
-def _check_sizes(pair: Pair, others: dict[str, Pair], chosen: Sequence[int], recipe: Recipe, few: Few | None) -> None:
+def _check_sizes(
+    pair: Pair, others: dict[str, Pair], chosen: Sequence[int], recipe: Recipe, few: FewLabels | None
+) -> None:
     """Raises where these features cannot be probed so."""
     if recipe.attentive:
         from pixseq.engine import attentive
@@ -150,7 +152,7 @@ def _measure(
     split: tuple[np.ndarray, np.ndarray],
     recipe: Recipe,
     concat: int,
-    few: Few | None,
+    few: FewLabels | None,
 ) -> dict[str, Any]:
     """The metrics: of each layer, of the best one and its neighbours, with few labels, and of the baselines."""
     with contextlib.nullcontext() if recipe.attentive else probes.one_blas_thread():
@@ -268,7 +270,7 @@ def _check_concat(method: str, concat: int) -> None:
         raise UsageError("--concat does not go with --method attentive", "--window averages neighbouring layers")
 
 
-def _few(method: str, labels_per_class: int | None, trials: int, choice: str | None) -> Few | None:
+def _few(method: str, labels_per_class: int | None, trials: int, choice: str | None) -> FewLabels | None:
     """None where no low-data probe was asked for."""
     if trials < 1:
         raise UsageError(f"--trials is {trials}, it must be at least 1")
@@ -278,7 +280,7 @@ def _few(method: str, labels_per_class: int | None, trials: int, choice: str | N
         return None
     if method != "logistic":
         raise UsageError(f"--labels-per-class goes with --method logistic, not with {method}")
-    return Few(labels_per_class, trials) if choice is None else Few(labels_per_class, trials, choice)
+    return FewLabels(labels_per_class, trials) if choice is None else FewLabels(labels_per_class, trials, choice)
 
 
 # ---- checks before any work
@@ -421,9 +423,9 @@ def _concat(pair: Pair, best: int, count: int, split: Split, recipe: Recipe) -> 
         return {"layers": layers, **_prober(pair, split, recipe, recipe.fitter(), bar.advance)(layers)}
 
 
-def _low_data(pair: Pair, layers: Sequence[int], best: int, few: Few, recipe: Recipe) -> Row:
+def _low_data(pair: Pair, layers: Sequence[int], best: int, few: FewLabels, recipe: Recipe) -> Row:
     workers = min(usable_cores(), len(layers))
-    how = Fits(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, workers, recipe.fitter(workers))
+    how = FitSettings(recipe.c, recipe.standardize, recipe.max_iter, recipe.seed, workers, recipe.fitter(workers))
     return probe_few(pair, layers, best, few, how)
 
 

@@ -15,7 +15,7 @@ from pixseq.config import GridFile
 from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.image_store import some_images
 from pixseq.engine.images import Images
-from pixseq.engine.state import Run
+from pixseq.engine.state import TrainState
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.runtime import Machine, placed
 from pixseq.stages.pretrain import fresh_model, losses, model_shape
@@ -56,7 +56,7 @@ def flop_rate(where: Machine, grid: GridFile, train: Store, cell: Cell) -> float
     config = ladder.recipe(grid, cell.d_model, 1, len(rows), cell.lr)
     shape = model_shape(config, train)
     model = placed(fresh_model(shape, config, train.codec.grid, images), where)
-    run, micro = Run(model, config.train, None), micro_batch_images(model, where)
+    run, micro = TrainState(model, config.train, None), micro_batch_images(model, where)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 6 and sum(seconds) < 1.0):
         began = time.perf_counter()

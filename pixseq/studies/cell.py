@@ -110,7 +110,7 @@ def _sweep_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> Non
         return
     if data.probe_test not in (None, data.val) or not _labelled(data):
         return
-    if scores.shares_sweep(shape_from(open_checkpoint(folder / "model").shape)):
+    if scores.loss_in_feature_pass(shape_from(open_checkpoint(folder / "model").shape)):
         features.run(folder / "model", data.val, held, loss=loss, resume=True, overwrite=True, **_exactly(where))
 
 

@@ -22,7 +22,7 @@ from pixseq.errors import UsageError
 from pixseq.numerics import forecast as arithmetic
 from pixseq.numerics.forecast import Frontier
 from pixseq.studies import statements
-from pixseq.studies.fits import BEYOND, Opened, finite, measure, open_fit, paired, place
+from pixseq.studies.fits import BEYOND, OpenFit, finite, measure, open_fit, paired, place
 from pixseq.studies.statements import Row
 
 PAPER_EXPONENT = "a power law for each metric (secondary); its exponents are not known here"
@@ -98,7 +98,7 @@ def _exponent(fit: Fit, what: str) -> list[Row]:
     return [_row(name, fit.metric, fit.resolution, growth.exponent, growth.exponent_ci, PAPER_EXPONENT)]
 
 
-def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
+def _per_param(fit: Fit, budget: float, opened: OpenFit) -> Row:
     """Tokens for each parameter of the best model at `budget` FLOPs."""
     paper = PAPER_PER_PARAM_GENERATION if measure(fit.metric) == "generation" else PAPER_PER_PARAM
     what = f"tokens per parameter at {opened.flops(budget)}"
@@ -113,7 +113,7 @@ def _per_param(fit: Fit, budget: float, opened: Opened) -> Row:
     return _row(what, fit.metric, fit.resolution, at(fit.frontier)[0], ci, paper)
 
 
-def _more(fits: Sequence[Fit], budget: float, opened: Opened) -> list[Row]:
+def _more(fits: Sequence[Fit], budget: float, opened: OpenFit) -> list[Row]:
     """How many times the data of loss and of classification generation wants at `budget` FLOPs."""
     rows = []
     overs = [one for one in fits if measure(one.metric) == "generation"]
@@ -196,7 +196,7 @@ def _slope(x: np.ndarray, values: np.ndarray) -> np.ndarray:
 # ---- remarks
 
 
-def _remarks(opened: Opened, budget: float) -> list[str]:
+def _remarks(opened: OpenFit, budget: float) -> list[str]:
     whole = opened.whole
     remarks = [
         f"FLOPs are counted as {whole.counting or 'the runs state them'}, params as "

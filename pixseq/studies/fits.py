@@ -23,7 +23,7 @@ BEYOND = 1.01  # budgets of a study agree to a percent: a run has whole steps
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenFit:
     """A fit.json: all it says, and of its fits those of one method."""
 
     path: Path
@@ -60,7 +60,7 @@ class Opened:
         return min(budgets), max(budgets)
 
 
-def open_fit(fit: str | Path, method: str) -> Opened:
+def open_fit(fit: str | Path, method: str) -> OpenFit:
     """Raises UsageError for an unknown method, PixseqError where `fit` holds no scaling fit or none of that method."""
     if method not in METHODS:
         raise UsageError(f"--method is {method!r}", f"one of: {', '.join(METHODS)}")
@@ -69,7 +69,7 @@ def open_fit(fit: str | Path, method: str) -> Opened:
     if not fits:
         others = ", ".join(dict.fromkeys(one.method for one in found.fits)) or "none"
         raise PixseqError(f"{fit} holds no fits by {method}", f"it has: {others}")
-    return Opened(Path(fit), found, method, fits, reference)
+    return OpenFit(Path(fit), found, method, fits, reference)
 
 
 def place(metric: str, resolution: int | None) -> str:

@@ -22,7 +22,7 @@ from pixseq.choices import FitMethod
 from pixseq.drawing.forecast import save_forecast
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import forecast as arithmetic
-from pixseq.studies.fits import BEYOND, Opened, finite, open_fit, place
+from pixseq.studies.fits import BEYOND, OpenFit, finite, open_fit, place
 from pixseq.studies.image_tokens import ImageTokens
 from pixseq.studies.needs import SHARE_OF_E, Disputes, Needed, found_at, needed
 
@@ -67,7 +67,7 @@ def run(
     opened = open_fit(fit, method)
     named = _targets(opened, targets or {}, metrics)
     found = _forecast(
-        opened, named, sides, Pace(growth, start_flops, opened.level, opened.studied()[1]), tokens_per_pixel
+        opened, named, sides, ComputeGrowth(growth, start_flops, opened.level, opened.studied()[1]), tokens_per_pixel
     )
     numbers = found.to_json()
     config: dict[str, Any] = {
@@ -88,10 +88,10 @@ def run(
 
 
 def _forecast(
-    opened: Opened,
+    opened: OpenFit,
     named: Mapping[str, float | None],
     sides: Sequence[int],
-    pace: Pace,
+    pace: ComputeGrowth,
     tokens_per_pixel: float | None,
 ) -> StudyForecast:
     """Every metric's forecasts. Raises PixseqError where there is none to give."""
@@ -142,7 +142,7 @@ def _checked(
     return sides
 
 
-def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str] | None) -> dict[str, float | None]:
+def _targets(opened: OpenFit, targets: Mapping[str, float], metrics: Sequence[str] | None) -> dict[str, float | None]:
     """The metrics to forecast, each with its target or None for the default."""
     known = opened.metrics
     for metric in [*targets, *(metrics or ())]:
@@ -163,7 +163,7 @@ def _targets(opened: Opened, targets: Mapping[str, float], metrics: Sequence[str
 
 
 @dataclass(frozen=True)
-class Pace:
+class ComputeGrowth:
     """How compute grows, and how far the study went."""
 
     growth: float
@@ -176,7 +176,7 @@ def _metric_rows(
     fits: Sequence[Fit],
     target: float | None,
     sides: Sequence[int],
-    pace: Pace,
+    pace: ComputeGrowth,
     image_tokens: ImageTokens,
     disputes: Disputes,
 ) -> list[Forecast]:
@@ -205,7 +205,9 @@ def _marked(row: Forecast) -> Forecast:
     return replace(row, status="disputed" if row.status == "ok" else f"{row.status}, disputed")
 
 
-def _row(metric: str, resolution: int, one: Needed, studied: bool, pace: Pace, image_tokens: ImageTokens) -> Forecast:
+def _row(
+    metric: str, resolution: int, one: Needed, studied: bool, pace: ComputeGrowth, image_tokens: ImageTokens
+) -> Forecast:
     why = one.why
     if why is None and one.log_c > FARTHEST:
         why = "unreachable: it takes more than 1e100 FLOPs"
@@ -243,7 +245,11 @@ def _exp(log_value: float) -> float | None:
 
 
 def _assumptions(
-    opened: Opened, rows: Sequence[Forecast], named: Mapping[str, float | None], pace: Pace, image_tokens: ImageTokens
+    opened: OpenFit,
+    rows: Sequence[Forecast],
+    named: Mapping[str, float | None],
+    pace: ComputeGrowth,
+    image_tokens: ImageTokens,
 ) -> list[str]:
     low, high = opened.studied()
     lines = [
@@ -282,7 +288,7 @@ def _assumptions(
     return list(dict.fromkeys(lines))
 
 
-def _about_disputes(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
+def _about_disputes(opened: OpenFit, rows: Sequence[Forecast]) -> list[str]:
     """What the methods disagree on, and what the other law says of each disputed forecast."""
     disputed = [row for row in rows if "disputed" in row.status]
     metrics = {row.metric for row in disputed}
@@ -297,7 +303,7 @@ def _about_disputes(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
     return lines
 
 
-def _about_floors(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
+def _about_floors(opened: OpenFit, rows: Sequence[Forecast]) -> list[str]:
     """Targets that real pictures against real ones do not reach."""
     lines = []
     for fit in opened.fits:
@@ -309,7 +315,7 @@ def _about_floors(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
     return lines
 
 
-def _about_resolutions(opened: Opened, rows: Sequence[Forecast]) -> list[str]:
+def _about_resolutions(opened: OpenFit, rows: Sequence[Forecast]) -> list[str]:
     if opened.resolutions == [None]:
         return [
             "the fit names no resolution: the same law, and so the same compute, is taken at each; only the images "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pixseq.studies.fits import Opened
+from pixseq.studies.fits import OpenFit
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ImageTokens:
     per_pixel: float | None
 
     @classmethod
-    def of(cls, opened: Opened, per_pixel: float | None) -> ImageTokens:
+    def of(cls, opened: OpenFit, per_pixel: float | None) -> ImageTokens:
         known = opened.whole.tokens_per_image or {}
         return cls({} if per_pixel else {int(side): float(count) for side, count in known.items()}, per_pixel)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pixseq.artifacts.fit import Fit
 from pixseq.numerics import forecast as arithmetic
-from pixseq.studies.fits import Opened
+from pixseq.studies.fits import OpenFit
 
 SHARE_OF_E = 0.05  # the default target: what can still be gained is this share of what never can
 TINY_E = 0.01  # of the best value seen: below it, E is as good as 0, and no share of it means anything
@@ -94,7 +94,7 @@ class Disputes:
     sides: frozenset[int | None]
 
     @classmethod
-    def of(cls, opened: Opened, metric: str) -> Disputes:
+    def of(cls, opened: OpenFit, metric: str) -> Disputes:
         other = "direct" if opened.method == "varpro" else "varpro"
         fits = [one for one in opened.whole.fits if (one.metric, one.method) == (metric, other)]
         rows = [row for row in opened.whole.disagreements if row.metric == metric]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pixseq.artifacts.fit import Fit
 from pixseq.numerics import forecast as arithmetic
-from pixseq.studies.fits import Opened, paired
+from pixseq.studies.fits import OpenFit, paired
 from pixseq.studies.image_tokens import ImageTokens
 from pixseq.studies.needs import SHARE_OF_E, Disputes, needed
 
@@ -64,7 +64,7 @@ class Supply:
     given: bool
 
 
-def judged(opened: Opened, rows: Sequence[Row], supply: Supply) -> list[Judged]:
+def judged(opened: OpenFit, rows: Sequence[Row], supply: Supply) -> list[Judged]:
     """Every statement, for every metric and resolution that it speaks of; `rows` are those of the comparison."""
     found = [_faster(row) for row in rows if row.what == "ratio of data exponents" and "Fig. 1" not in row.paper]
     found = found or [_untold(FASTER, "no fits of both generation and classification")]
@@ -124,7 +124,7 @@ def _per_param(row: Row) -> Judged:
     return Judged(PER_PARAM, row.metric, row.resolution, _spelt(row.value, row.ci), verdict, why)
 
 
-def _resolution(opened: Opened, metric: str) -> Judged:
+def _resolution(opened: OpenFit, metric: str) -> Judged:
     """Whether the params exponent rises with resolution, and is beyond the tokens exponent at the highest."""
     fits = [one for one in opened.fits if one.metric == metric and not one.refused and one.resolution]
     if len(fits) < 2:
@@ -152,7 +152,7 @@ def _resolution(opened: Opened, metric: str) -> Judged:
     return Judged(RESOLUTION, metric, None, here, CANNOT_TELL, why)
 
 
-def _five_years(opened: Opened, fit: Fit, supply: Supply) -> Judged:
+def _five_years(opened: OpenFit, fit: Fit, supply: Supply) -> Judged:
     """Years until compute pays for the default target, at the paper's two paces."""
     subject = (fit.metric, fit.resolution)
     if fit.method == "isoflop":
@@ -183,7 +183,7 @@ def _five_years(opened: Opened, fit: Fit, supply: Supply) -> Judged:
     return Judged(FIVE_YEARS, *subject, here, CANNOT_TELL, f"{reach}; {text}")
 
 
-def _bottleneck(opened: Opened, fit: Fit, supply: Supply) -> Judged:
+def _bottleneck(opened: OpenFit, fit: Fit, supply: Supply) -> Judged:
     """Whether the images of the best run that compute pays for in five years are there."""
     subject = (fit.metric, fit.resolution)
     if supply.images is None:

@@ -25,7 +25,7 @@ KEPT = "what training starts from keeps its shape and order: leave out what says
 
 
 @dataclass(frozen=True)
-class Parent:
+class InitialCheckpoint:
     """`shape` is what is trained: that of the checkpoint, with a prediction head and without a class head."""
 
     checkpoint: Checkpoint
@@ -33,7 +33,7 @@ class Parent:
     shape: Shape
 
     @classmethod
-    def open(cls, path: str | Path) -> Parent:
+    def open(cls, path: str | Path) -> InitialCheckpoint:
         """Raises PixseqError where `path` is no checkpoint, UsageError where it cannot be pretrained."""
         checkpoint = open_checkpoint(path)
         before = shape_from(checkpoint.shape)

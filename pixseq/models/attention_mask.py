@@ -1,4 +1,4 @@
-"""Who sees whom among the positions of a sequence with a prefix, and attention by it.
+"""Attention masks of a sequence with a prefix (causal, bidirectional, prefix), and attention by them.
 
 Shapes: B images, K positions, H heads, W head width.
 """
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-def may_attend(masked: Tensor) -> Tensor:
+def prefix_mask(masked: Tensor) -> Tensor:
     """masked bool [B, K], False on the prefix -> bool [B, 1, K, K]: query q sees key k if k <= q or k in the prefix."""
     k = masked.shape[1]
     causal = torch.ones(k, k, dtype=torch.bool, device=masked.device).tril()
     return (causal | ~masked[:, None, :])[:, None]
 
 
-def prefix_blocks(masked: Tensor) -> BlockMask:
-    """The same for FlexAttention, which leaves out whole blocks of the mask."""
+def prefix_block_mask(masked: Tensor) -> BlockMask:
+    """`prefix_mask` for FlexAttention, which leaves out whole blocks of it."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     sizes, total = (~masked).sum(1), masked.shape[1]
@@ -44,8 +44,10 @@ def flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Who sees whom, made once for all layers: causally, all, or by `mask`, which `flex` reads where it is its own."""
+class AttentionMask:
+    """Which keys each query attends to, made once for all layers: itself and those before it where `causal`, else all,
+    or as `mask` says, bool [B, 1, K, K] or a FlexAttention mask, which `flex` reads.
+    """
 
     causal: bool = False
     mask: Tensor | BlockMask | None = None

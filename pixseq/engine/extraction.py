@@ -13,8 +13,8 @@ from pixseq.artifacts.codec import Codec
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One pass over `store`, as `codec` sees it, `batch` images at a time.
+class Extraction:
+    """One forward pass over `store`, as `codec` sees it, `batch` images at a time.
 
     `compute` makes of images [B, ...], and the index of the first, their features [layers, B * masks, *row]; a row of
     one layer is [D] or [T, D]. `config` has layers, masks and dtype. `told` is for the summary: what does not make the
