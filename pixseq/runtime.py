@@ -130,23 +130,23 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not ranks:
         raise UsageError(f"this stage runs in one process, torchrun started {world}", "start it without torchrun")
-    where = torch.device(device)
-    share_memory = sharers(where, world)
-    if where.type == "cuda":
-        where = torch.device("cuda", where.index if where.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(where)
-    if where.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+    on = torch.device(device)
+    share_memory = sharers(on, world)
+    if on.type == "cuda":
+        on = torch.device("cuda", on.index if on.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(on)
+    if on.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
         torch.set_num_threads(usable_cores())
     if precision == "auto":
-        precision = "bf16" if _has_bf16_units(where) else "fp32"
+        precision = "bf16" if _has_bf16_units(on) else "fp32"
     if world > 1:
         with _together():
-            torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+            torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
         if rank:
             progress.enable(False)
-    progress.say_soon(f"computing on {where} in {precision}")
+    progress.say_soon(f"computing on {on} in {precision}")
     try:
-        yield Machine(where, precision, rank, world, share_memory)
+        yield Machine(on, precision, rank, world, share_memory)
     finally:
         progress.unsay()
         if world > 1:

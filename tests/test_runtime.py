@@ -243,10 +243,10 @@ def test_images_are_held_on_a_device_that_has_room(monkeypatch):
     images = Images(stored, np.arange(3), (1, 2, 1), chosen=np.array([1, 0]))
     gpu = Machine(torch.device("meta"), "fp32")
     monkeypatch.setattr(Machine, "memory_bytes", lambda self: 8 * stored.nbytes)
-    assert images.on(gpu).held.shape == (3, 2) and images.on(gpu).held.dtype == torch.int16
-    assert images.on(Machine(CPU, "fp32")).held is None
+    assert images.on(gpu).on_device.shape == (3, 2) and images.on(gpu).on_device.dtype == torch.int16
+    assert images.on(Machine(CPU, "fp32")).on_device is None
     monkeypatch.setattr(Machine, "memory_bytes", lambda self: 8 * stored.nbytes - 1)
-    assert images.on(gpu).held is None
+    assert images.on(gpu).on_device is None
     held = Images(**{**vars(images), "held": torch.from_numpy(stored.view(np.int16))})
     for got, expected in zip(held.batch(range(2)), images.batch(range(2))):
         assert torch.equal(got, expected) and got.dtype == expected.dtype

@@ -61,7 +61,7 @@ def test_one_sweep_gives_the_features_and_the_loss_that_two_give(checkpoints, ai
         assert both["id"] == alone["id"]
         made, expected = (read_metrics(tmp_path / f"{name}{i}.json")[0] for i in ("", "2"))
         assert {**made, "made": None, "argv": None} == {**expected, "made": None, "argv": None}
-    with pytest.raises(UsageError, match="sweep of its own"):
+    with pytest.raises(UsageError, match="pass of its own"):
         features.run(checkpoints["bert"], tokens, tmp_path / "b.zarr", loss=tmp_path / "b.json", device="cpu")
 
 

@@ -19,7 +19,7 @@ from zarr.storage import LocalStore
 
 from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.codec import MOST_SIDE, Codec
-from pixseq.artifacts.specs import SHAPES, Spec, fill_value
+from pixseq.artifacts.specs import PICTURE_SHAPES, Spec, fill_value
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
 from pixseq.numerics.whole import starts
@@ -104,7 +104,9 @@ class StoreWriter:
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         self.covered = _covered(unfinished)
         for name, spec in self.specs.items():
-            entries = int(starts(np.asarray(array_of(group, SHAPES)[: self.rows]))[-1]) if spec.whole else self.rows
+            entries = (
+                int(starts(np.asarray(array_of(group, PICTURE_SHAPES)[: self.rows]))[-1]) if spec.whole else self.rows
+            )
             array_of(group, name).resize(spec.sized(entries))
         return True
 
@@ -148,7 +150,7 @@ class StoreWriter:
         count = counts.pop()
         again = min(max(self.rows - self.given, 0), count)  # of these are written already
         for name, array in rows.items():
-            entries = int(starts(rows[SHAPES][:again])[-1]) if self.specs[name].whole else again
+            entries = int(starts(rows[PICTURE_SHAPES][:again])[-1]) if self.specs[name].whole else again
             self.buffer[name].append(np.split(array, [entries], axis=self.specs[name].row_axis)[1])
         self.given += count
         self.buffered += count - again
@@ -157,7 +159,9 @@ class StoreWriter:
             self._flush(self.buffered - self.buffered % self.chunk_rows)
 
     def _flush(self, count: int) -> None:
-        pixels = int(starts(np.concatenate(self.buffer[SHAPES])[:count])[-1]) if SHAPES in self.specs else 0
+        pixels = (
+            int(starts(np.concatenate(self.buffer[PICTURE_SHAPES])[:count])[-1]) if PICTURE_SHAPES in self.specs else 0
+        )
         for name, spec in self.specs.items():
             held = np.concatenate(self.buffer[name], axis=spec.row_axis)
             now, later = np.split(held, [pixels if spec.whole else count], axis=spec.row_axis)
@@ -194,7 +198,9 @@ class StoreWriter:
         if self.buffered:
             self._flush(self.buffered)
         id = store_id(self.group, kind, meta)
-        format = 1 if kind == "pixels" and SHAPES not in self.specs else None  # squares are what they always were
+        format = (
+            1 if kind == "pixels" and PICTURE_SHAPES not in self.specs else None
+        )  # squares are what they always were
         record = manifest.build(kind, id, stage, config, inputs, summary, format)
         if (self.path / layout.OWNER).is_file():  # a partial folder, which says what it was begun with until the end
             atomic.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))
@@ -228,17 +234,17 @@ class Store:
 
     def __len__(self) -> int:
         """Rows; features have their layers before them."""
-        return self.shape(SHAPES if self.whole else self.kind)[1 if self.kind == "features" else 0]
+        return self.shape(PICTURE_SHAPES if self.whole else self.kind)[1 if self.kind == "features" else 0]
 
     @property
     def whole(self) -> bool:
-        """Whether it holds pictures of many sizes, see SHAPES."""
-        return SHAPES in self.names
+        """Whether it holds pictures of many sizes, see PICTURE_SHAPES."""
+        return PICTURE_SHAPES in self.names
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """int64 [N + 1]: where each whole picture begins among all pixels, and where the last one ends."""
-        shapes = self.read(SHAPES)
+        shapes = self.read(PICTURE_SHAPES)
         if len(shapes) and not (shapes.min() >= 1 and shapes.max() <= MOST_SIDE):
             raise PixseqError(f"{self.path}: its pictures have sides of {shapes.min()} to {shapes.max()}", DAMAGED)
         begins = starts(shapes)
@@ -253,7 +259,7 @@ class Store:
         """The height and width of all its whole pictures, None where they differ. Raises PixseqError for odd ones."""
         if not self._starts[-1]:
             return None
-        shapes = self.read(SHAPES)
+        shapes = self.read(PICTURE_SHAPES)
         height, width = map(int, shapes[0])
         return (height, width) if (shapes == shapes[:1]).all() else None
 
@@ -262,7 +268,7 @@ class Store:
         if isinstance(rows, slice):
             first, last, _ = rows.indices(len(self))
             pixels = self.read(self.kind, slice(self._starts[first], self._starts[last]))
-            return pixels, self.read(SHAPES, slice(first, last))
+            return pixels, self.read(PICTURE_SHAPES, slice(first, last))
         parts = [self.whole_pictures(slice(row, row + 1)) for row in rows]
         return np.concatenate([pixels for pixels, _ in parts]), np.concatenate([shapes for _, shapes in parts])
 
@@ -354,7 +360,7 @@ def _check_arrays(store: Store) -> None:
             raise ValueError(f"its scheme is {codec.scheme}, and it holds {', '.join(store.names)}")
         if main != ((main[0], 3) if store.whole else wanted):
             raise ValueError(f"its {store.kind} have the shape {list(main)}, and {list(wanted)} is told")
-    beside: dict[str, tuple[int, ...]] = {"labels": (rows,), "images": (rows,), SHAPES: (rows, 2)}
+    beside: dict[str, tuple[int, ...]] = {"labels": (rows,), "images": (rows,), PICTURE_SHAPES: (rows, 2)}
     for name, side in beside.items():
         if name in store.names and (store.shape(name) != side or store.dtype(name).kind != "i"):
             raise ValueError(f"its {name} are {store.dtype(name)} {list(store.shape(name))} for {rows} rows")
@@ -412,14 +418,14 @@ def _faults(store: Store) -> list[str]:
     for name in store.names:
         array = store.arrays[name]
         for key in chunk_files(store, name):
-            where = [int(i) for i in key.split("/")[2:]]
+            index = [int(i) for i in key.split("/")[2:]]
             if len(faults) == MOST_NAMED:
                 return faults
             if not (path / key).is_file():
                 faults.append(f"{key} is missing")
                 continue
             try:
-                array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(where, array.chunks))]
+                array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks))]
             except Exception as error:
                 faults.append(f"{key} is damaged: {error}")
     if not faults and store_id(store.group, store.manifest["kind"], store.meta) != store.manifest["id"]:

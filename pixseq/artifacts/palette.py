@@ -135,12 +135,12 @@ def _from_npy(path: Path) -> Palette:
 
 def _from_codec(path: Path, record: manifest.Manifest) -> Palette:
     """The palette that travels in a tokens store (group attributes) or a checkpoint (codec.json)."""
-    where = path / ("zarr.json" if record["kind"] == "tokens" else "codec.json")
+    file = path / ("zarr.json" if record["kind"] == "tokens" else "codec.json")
     damaged = "the artifact is damaged: copy it again"
     try:
-        codec = read_object(where, damaged)
+        codec = read_object(file, damaged)
     except OSError as error:
-        raise PixseqError(f"{where} cannot be read: {error}", damaged) from None
+        raise PixseqError(f"{file} cannot be read: {error}", damaged) from None
     codec = codec.get("attributes", {}) if record["kind"] == "tokens" else codec
     if codec.get("palette") is None:
         scheme = codec.get("scheme")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = "shapes"  # of whole pictures, int32 [N, 2]: then `pixels` is [P, 3], all of them one after the other
+PICTURE_SHAPES = "shapes"  # of whole pictures, int32 [N, 2]: then `pixels` is [P, 3], all of them one after the other
 CHUNK_PIXELS = 1 << 21  # of whole pictures: 6 MB
 
 
@@ -23,7 +23,7 @@ def fill_value(dtype: np.dtype) -> float | int:
 class Spec:
     """One array of a store. `shape` has None where the rows grow: (None, T) or (layers, None, D).
 
-    `whole`: a row is a picture, which takes as many entries as the store's SHAPES say it has pixels.
+    `whole`: a row is a picture, which takes as many entries as the store's PICTURE_SHAPES say it has pixels.
     """
 
     dtype: str

@@ -141,8 +141,8 @@ def _run() -> None:
     except PixseqError as fault:
         _fail(fault.message, fault.hint, fault.code)
     except OSError as fault:
-        where = f"{fault.filename}: " if fault.filename else ""
-        _fail(f"{where}{fault.strerror or fault}", "check the path, its permissions and the space on its disk", INPUT)
+        named = f"{fault.filename}: " if fault.filename else ""
+        _fail(f"{named}{fault.strerror or fault}", "check the path, its permissions and the space on its disk", INPUT)
     except Exception as fault:
         if _out_of_memory(fault):
             _fail("out of memory", "choose a smaller --batch-size or --micro-batch", INPUT)

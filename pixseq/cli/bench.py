@@ -148,10 +148,10 @@ def _cost_table(numbers: dict[str, Any]) -> str:
 
 def _machine(numbers: dict[str, Any]) -> str:
     m = numbers["machine"]
-    where = m["gpu"] or f"{m['cores']} cores of {m['processor']} ({m['instructions']})"
+    chip = m["gpu"] or f"{m['cores']} cores of {m['processor']} ({m['instructions']})"
     calm = "calm" if numbers["calm"] else f"not calm: {'; '.join(numbers['unrest'])}"
     return (
-        f"{where}, {m['threads']} threads, {_bytes(m['memory_bytes'])}, torch {m['torch']}, auto is {m['auto']}; {calm}"
+        f"{chip}, {m['threads']} threads, {_bytes(m['memory_bytes'])}, torch {m['torch']}, auto is {m['auto']}; {calm}"
     )
 
 

@@ -47,7 +47,7 @@ def features(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write every layer's features in one sweep.
+    """Write every layer's features in one forward pass.
 
     Layer l of an Image GPT is the ln_1 output that enters block l, the last layer the ln_f output; of an AIM it is the
     residual stream after l blocks.

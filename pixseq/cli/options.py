@@ -38,7 +38,7 @@ Workers = Annotated[
 ]
 Attention = Annotated[
     choices.Attention | None,
-    typer.Option("--attention", help="Who sees whom in an AIM [default: the model's own]."),
+    typer.Option("--attention", help="Attention pattern of an AIM [default: the model's own]."),
 ]
 Masks = Annotated[
     int | None, typer.Option("--masks", min=1, help="Random masks an image, for bert models [default: 5].")

@@ -207,9 +207,9 @@ def compare(
 
 def _judged(each: dict[str, Any]) -> str:
     at = "" if each["resolution"] is None else f" at {each['resolution']}"
-    where = f"{each['metric']}{at}: " if each["metric"] else ""
+    subject = f"{each['metric']}{at}: " if each["metric"] else ""
     here = f"{each['here']}: " if each["here"] != "-" else ""
-    return f"  {each['verdict']}: {one_line(where)}{here}{one_line(each['why'])}"
+    return f"  {each['verdict']}: {one_line(subject)}{here}{one_line(each['why'])}"
 
 
 def _span(ends: list[float | None] | None) -> str | None:

@@ -234,8 +234,8 @@ def _part(
     if not wanted.labels:
         return LabelledImages(images, arrange, None, None, "none were asked for")
     if targets is None:
-        where = "no .npy beside it holds labels" if images.key is None else "no array is called labels or y"
-        return LabelledImages(images, arrange, None, None, where)
+        lacking = "no .npy beside it holds labels" if images.key is None else "no array is called labels or y"
+        return LabelledImages(images, arrange, None, None, lacking)
     numbers, names = _labels(images, targets, class_names)
     return LabelledImages(
         images, arrange, numbers, names, shown(targets.file.name if targets.key is None else targets.key)

@@ -95,10 +95,10 @@ def _labelled(
     pictures: Labelled = []
     empty, nested = [], []
     for label, name in enumerate(class_names):
-        where = own.get(name, [])
-        inside = list(tree.walk(where, notes, others)) if isinstance(where, str) else where
-        if isinstance(where, str) and len(inside) > 1:
-            nested += [os.path.relpath(folder, os.path.dirname(where)) for folder, _ in inside if folder != where]
+        place = own.get(name, [])
+        inside = list(tree.walk(place, notes, others)) if isinstance(place, str) else place
+        if isinstance(place, str) and len(inside) > 1:
+            nested += [os.path.relpath(folder, os.path.dirname(place)) for folder, _ in inside if folder != place]
         pictures += [(folder, names, label) for folder, names in inside]
         if not inside:
             empty.append(f"{shown(os.path.join(chosen.folder, name))} holds no pictures: class {label} is empty")

@@ -97,16 +97,16 @@ class ArraysOnly(pickle.Unpickler):
         return made
 
     def find_class(self, module: str, name: str) -> Any:
-        where = (module.replace("numpy._core", "numpy.core"), name)
-        if where == ("numpy.core.multiarray", "_reconstruct"):
+        named = (module.replace("numpy._core", "numpy.core"), name)
+        if named == ("numpy.core.multiarray", "_reconstruct"):
             return lambda subtype, shape, code: _Array()
-        if where == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
+        if named == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
             return _from_buffer
-        if where == ("numpy", "ndarray"):
+        if named == ("numpy", "ndarray"):
             return "ndarray"  # only ever the subtype above
-        if where == ("numpy", "dtype"):
+        if named == ("numpy", "dtype"):
             return lambda *arguments: _DType(*arguments)
-        if where == ("_codecs", "encode"):  # how Python 3 writes bytes at protocols 0 to 2
+        if named == ("_codecs", "encode"):  # how Python 3 writes bytes at protocols 0 to 2
             return lambda text, encoding: self._spend(_latin1(text, encoding))
         if module in ("builtins", "__builtin__") and name in CONTAINERS:
             return lambda *values: self._spend(CONTAINERS[name](*values))

@@ -11,7 +11,7 @@ from pixseq.runtime import Machine, bind_thread
 
 class Ahead:
     """`make` gives the batch of a step, whenever it is made; of `steps` in all. One is made ahead where the device is
-    not the CPU, which would only be divided, and where the making is the CPU's, see Images.held.
+    not the CPU, which would only be divided, and where the making is the CPU's, see Images.on_device.
     """
 
     def __init__(self, machine: Machine, make: Callable[[int], Batch], steps: int, worthwhile: bool):

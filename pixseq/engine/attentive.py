@@ -160,9 +160,9 @@ def _probe_window(
     def accuracy(predicted: np.ndarray, truth: np.ndarray, M: int) -> float:
         return float((vote(classes[predicted], M, np.random.default_rng([seed, Stream.PROBE_TIE])) == truth).mean())
 
-    sweep = _train(train, fit, targets, len(classes), recipe.lr, recipe, seed, where, name)
+    tried = _train(train, fit, targets, len(classes), recipe.lr, recipe, seed, where, name)
     accuracies = [
-        accuracy(each, pair.train_labels[split[1]], M) for each in _predict(sweep, train, held, recipe, where)
+        accuracy(each, pair.train_labels[split[1]], M) for each in _predict(tried, train, held, recipe, where)
     ]
     best = int(np.argmax(accuracies))  # the first, so the lowest rate, of equals
     everything = np.arange(len(targets))

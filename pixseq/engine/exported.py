@@ -20,7 +20,7 @@ TAP = "exported"
 BATCH = 64
 
 
-def sweep(where: Machine, model: str | Path, tokens: str | Path, batch_size: int | None, dtype: str) -> Extraction:
+def extraction(where: Machine, model: str | Path, tokens: str | Path, batch_size: int | None, dtype: str) -> Extraction:
     """The features of a store, as the only layer 0. Raises UsageError for pictures of several sizes."""
     extractor = open_exported(model)
     store = open_images(tokens, "tokens", "pixels")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixseq.artifacts.arrays import SHAPES, Store, open_store
+from pixseq.artifacts.arrays import PICTURE_SHAPES, Store, open_store
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.specs import CHUNK_PIXELS
 from pixseq.cores import host_memory_bytes
@@ -44,7 +44,7 @@ def read_all(store: Store, scratch: Path | None = None) -> np.ndarray | Pictures
     pixels = _room(store, scratch)
     for first in range(0, len(pixels), CHUNK_PIXELS):
         pixels[first : first + CHUNK_PIXELS] = store.read(store.kind, slice(first, first + CHUNK_PIXELS))
-    return _of_whole(store, pixels, store.read(SHAPES))
+    return _of_whole(store, pixels, store.read(PICTURE_SHAPES))
 
 
 def _of_whole(store: Store, pixels: np.ndarray, shapes: np.ndarray) -> np.ndarray | Pictures:

@@ -14,7 +14,7 @@ from pixseq.engine.augment import augment_pixels, drawn_boxes
 from pixseq.engine.batches import WHOLE, augment, places
 from pixseq.runtime import Machine, sent
 
-HELD = 1 / 8  # of a device's memory may be images; models and activations need the rest
+ON_DEVICE = 1 / 8  # of a device's memory may be images; models and activations need the rest
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
 
 
@@ -24,7 +24,7 @@ class Images:
 
     `grid` is rows, columns and numbers a pixel of what a model sees of one image. `chosen` picks some of the rows
     without copying them: training and validation share the arrays. `shows` [N] says which image of the source each row
-    shows, None: its own. `held` are the rows on a device, where its batches are then made too.
+    shows, None: its own. `on_device` are the rows on a device, where its batches are then made too.
     """
 
     rows: np.ndarray | Pictures
@@ -32,7 +32,7 @@ class Images:
     grid: tuple[int, int, int]
     chosen: np.ndarray | None = None
     shows: np.ndarray | None = None
-    held: Tensor | None = None
+    on_device: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows if self.chosen is None else self.chosen)
@@ -78,20 +78,20 @@ class Images:
         """Held on the machine's device where that has memory of its own, of which they take little enough."""
         if machine.device.type == "cpu" or self.are_larger or not isinstance(self.rows, np.ndarray):
             return self
-        if self.rows.nbytes > HELD * machine.memory_bytes():
+        if self.rows.nbytes > ON_DEVICE * machine.memory_bytes():
             return self
-        return replace(self, held=torch.from_numpy(_torch_form(self.rows)).to(machine.device))
+        return replace(self, on_device=torch.from_numpy(_torch_form(self.rows)).to(machine.device))
 
     def batch(self, rows: np.ndarray | range) -> tuple[Tensor, Tensor | None]:
         """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
         rows = self._numbers(rows)
-        if self.held is not None:
-            held = self.held[sent(torch.from_numpy(rows), self.held.device)]
-            return held if held.dtype == torch.uint8 else held.int() & 0xFFFF, self._labels(rows)
-        images = self._stored(rows)
-        if self.are_larger or isinstance(images, list):
-            images = centres(list(images), self.grid[0])
-        return as_tensor(images), self._labels(rows)
+        if self.on_device is not None:
+            images = self.on_device[sent(torch.from_numpy(rows), self.on_device.device)]
+            return images if images.dtype == torch.uint8 else images.int() & 0xFFFF, self._labels(rows)
+        stored = self._stored(rows)
+        if self.are_larger or isinstance(stored, list):
+            stored = centres(list(stored), self.grid[0])
+        return as_tensor(stored), self._labels(rows)
 
     def training_batch(
         self, rows: np.ndarray, config: TrainConfig, step: int, share: slice = WHOLE

@@ -80,8 +80,8 @@ def train(training: Training) -> dict[str, Any]:
     return {**run.snapshot(), "stopped_early": stopped_early}
 
 
-class Unread(NamedTuple):
-    """The numbers of a step, which its device may still be computing."""
+class PendingStep(NamedTuple):
+    """The numbers of a step that its device may still be computing."""
 
     step: int
     numbers: Callable[[], dict[str, float]]
@@ -110,8 +110,8 @@ class Training:
     def __post_init__(self) -> None:
         self.config, self.model = self.run.config, self.run.model
         self.images = self.images.on(self.machine)
-        self.batches = Ahead(self.machine, self.make_batch, self.config.steps, self.images.held is None)
-        self.unread: Unread | None = None
+        self.batches = Ahead(self.machine, self.make_batch, self.config.steps, self.images.on_device is None)
+        self.pending: PendingStep | None = None
         self.reads_late = self.machine.device.type == "cuda"  # a CPU is never ahead of what it computes
         self.pace = Pace(self.machine, self.model.shape, self.config)
         wanted = self.limits.compile
@@ -154,7 +154,7 @@ class Training:
             numbers = accumulate(self.machine, self.forward, self.model, self.score, batch, self.micro, bar.advance)
             numbers["grad_norm"] = gradient_norm(self.model, config.clip_norm)
             self.read(bar)  # those of the step before, now that the device has work
-        self.unread = Unread(step, on_the_way(numbers))
+        self.pending = PendingStep(step, on_the_way(numbers))
         row = self.read(bar) if due or not self.reads_late else None
         self.run.update(rate)
         bar.reach(self.run.step)
@@ -170,13 +170,13 @@ class Training:
 
     def read(self, bar: progress.Bar | None = None) -> dict[str, float] | None:
         """The numbers of the last step, once: they may have to be waited for. Raises Diverged."""
-        unread, self.unread = self.unread, None
-        if unread is None:
+        pending, self.pending = self.pending, None
+        if pending is None:
             return None
-        row = unread.numbers()
+        row = pending.numbers()
         if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
             norm = row["grad_norm"]
-            raise self.diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {unread.step}")
+            raise self.diverged(f"a loss of {row['loss']} and a gradient norm of {norm} at step {pending.step}")
         if bar is not None:
             bar.note(f"loss {row['loss']:.4f}")
         return row

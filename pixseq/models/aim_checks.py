@@ -1,4 +1,4 @@
-"""Certificates of AIM: who sees whom, which patches are scored, and the loss by its definition.
+"""Certificates of AIM: its attention masks, which patches are scored, and the loss by its definition.
 
 Shapes: K patches, P values a patch. Positions run along the sequence.
 """
@@ -74,9 +74,9 @@ def _causality(net: AIM, x: Tensor, masked: Tensor | None, name: str, generator:
         later = change[k : total - 1]
         leaked = max(leaked, float(unseen.max()) if len(unseen) else 0.0)
         moved = max(moved, float(later.max()) if len(later) else 0.0)
-    where = "" if masked is None else f" outside a prefix of {prefix}"
+    outside = "" if masked is None else f" outside a prefix of {prefix}"
     about = (
-        f"largest move of what predicts a target <= k{where} when patch k changes: 0 (later ones move by {moved:.3g})"
+        f"largest move of what predicts a target <= k{outside} when patch k changes: 0 (later ones move by {moved:.3g})"
     )
     return Check(name, leaked <= STILL * scale and moved > STILL * scale, leaked, about)
 

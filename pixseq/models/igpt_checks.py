@@ -1,4 +1,4 @@
-"""Certificates of Image GPT: who sees whom, the cache, and the loss by its definition.
+"""Certificates of Image GPT: causality, the cache, and the loss by its definition.
 
 Shapes: T positions, V colours. Everything here runs along the sequence: a model of another order than raster is first
 turned into its twin whose raster order is that sequence.

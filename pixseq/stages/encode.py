@@ -241,7 +241,7 @@ def _reached(codec: Codec, tally: Tally) -> Codec:
 
 def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> dict[str, Spec]:
     """The forms of the arrays of the store; the main one has the name of its kind."""
-    from pixseq.artifacts.arrays import SHAPES, Spec
+    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec
 
     if codec.whole:
         main = Spec("uint8", (None, 3), whole=True)
@@ -255,7 +255,7 @@ def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> dict[str,
     if views > 1 or source.shows:
         specs["images"] = Spec("int32", (None,))
     if main.whole:
-        specs[SHAPES] = Spec("int32", (None, 2))
+        specs[PICTURE_SHAPES] = Spec("int32", (None, 2))
     return specs
 
 
@@ -388,7 +388,7 @@ def _encode(
     """
     import numpy as np
 
-    from pixseq.artifacts.arrays import SHAPES
+    from pixseq.artifacts.arrays import PICTURE_SHAPES
     from pixseq.data.images import ImageBatch
 
     tally = Tally(**writer.state)
@@ -405,7 +405,7 @@ def _encode(
             images = batch.numbers if isinstance(batch, ImageBatch) and prep.views > 1 else None
             if originals is not None and isinstance(batch, ImageBatch):
                 images = originals[batch.numbers].astype(np.int32)
-            arrays = {kind: new.rows, SHAPES: new.shapes, "labels": batch.labels, "images": images}
+            arrays = {kind: new.rows, PICTURE_SHAPES: new.shapes, "labels": batch.labels, "images": images}
             writer.append({name: array for name, array in arrays.items() if array is not None}, asdict(tally))
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)

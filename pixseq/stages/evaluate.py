@@ -75,7 +75,7 @@ def run(
         _check_passes(passes, f"{model} {_why_not(net, attention, labels)}", (by_position, pictures) != (None, None))
         batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
         sums = Sums(along=by_position is not None)
-        for each, first, images in _sweeps(net, store, passes, batch, checkpoint.codec):
+        for each, first, images in _batches(net, store, passes, batch, checkpoint.codec):
             true = labels[first : first + len(images)] if labels is not None and each.classify else None
             _measure(where, net, images, first, count, seed, each.loss, true, sums)
         if pictures is not None:
@@ -136,7 +136,7 @@ def _predicted(where: Machine, net: Model, store: Store, codec: Codec, seed: int
 
 @dataclass(frozen=True)
 class Pass:
-    """One sweep over the images: the attention in use, and what is measured with it."""
+    """One forward pass over the images: the attention in use, and what is measured with it."""
 
     attention: str
     loss: bool
@@ -187,7 +187,7 @@ class Sums:
 
 
 def _passes(net: Model, attention: str | None, labels: np.ndarray | None) -> list[Pass]:
-    """The loss as in pretraining first, then the classifier as it is used; in one sweep where that is the same."""
+    """The loss as in pretraining first, then the classifier as it is used; in one pass where that is the same."""
     learnt, used = attention or net.shape.pretraining_attention, attention or net.shape.attention_patterns[0]
     loss, classify = net.shape.predicts(learnt), labels is not None
     if loss and classify and learnt == used:
@@ -203,7 +203,7 @@ def _check_passes(passes: list[Pass], why: str, shows_loss: bool) -> None:
         raise UsageError(why, "leave out --by-position and --pictures")
 
 
-def _sweeps(
+def _batches(
     net: Model, store: Store, passes: list[Pass], batch: int, codec: Codec
 ) -> Iterator[tuple[Pass, int, np.ndarray]]:
     """Each pass over all images, `batch` at once, with its attention in use: (pass, first number, images)."""

@@ -1,4 +1,4 @@
-"""features: every layer's activations of every image, in one forward sweep (§2.2, §2.4).
+"""features: every layer's activations of every image, in one forward pass (§2.2, §2.4).
 
 A layer is what its family taps: Image GPT the ln_1 output that enters block l (L: the ln_f output), AIM the residual
 stream after l blocks; its mean over positions, or whole.
@@ -86,19 +86,19 @@ def run(
     _check(model, asked)
     atomic.check_apart([out, *([] if loss is None else [loss])], [model, tokens])
     atomic.check_target(out, overwrite)
-    beside = None
+    meter = None
     with machine(device, precision) as where, torch.inference_mode():
         if is_exported(model):
-            sweep = exported.sweep(where, model, tokens, batch_size, dtype)
+            job = exported.extraction(where, model, tokens, batch_size, dtype)
         elif str(model) == PIXELS:
-            sweep = _of_pixels(where, tokens, dtype)
+            job = _of_pixels(where, tokens, dtype)
         else:
-            sweep, beside = _of_model(where, model, tokens, asked)
-        made = _write(sweep, out, resume, overwrite)
-        if loss is not None and beside is not None and beside.count == len(sweep.store):
-            numbers = beside.numbers(model, sweep.store, sweep.codec.grid[2])
-            config = config_of(weights, sweep.config["masks"], seed, None, where)
-            write_metrics(loss, "evaluate", config, sweep.inputs, numbers, overwrite)
+            job, meter = _of_model(where, model, tokens, asked)
+        made = _write(job, out, resume, overwrite)
+        if loss is not None and meter is not None and meter.count == len(job.store):
+            numbers = meter.numbers(model, job.store, job.codec.grid[2])
+            config = config_of(weights, job.config["masks"], seed, None, where)
+            write_metrics(loss, "evaluate", config, job.inputs, numbers, overwrite)
     return made
 
 
@@ -164,13 +164,13 @@ def _of_model(
     layers, masks = chosen_layers(asked.layers, shape), mask_count(shape, asked.masks)
     batch = asked.batch_size or _images_at_once(net, where)
     if asked.loss and (not loss_in_feature_pass(shape) or asked.attention or asked.random_init is not None):
-        raise UsageError(f"the loss of {model} takes a sweep of its own", "pixseq evaluate makes it")
+        raise UsageError(f"the loss of {model} takes a forward pass of its own", "pixseq evaluate makes it")
     first = first_below(asked.below, shape, store)
     compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first)
     row = compute(seen_images(store, slice(0, 1), codec), 0).shape[2:]
-    beside = LossMeter(net, where) if asked.loss else None
-    if beside is not None:  # not before: that one image counts once
-        compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, beside)
+    meter = LossMeter(net, where) if asked.loss else None
+    if meter is not None:  # not before: that one image counts once
+        compute = activations(where, net, layers, masks, asked.seed, asked.pool == "mean", first, meter)
     config = {
         "layers": layers,
         "pool": asked.pool,
@@ -186,7 +186,7 @@ def _of_model(
     inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
     meta = _meta(store, codec, config, tap=shape.hidden_states, pool=asked.pool)
     told = {"device": str(where.device), "n_head": shape.n_head}
-    return Extraction(store, codec, compute, row, batch, config, inputs, meta, told), beside
+    return Extraction(store, codec, compute, row, batch, config, inputs, meta, told), meter
 
 
 def _images_at_once(net: Model, where: Machine) -> int:
@@ -221,17 +221,17 @@ def _meta(store: Store, codec: Codec, config: dict[str, Any], tap: str, pool: st
     }
 
 
-def _write(sweep: Extraction, out: str | Path, resume: bool, overwrite: bool) -> Manifest:
-    """The features of a sweep, with the labels and images of its store beside them."""
-    config, store = sweep.config, sweep.store
+def _write(job: Extraction, out: str | Path, resume: bool, overwrite: bool) -> Manifest:
+    """The features, with the labels and images of its store beside them."""
+    config, store = job.config, job.store
     layers, masks, total = config["layers"], config["masks"], len(store)
-    specs = {"features": Spec(config["dtype"], (len(layers), None, *sweep.row))}
+    specs = {"features": Spec(config["dtype"], (len(layers), None, *job.row))}
     stored = {"labels": store.labels(), "images": store.images()}
     beside = {name: values for name, values in stored.items() if values is not None}
     specs |= {name: Spec("int32", (None,)) for name in beside}
-    batch_bytes = sweep.batch * masks * len(layers) * math.prod(sweep.row) * np.dtype(config["dtype"]).itemsize
-    chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // sweep.batch), 1) * sweep.batch
-    recipe = recipe_of(config, sweep.inputs, {})
+    batch_bytes = job.batch * masks * len(layers) * math.prod(job.row) * np.dtype(config["dtype"]).itemsize
+    chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // job.batch), 1) * job.batch
+    recipe = recipe_of(config, job.inputs, {})
     with atomic.resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         if writer.finished:
@@ -239,8 +239,8 @@ def _write(sweep: Extraction, out: str | Path, resume: bool, overwrite: bool) ->
         start = writer.covered // masks
         with progress.track("features", total, "images", start) as bar, ThreadPoolExecutor(1) as beside_computing:
             written = beside_computing.submit(lambda: None)
-            for first, images in image_batches(store, sweep.batch, start, sweep.codec):
-                rows = {"features": sweep.compute(images, first).astype(config["dtype"])}
+            for first, images in image_batches(store, job.batch, start, job.codec):
+                rows = {"features": job.compute(images, first).astype(config["dtype"])}
                 for name, values in beside.items():
                     rows[name] = np.repeat(values[first : first + len(images)], masks)
                 written.result()  # a batch is computed while the one before it goes to disk, and waits for it
@@ -248,10 +248,10 @@ def _write(sweep: Extraction, out: str | Path, resume: bool, overwrite: bool) ->
                 bar.advance(len(images))
             written.result()
         shown = len(np.unique(beside["images"])) if "images" in beside else total
-        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": sweep.row[-1], **sweep.told}
+        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": job.row[-1], **job.told}
         source = origin(store)
-        parents = {**sweep.inputs, **({"source": source} if source else {})}
-        return writer.finish("features", "features", config, parents, summary, sweep.meta)
+        parents = {**job.inputs, **({"source": source} if source else {})}
+        return writer.finish("features", "features", config, parents, summary, job.meta)
 
 
 def has_layers(model: str | Path) -> bool:
@@ -278,10 +278,10 @@ def activations(
     seed: int,
     pooled: bool,
     first_position: int,
-    beside: LossMeter | None = None,
+    meter: LossMeter | None = None,
 ) -> Compute:
     """images [B, ...], index of the first -> [layers, B * masks, (T,) D], an image's masks in consecutive rows."""
-    last = None if beside is not None else max(layers)
+    last = None if meter is not None else max(layers)
 
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         x = as_tensor(images)
@@ -290,10 +290,10 @@ def activations(
             x = x.repeat_interleave(masks, dim=0)
         with where.autocast():
             x = net.prepare(x.to(where.device))
-            asked = {"logits": beside is not None, "pooled": pooled, "unpooled": not pooled}
+            asked = {"logits": meter is not None, "pooled": pooled, "unpooled": not pooled}
             output = net(x, masked, **asked, first=first_position, last=last)
-            if beside is not None:
-                beside.add(output, x)
+            if meter is not None:
+                meter.add(output, x)
         assert output.features is not None
         return torch.stack([output.features[layer] for layer in layers]).float().cpu().numpy()
 

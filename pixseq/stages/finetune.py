@@ -74,20 +74,20 @@ def run(
     if val is None and val_fraction is None:
         val_fraction = 0.1  # the paper's split; early stopping needs one
     with machine(device, precision, ranks=True) as where:
-        parent = open_checkpoint(model)
-        data = read_data(parent, tokens, val, val_fraction, recipe, scratch=Path(out).absolute().parent)
-        start = Start(where, parent, data.shape, weights, attention, recipe, targets)
+        pretrained = open_checkpoint(model)
+        data = read_data(pretrained, tokens, val, val_fraction, recipe, scratch=Path(out).absolute().parent)
+        initial = InitialClassifier(where, pretrained, data.shape, weights, attention, recipe, targets)
         flags = {"val_fraction": val_fraction, "weights": weights, "precision": where.precision, "attention": attention}
         flags |= held_out(data.images, data.held, val_fraction)
         same = recipe_of(as_dict(config), data.inputs, flags)
         with run_folder(where, out, "finetune", same, resume, overwrite) as folder:
             if folder.made is None:
-                net, began = start.model(), time.monotonic()
+                net, began = initial.model(), time.monotonic()
                 about = said_of(net, data.shape, recipe)
                 score = joint_loss(net, recipe)
                 end, again = choose(where, net, recipe, data, score, folder, limits), None
                 if recipe.refit:
-                    net, left = start.model(), limits.after(time.monotonic() - began)
+                    net, left = initial.model(), limits.after(time.monotonic() - began)
                     again = refit(where, net, recipe, data, score, folder.path, end, left)
                     about |= said_of_refit(data.whole(), end, again)
                 if where.leads:
@@ -121,7 +121,7 @@ class Data:
 
 
 def read_data(
-    parent: Checkpoint,
+    pretrained: Checkpoint,
     tokens: str | Path,
     val: str | Path | None,
     val_fraction: float | None,
@@ -129,26 +129,26 @@ def read_data(
     scratch: Path,
 ) -> Data:
     """`scratch`: a folder for what is too large for memory. Raises PixseqError where labels or sizes do not suit."""
-    before, side = shape_from(parent.shape), parent.codec.side
+    before, side = shape_from(pretrained.shape), pretrained.codec.side
     store, images, held, inputs = read_images(
         tokens, before.reads, val, val_fraction, recipe.seed, classes=True, side=side, scratch=scratch
     )
     assert held is not None  # stopping early takes some: val, or a fraction
-    parent.codec.must_pair(parent.path, store.codec, store.path)
+    pretrained.codec.must_pair(pretrained.path, store.codec, store.path)
     n_classes = count_classes(store, images, held, tokens if val is None else val)
-    inputs["model"] = reference(parent.path, parent.manifest)
+    inputs["model"] = reference(pretrained.path, pretrained.manifest)
     everything = _everything(images, held, tokens, val) if recipe.refit else None
-    codec = replace(parent.codec, class_names=store.codec.class_names)
+    codec = replace(pretrained.codec, class_names=store.codec.class_names)
     shape = replace(before.adapted_to(before.attention_patterns[0]), n_classes=n_classes)
     return Data(images, held, everything, shape, codec, inputs)
 
 
 @dataclass(frozen=True)
-class Start:
-    """What training begins with, and a refit again: the weights of `parent` with a class head as `shape` has it."""
+class InitialClassifier:
+    """What training begins with, and a refit again: the weights of `pretrained` with a class head as `shape` has it."""
 
     where: Machine
-    parent: Checkpoint
+    pretrained: Checkpoint
     shape: Shape
     weights: str
     attention: str | None
@@ -157,9 +157,9 @@ class Start:
 
     def model(self) -> Model:
         recipe = self.recipe
-        net = load_weights(shape_from(self.parent.shape), self.parent, self.weights)
+        net = load_weights(shape_from(self.pretrained.shape), self.pretrained, self.weights)
         net = with_new_head(net, self.shape, generator(recipe.seed, Stream.CLASS_HEAD))
-        use_attention(net, self.parent.path, self.attention)
+        use_attention(net, self.pretrained.path, self.attention)
         if recipe.lora_rank:
             rng = generator(recipe.seed, Stream.LOW_RANK)
             add_low_rank(net, self.targets, recipe.lora_rank, recipe.lora_alpha, rng)

@@ -1,6 +1,6 @@
 """probe: read the classes of images from features, layer by layer, and compare with baselines (Image GPT §4.1-4.7).
 
-The attentive probe (AIM §4.3) has a stage file of its own, which is imported where it is used.
+The attentive probe (AIM §4.3) stands in engine/attentive.py, which is imported where it is used.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: Precision = "
     try:
         once(folder / "model", lambda out: _train(study, cell, out, where))
         if cell.sweep is None:
-            _sweep_once(study, folder, cell, where)
+            _loss_and_features_once(study, folder, cell, where)
         numbers |= _loss(folder, data.val, where)
         if cell.sweep is None:
             numbers |= _accuracy(study, folder, cell, where)
@@ -98,13 +98,13 @@ def _train(study: Study, cell: Cell, out: Path, where: OnMachine) -> None:
 
 
 def _exactly(where: OnMachine) -> OnMachine:
-    """Where a model is measured: in float32 unless bf16 was asked for, so that one sweep gives loss and features."""
+    """Where a model is measured: in float32 unless bf16 was asked for, so that one pass gives loss and features."""
     exact: Precision = "fp32" if where["precision"] == "auto" else where["precision"]
     return {**where, "precision": exact}
 
 
-def _sweep_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> None:
-    """The held-out loss and the features of the same pictures from one sweep, where one gives both."""
+def _loss_and_features_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> None:
+    """The held-out loss and the features of the same pictures from one forward pass, where one gives both."""
     loss, held, data = folder / "loss.json", folder / "test.features.zarr", study.data(cell)
     if any(path.exists() for path in (loss, held, atomic.partial_path(held), folder / "probe.json")):
         return
