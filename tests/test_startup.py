@@ -70,11 +70,22 @@ def test_what_does_not_exist_is_told_before_torch_is_imported(folder):
     commands = (
         "pretrain nothing.zarr -o m",
         "finetune nothing nothing.zarr -o m",
-        "features nothing nothing.zarr -o f.zarr",
+        "pretrain few --from nothing -o m",
+        "pretrain few --val nothing -o m",
+        "features few nothing.zarr -o f.zarr",
+        "features nothing few -o f.zarr",
+        "features nothing.pt2 few -o f.zarr",
         "evaluate nothing nothing.zarr",
         "sample nothing -o grid.png",
+        "sample few --prompt nothing -o grid.png",
         "check nothing",
+        "check few nothing",
         "export hf nothing -o m",
+        "export hf few --metrics nothing -o m",
+        "import hf nothing -o m",
+        "import aim nothing -o m",
+        "import aim cifar10_trX.npy --head nothing -o m",
+        "import openai nothing -o m",
         "scaling run nothing",
         "decode nothing.zarr -o grid.png",
         "encode nothing -o z.zarr",
@@ -82,3 +93,4 @@ def test_what_does_not_exist_is_told_before_torch_is_imported(folder):
         "show nothing",
     )
     assert dict(zip(commands, run(folder, *commands))) == {each: [1, []] for each in commands}
+    assert run(folder, "scaling plan nothing -o p") == [[2, []]]

@@ -22,7 +22,10 @@ CLASSES_SHOWN = 20
 
 def features(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A checkpoint, a .pt2 file, or pixels for raw colours.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint, a .pt2 file, or pixels for raw colours.", callback=o.extractor
+        ),
     ],
     tokens: o.Tokens,
     out: o.Out,
@@ -286,7 +289,8 @@ def frechet(
 def check(
     model: o.Model,
     tokens: Annotated[
-        Path | None, typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].")
+        Path | None,
+        typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].", callback=o.made),
     ] = None,
     out: o.OptionalOut = None,
     weights: o.Weights = "model",

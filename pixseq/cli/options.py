@@ -19,6 +19,31 @@ def made(path: Path | None) -> Path | None:
     return path
 
 
+def made_each(paths: list[Path]) -> list[Path]:
+    """The same of several."""
+    return [path for path in paths if made(path)]
+
+
+def there(spec: str | None) -> str | None:
+    """The same of a source of pictures."""
+    if spec is not None and not Path(spec).exists():
+        from pixseq.data.sources import check_there
+
+        check_there(spec)
+    return spec
+
+
+def extractor(model: Path) -> Path:
+    """The same of what features are computed by: the word pixels is no path."""
+    from pixseq.interop.places import check_exported, is_exported
+
+    if is_exported(model):
+        check_exported(model)
+    elif str(model) != "pixels":
+        made(model)
+    return model
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="What to make.", show_default=False)]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result here.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target, once the new one is whole.")]

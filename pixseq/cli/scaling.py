@@ -20,8 +20,17 @@ Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` mad
 Method = Annotated[choices.FitMethod, typer.Option("--method", help="Which of the three fits.")]
 
 
+def _grid(path: Path) -> Path:
+    """One that is not there is told before torch is imported."""
+    from pixseq.presets import read_yaml
+
+    if not path.exists():
+        read_yaml(path)
+    return path
+
+
 def plan(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML of the grid.", show_default=False)],
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML of the grid.", show_default=False, callback=_grid)],
     out: o.Out,
     recentre: Annotated[
         bool, typer.Option("--recentre", help="Move the sizes of budgets not yet begun in the plan at --out.")

@@ -11,7 +11,7 @@ from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, table, talk, to_json
 
-Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.")]
+Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.", callback=o.made)]
 ValFraction = Annotated[float | None, typer.Option("--val-fraction", help="Or hold out this part of TOKENS.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")]
 GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a step, over micro-batches and ranks.")]
@@ -39,7 +39,8 @@ def pretrain(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
     preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
     init_from: Annotated[
-        Path | None, typer.Option("--from", help="A checkpoint to start from; shape and order are its own.")
+        Path | None,
+        typer.Option("--from", help="A checkpoint to start from; shape and order are its own.", callback=o.made),
     ] = None,
     objective: Annotated[choices.Objective | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
     attention: Annotated[choices.PretrainingAttention | None, typer.Option("--attention", help="Of an AIM.")] = None,

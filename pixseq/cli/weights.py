@@ -30,6 +30,9 @@ def import_hf(
     preprocessor_config.json. What Image GPT cannot express is refused by name.
     """
     talk(quiet, f"import: {folder}")
+    from pixseq.interop.places import check_folder
+
+    check_folder(folder)
     from pixseq.stages import importing
 
     made(out, importing.run("hf", path=folder, out=out, palette=palette, overwrite=overwrite), json)
@@ -50,6 +53,9 @@ def import_openai(
     The palette is OpenAI's kmeans_centers.npy, which is not part of the checkpoint.
     """
     talk(quiet, f"import: {prefix}")
+    from pixseq.interop.bundle import find_prefix
+
+    find_prefix(prefix)
     from pixseq.stages import importing
 
     made(out, importing.run("openai", path=prefix, out=out, palette=palette, overwrite=overwrite), json)
@@ -78,6 +84,10 @@ def import_aim(
     No prediction head was published: such a model gives features, probes and, with its head, accuracy.
     """
     talk(quiet, f"import: {backbone}")
+    from pixseq.interop.places import check_file
+
+    for file in (backbone, *([] if head is None else [head])):
+        check_file(file)
     from pixseq.stages import importing
 
     made(
@@ -98,7 +108,10 @@ def export_hf(
         typer.Option("--drop", help="Of a model with both: no class of transformers carries both."),
     ] = None,
     metrics: Annotated[
-        list[Path] | None, typer.Option("--metrics", help="Numbers of `evaluate` on this model, for the model card.")
+        list[Path] | None,
+        typer.Option(
+            "--metrics", help="Numbers of `evaluate` on this model, for the model card.", callback=o.made_each
+        ),
     ] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

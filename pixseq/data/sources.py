@@ -38,6 +38,7 @@ ACCEPTED = (
     "MNIST-style idx, STL-10 binary, Downsampled ImageNet, .npz, .npy, .parquet, .tar shards, a .zip of pictures, "
     "or - for paths on stdin"
 )
+NO_PATHS = ("digits", "digits-placed", "-")
 WITH_COLUMNS = {"parquet", "npz", "npy", "webdataset"}
 DEEPEST = 4  # folders below SOURCE
 MOST_FOLDERS = 50  # more are class folders, in which no format is looked for
@@ -93,18 +94,24 @@ def _open(spec: str, wanted: Wanted) -> Source | TokenSource:
         return digits.open_placed(wanted.split)
     if spec == "-":
         return folders.open_stdin(wanted.split)
+    check_there(spec)
     path = Path(spec)
-    if not path.exists():
-        beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
-        close = difflib.get_close_matches(path.name, [*beside, "digits", "digits-placed"], 1)
-        raise PixseqError(
-            f"there is no {shown(path)}", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
-        )
     if path.is_dir():
         return _open_folder(path, wanted)
     if not path.is_file():
         raise PixseqError(f"{shown(path)} is neither a file nor a folder", ACCEPTED)
     return _open_file(path, wanted)
+
+
+def check_there(spec: str) -> None:
+    """Raises PixseqError where `spec` names a path with nothing at it."""
+    path = Path(spec)
+    if spec not in NO_PATHS and not path.exists():
+        beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
+        close = difflib.get_close_matches(path.name, [*beside, *NO_PATHS[:2]], 1)
+        raise PixseqError(
+            f"there is no {shown(path)}", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
+        )
 
 
 def _open_file(path: Path, wanted: Wanted) -> Source | TokenSource:

@@ -16,6 +16,7 @@ from typing import Any
 from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.files import Tensors, load_tensors
 from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, type_name
+from pixseq.interop.places import check_file
 from pixseq.interop.rules import NEW_AXIS, Layout, Rule, Words, check_tensors, refuse_bias, take
 from pixseq.text import few
 
@@ -147,10 +148,7 @@ def probe_rules(d: int, n_classes: int) -> dict[str, Rule]:
 
 
 def _load(path: Path) -> Tensors:
-    if not path.is_file():
-        raise PixseqError(
-            f"{path} is {'no file' if path.exists() else 'not there'}", "name a .pth or .safetensors file"
-        )
+    check_file(path)
     return load_tensors(path)
 
 

@@ -10,8 +10,6 @@ The model takes one tensor, float32 [B, 3, H, W] in [0, 1], and returns [B, D] f
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import operator
 import re
@@ -19,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +27,8 @@ from pixseq.bounded.files import check_holes, check_members, open_regular
 from pixseq.bounded.structure import MOST_JSON, parse_json
 from pixseq.bounded.tensors import MOST_TENSORS
 from pixseq.errors import PixseqError
+from pixseq.interop.places import file_id
 
-SUFFIX = ".pt2"
 REMEDY = "save it with torch.export.save in evaluation mode, from plain operators and weights on one CPU"
 FREE, FOLDED = 1 << 29, 32  # bytes that a run holds beside weights and pictures: this, and so many times the file
 MOST_WIDTH = 1 << 20  # numbers a picture
@@ -199,19 +197,6 @@ def _called(call: Callable, args: list[Any], named: dict[str, Any], room: int) -
     result = call(*args)
     check_numbers((), result)
     return result
-
-
-def is_exported(path: str | Path) -> bool:
-    return Path(path).suffix == SUFFIX
-
-
-def file_id(path: str | Path) -> str:
-    """sha256 of the file. Raises PixseqError where there is none."""
-    try:
-        with open_regular(path) as file:
-            return f"sha256:{hashlib.file_digest(cast(io.BufferedReader, file), 'sha256').hexdigest()}"
-    except OSError as error:
-        raise PixseqError(f"{path} cannot be read: {error.strerror}", "check the path") from None
 
 
 def open_exported(path: str | Path) -> Exported:

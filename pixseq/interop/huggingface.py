@@ -18,6 +18,7 @@ from pixseq.bounded.structure import read_object
 from pixseq.errors import PixseqError
 from pixseq.interop.files import Tensors, load_tensors
 from pixseq.interop.foreign import NOT_OURS, Foreign, as_weight, type_name
+from pixseq.interop.places import check_folder
 from pixseq.interop.rules import (
     ALL_BUT_LAST_ROW,
     LAST_ROW,
@@ -76,11 +77,7 @@ def read_hf(folder: str | Path) -> Foreign:
     or is a model that ours cannot express.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise PixseqError(
-            f"{folder} is {'no folder' if folder.exists() else 'not there'}",
-            "name the downloaded folder that holds config.json and model.safetensors",
-        )
+    check_folder(folder)
     config = _read_json(folder / "config.json")
     sizes = _sizes(folder, config)
     tensors, files = read_tensors(folder)

@@ -35,7 +35,7 @@ from pixseq.engine.parts import origin
 from pixseq.engine.run_folder import recipe_of
 from pixseq.engine.scores import LossMeter, config_of, loss_in_feature_pass
 from pixseq.errors import UsageError
-from pixseq.interop.exported import is_exported
+from pixseq.interop.places import is_exported
 from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream

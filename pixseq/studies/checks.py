@@ -20,7 +20,7 @@ from pixseq.engine.image_store import some_images
 from pixseq.engine.images import Images
 from pixseq.engine.training import check_fit
 from pixseq.errors import PixseqError, UsageError
-from pixseq.interop.exported import file_id, is_exported
+from pixseq.interop.places import file_id, is_exported
 from pixseq.models.family import shape_from
 from pixseq.runtime import Machine
 from pixseq.stages.features import PIXELS

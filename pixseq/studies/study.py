@@ -13,6 +13,7 @@ from pixseq.artifacts.plan import DAMAGED, Cell, read_plan, write_plan
 from pixseq.bounded import forms
 from pixseq.config import GridFile, StudyData, check, restored
 from pixseq.errors import PixseqError, UsageError
+from pixseq.interop.places import file_id, is_exported
 from pixseq.studies.ranges import check_ranges
 
 METRICS = ("loss", "accuracy", "frechet_distance")
@@ -197,8 +198,4 @@ def check_parents(study: Study) -> None:
 
 def _id_of(path: str) -> str:
     """Of an artifact, or of a file of another program."""
-    if Path(path).suffix == ".pt2":
-        from pixseq.interop.exported import file_id  # imports torch
-
-        return file_id(path)
-    return manifest.read(path)["id"]
+    return file_id(path) if is_exported(path) else manifest.read(path)["id"]
