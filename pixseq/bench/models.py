@@ -1,4 +1,4 @@
-"""pretrain, features and sample: a step, a sweep over a batch and a batch of pictures, as the stages do them.
+"""pretrain, features and sample: a step, a forward pass over a batch and a batch of pictures, as the stages do them.
 
 Weights and tokens are drawn: speed does not depend on them. B images, T positions, D width, L layers.
 """

@@ -85,7 +85,7 @@ def refuse_others(bundle: Bundle, names: list[str]) -> None:
 
 
 def measure(bundle: Bundle, names: list[str]) -> dict[str, Any]:
-    """The fields of models.igpt.Shape, from the names and shapes of the variables."""
+    """The fields of models.igpt.IgptShape, from the names and shapes of the variables."""
     (context, width), (colours, _) = dims(bundle, "model/wpe", 2), dims(bundle, "model/wte", 2)
     heads, size, _ = query = dims(bundle, "model/h0/attn/q_proj", 3)
     if heads * size != width:

@@ -13,8 +13,8 @@ runs, never averaged: a mean of Huber losses is of the order of 1e-6, where a mi
 (what the replication arXiv 2404.10102 blames for the published constants).
 
 n runs, S fits at once (starts or resamples), K budgets, P exponents a side. A run's weight is its inverse variance, 1
-where nothing is known of it. theta [S, 5] = log of the A term at the
-centre, alpha, log of the B term, beta, log E. Logs are natural.
+where nothing is known of it. theta [S, 5] = log of the A term at the centre, alpha, log of the B term, beta, log E.
+Logs are natural.
 """
 
 from __future__ import annotations
