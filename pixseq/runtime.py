@@ -219,7 +219,7 @@ def pinned(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """`x` on the device, or on its way there: what follows on the device comes after it."""
     return pinned(x, device).to(device, non_blocking=True)
 

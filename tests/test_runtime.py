@@ -16,9 +16,9 @@ from pixseq import cores, runtime
 from pixseq.artifacts.metrics import read_log
 from pixseq.config import PretrainFile, effective
 from pixseq.engine import cost
-from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import augment
 from pixseq.engine.images import Images, moved_on_device
+from pixseq.engine.prefetch import Prefetch
 from pixseq.engine.state import TrainState, average
 from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
 from pixseq.engine.training import Training
@@ -247,7 +247,7 @@ def test_images_are_held_on_a_device_that_has_room(monkeypatch):
     assert images.on(Machine(CPU, "fp32")).on_device is None
     monkeypatch.setattr(Machine, "memory_bytes", lambda self: 8 * stored.nbytes - 1)
     assert images.on(gpu).on_device is None
-    held = Images(**{**vars(images), "held": torch.from_numpy(stored.view(np.int16))})
+    held = Images(**{**vars(images), "on_device": torch.from_numpy(stored.view(np.int16))})
     for got, expected in zip(held.batch(range(2)), images.batch(range(2))):
         assert torch.equal(got, expected) and got.dtype == expected.dtype
 
@@ -259,11 +259,11 @@ def test_batches_are_made_ahead_each_once_and_in_order():
         made.append(step)
         return step
 
-    ahead = Ahead(Machine(torch.device("meta"), "fp32"), make, 5, worthwhile=True)
+    ahead = Prefetch(Machine(torch.device("meta"), "fp32"), make, 5, worthwhile=True)
     assert [ahead.batch(step) for step in (2, 3, 4)] == [2, 3, 4]
     ahead.thread.shutdown()
     assert made == [2, 3, 4]
-    assert Ahead(Machine(CPU, "fp32"), make, 5, worthwhile=True).thread is None
+    assert Prefetch(Machine(CPU, "fp32"), make, 5, worthwhile=True).thread is None
 
 
 def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkeypatch):

@@ -115,9 +115,9 @@ def test_images_too_many_for_memory_are_mapped_where_the_result_will_be(tmp_path
 
     monkeypatch.setattr(image_store, "host_memory_bytes", lambda: 0)
     (tmp_path / "out").mkdir()
-    assert image_store._room(Tokens(), tmp_path / "out").shape == (10, 4) and not any((tmp_path / "out").iterdir())
+    assert image_store._allocated(Tokens(), tmp_path / "out").shape == (10, 4) and not any((tmp_path / "out").iterdir())
     with pytest.raises(PixseqError, match="has no room for a copy"):
-        image_store._room(Tokens(), tmp_path / "nowhere")
+        image_store._allocated(Tokens(), tmp_path / "nowhere")
 
 
 def test_knn_tells_how_far_it_is(monkeypatch):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixseq.engine.batches import WHOLE
-from pixseq.runtime import sent
+from pixseq.runtime import to_device
 from pixseq.streams import Stream
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop
@@ -50,7 +50,7 @@ def augment_pixels(
         images = crop(images, boxes[:, share])
     if flip:
         mirrored = np.random.default_rng([seed, step, Stream.FLIP]).random(count)[share] < 0.5
-        chosen = sent(torch.from_numpy(mirrored), images.device)
+        chosen = to_device(torch.from_numpy(mirrored), images.device)
         images = torch.where(chosen[:, None, None, None], images.flip(2), images)
     if jitter is not None:
         factors = jitter_factors(np.random.default_rng([seed, step, Stream.JITTER]), count, jitter)
@@ -122,9 +122,9 @@ def _resampling(start: np.ndarray, length: np.ndarray, size: int, device: torch.
     weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)
     weights[(taps < 0) | (taps >= size)] = 0
     weights /= weights.sum(axis=-1, keepdims=True)
-    columns = sent(torch.from_numpy(taps.clip(0, size - 1).astype(np.int64)), device)
+    columns = to_device(torch.from_numpy(taps.clip(0, size - 1).astype(np.int64)), device)
     matrix = torch.zeros(len(start), size, size, device=device)
-    return matrix.scatter_add_(2, columns, sent(torch.from_numpy(weights.astype(np.float32)), device))
+    return matrix.scatter_add_(2, columns, to_device(torch.from_numpy(weights.astype(np.float32)), device))
 
 
 def jitter_factors(
@@ -148,7 +148,7 @@ def move_colours(images: Tensor, factors: tuple[np.ndarray, ...]) -> Tensor:
     each, values end at black and white. Hue turns in the HSV cone.
     """
     brightness, contrast, saturation, turn = (
-        sent(torch.from_numpy(factor.astype(np.float32)), images.device)[:, None, None] for factor in factors
+        to_device(torch.from_numpy(factor.astype(np.float32)), images.device)[:, None, None] for factor in factors
     )
     x = images.permute(3, 0, 1, 2).contiguous().float()  # [3, B, H, W]: one plane a channel
     x.mul_(brightness).clamp_(max=255)

@@ -42,8 +42,8 @@ def extraction(where: Machine, model: str | Path, tokens: str | Path, batch_size
         "pool": "none",
     }
     row = compute(seen_images(store, slice(0, 1)), 0).shape[2:]
-    told = {"device": str(where.device)}
-    return Extraction(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, told)
+    summary = {"device": str(where.device)}
+    return Extraction(store, store.codec, compute, row, batch_size or BATCH, config, inputs, meta, summary)
 
 
 def check(where: Machine, model: str | Path, store: Any) -> int:

@@ -17,8 +17,8 @@ class Extraction:
     """One forward pass over `store`, as `codec` sees it, `batch` images at a time.
 
     `compute` makes of images [B, ...], and the index of the first, their features [layers, B * masks, *row]; a row of
-    one layer is [D] or [T, D]. `config` has layers, masks and dtype. `told` is for the summary: what does not make the
-    numbers, such as the model's attention heads for those who attend over its features.
+    one layer is [D] or [T, D]. `config` has layers, masks and dtype, `summary` what does not make the numbers, such
+    as the model's attention heads for those who attend over its features.
     """
 
     store: Store
@@ -29,4 +29,4 @@ class Extraction:
     config: dict[str, Any]
     inputs: dict[str, Any]
     meta: dict[str, Any]
-    told: dict[str, Any]
+    summary: dict[str, Any]

@@ -37,11 +37,11 @@ def read_all(store: Store, scratch: Path | None = None) -> np.ndarray | Pictures
     where the result will be too (None: beside the store, whose folder need not be writable).
     """
     if not store.whole:
-        images = _room(store, scratch)
+        images = _allocated(store, scratch)
         for first, block in image_batches(store, 4096):
             images[first : first + len(block)] = block
         return images
-    pixels = _room(store, scratch)
+    pixels = _allocated(store, scratch)
     for first in range(0, len(pixels), CHUNK_PIXELS):
         pixels[first : first + CHUNK_PIXELS] = store.read(store.kind, slice(first, first + CHUNK_PIXELS))
     return _of_whole(store, pixels, store.read(PICTURE_SHAPES))
@@ -54,7 +54,7 @@ def _of_whole(store: Store, pixels: np.ndarray, shapes: np.ndarray) -> np.ndarra
     return pixels.reshape(-1, *store.one_size, 3)
 
 
-def _room(store: Store, scratch: Path | None) -> np.ndarray:
+def _allocated(store: Store, scratch: Path | None) -> np.ndarray:
     """For the numbers of the store's main array."""
     shape, dtype = store.shape(store.kind), np.dtype(np.uint16 if store.kind == "tokens" else np.uint8)
     size = dtype.itemsize * math.prod(shape)

@@ -12,7 +12,7 @@ from pixseq.config import TrainConfig
 from pixseq.data.pictures import Pictures, centres, cropped
 from pixseq.engine.augment import augment_pixels, drawn_boxes
 from pixseq.engine.batches import WHOLE, augment, places
-from pixseq.runtime import Machine, sent
+from pixseq.runtime import Machine, to_device
 
 ON_DEVICE = 1 / 8  # of a device's memory may be images; models and activations need the rest
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration
@@ -86,7 +86,7 @@ class Images:
         """The images as models see them outside of training (tokens as int32), and labels int64 [B] or None."""
         rows = self._numbers(rows)
         if self.on_device is not None:
-            images = self.on_device[sent(torch.from_numpy(rows), self.on_device.device)]
+            images = self.on_device[to_device(torch.from_numpy(rows), self.on_device.device)]
             return images if images.dtype == torch.uint8 else images.int() & 0xFFFF, self._labels(rows)
         stored = self._stored(rows)
         if self.are_larger or isinstance(stored, list):
@@ -165,6 +165,6 @@ def moved_on_device(
         return images
     b = len(images)
     drawn = places(b, grid, how, seed, step, batch, share)
-    rows, columns = (sent(torch.from_numpy(np.ascontiguousarray(x)), images.device) for x in drawn)
+    rows, columns = (to_device(torch.from_numpy(np.ascontiguousarray(x)), images.device) for x in drawn)
     each = torch.arange(b, device=images.device)[:, None, None]
     return images.view(b, *grid)[each, rows[:, :, None], columns[:, None, :]].view(images.shape)

@@ -110,7 +110,7 @@ class TrainState:
             row |= {f"ema_{key}": value for key, value in validate(cast(Model, self.averaged.module)).items()}
         return row
 
-    def judge(self, row: dict[str, float], score: Callable[[dict[str, float]], float]) -> bool:
+    def update_best(self, row: dict[str, float], score: Callable[[dict[str, float]], float]) -> bool:
         """Whether a validation row of this step is the best so far."""
         value = score(row)
         better = self.best is None or value > self.best["score"]

@@ -17,7 +17,7 @@ from pixseq.engine.batches import batch_indices
 from pixseq.engine.images import Images
 from pixseq.models.family import Model
 from pixseq.models.output import Output
-from pixseq.runtime import Machine, generator, pinned, sent
+from pixseq.runtime import Machine, generator, pinned, to_device
 from pixseq.streams import Stream
 
 
@@ -52,8 +52,8 @@ class Batch(NamedTuple):
         return Batch(self.images[rows], labels, masked, self.counts, self.first + start)
 
     def prepared(self, model: Model, device: torch.device) -> Batch:
-        labels, masked = (None if x is None else sent(x, device) for x in (self.labels, self.masked))
-        return self._replace(images=model.prepare(sent(self.images, device)), labels=labels, masked=masked)
+        labels, masked = (None if x is None else to_device(x, device) for x in (self.labels, self.masked))
+        return self._replace(images=model.prepare(to_device(self.images, device)), labels=labels, masked=masked)
 
     def pinned(self, device: torch.device) -> Batch:
         """Where the device fetches them from without waiting."""

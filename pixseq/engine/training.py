@@ -19,10 +19,10 @@ from pixseq import progress
 from pixseq.artifacts.checkpoint import best_weights, has_state, keep_best, save_state, save_weights
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
-from pixseq.engine.ahead import Ahead
 from pixseq.engine.batches import PAD
 from pixseq.engine.cost import Pace, announce, micro_batch_images, worth_compiling
 from pixseq.engine.images import Images
+from pixseq.engine.prefetch import Prefetch
 from pixseq.engine.state import TrainState
 from pixseq.engine.step import Batch, Score, accumulate, gradient_norm, share_of_batch
 from pixseq.engine.stopping import Stopping
@@ -110,7 +110,7 @@ class Training:
     def __post_init__(self) -> None:
         self.config, self.model = self.run.config, self.run.model
         self.images = self.images.on(self.machine)
-        self.batches = Ahead(self.machine, self.make_batch, self.config.steps, self.images.on_device is None)
+        self.batches = Prefetch(self.machine, self.make_batch, self.config.steps, self.images.on_device is None)
         self.pending: PendingStep | None = None
         self.reads_late = self.machine.device.type == "cuda"  # a CPU is never ahead of what it computes
         self.pace = Pace(self.machine, self.model.shape, self.config)
@@ -189,7 +189,7 @@ class Training:
                 measured = run.measure(validation.measure)
             if not all(map(math.isfinite, measured.values())):
                 raise self.diverged(f"{measured} when it validated after {run.step} steps")
-            better = run.judge(measured, validation.quality)
+            better = run.update_best(measured, validation.quality)
             log.write({"step": run.step, **measured, "seconds": round(run.seconds(), 3)})
             self.pace.begin(run.step)
             if better and self.machine.leads and run.best is not None:

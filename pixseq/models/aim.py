@@ -124,7 +124,7 @@ class AimShape:
         """The fixed ones in raster order, [K, D]."""
         return sincos_2d(*self.grid, self.d_model)
 
-    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    def sequence_grid(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
         return *self.grid, 1
 

@@ -109,7 +109,7 @@ class Shape(Protocol):
     def for_pretraining(self) -> Shape:
         """The same model without a class head, and with a prediction head. Raises UsageError where that cannot be."""
 
-    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    def sequence_grid(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of what an order permutes, on images of `grid`."""
 
     def positions(self) -> Tensor | None:

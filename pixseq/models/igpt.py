@@ -111,7 +111,7 @@ class IgptShape:
     def positions(self) -> None:
         """None are fixed: all are learned."""
 
-    def cells(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    def sequence_grid(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows, columns and positions a cell of the picture that the sequence runs over."""
         return grid
 

@@ -185,8 +185,8 @@ def _of_model(
     }
     inputs = {"tokens": reference(tokens, store.manifest), "model": reference(model, checkpoint.manifest)}
     meta = _meta(store, codec, config, tap=shape.hidden_states, pool=asked.pool)
-    told = {"device": str(where.device), "n_head": shape.n_head}
-    return Extraction(store, codec, compute, row, batch, config, inputs, meta, told), meter
+    summary = {"device": str(where.device), "n_head": shape.n_head}
+    return Extraction(store, codec, compute, row, batch, config, inputs, meta, summary), meter
 
 
 def _images_at_once(net: Model, where: Machine) -> int:
@@ -248,7 +248,7 @@ def _write(job: Extraction, out: str | Path, resume: bool, overwrite: bool) -> M
                 bar.advance(len(images))
             written.result()
         shown = len(np.unique(beside["images"])) if "images" in beside else total
-        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": job.row[-1], **job.told}
+        summary = {"images": shown, "rows": total * masks, "layers": len(layers), "width": job.row[-1], **job.summary}
         source = origin(store)
         parents = {**job.inputs, **({"source": source} if source else {})}
         return writer.finish("features", "features", config, parents, summary, job.meta)
@@ -263,7 +263,7 @@ def first_below(below: float | None, shape: Shape, store: Store) -> int:
     """The first position below a part of the rows, or of all. Raises UsageError where that leaves none."""
     if below is None:
         return 0
-    rows, columns, numbers = shape.cells(store.codec.grid)
+    rows, columns, numbers = shape.sequence_grid(store.codec.grid)
     first = round(below * rows) if 0 <= below < 1 else rows
     if first >= rows:
         raise UsageError(f"--below is {below}, which leaves none of {rows} rows", "0.5 takes the bottom half")

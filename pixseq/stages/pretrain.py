@@ -160,7 +160,7 @@ def open_initial(init_from: str | Path, config: PretrainFile) -> InitialCheckpoi
     initial = InitialCheckpoint.open(init_from)
     initial.check(config)
     if initial.shape.order == "file" and config.sequence.order != initial.order:
-        cells = initial.shape.cells(initial.codec.grid)
+        cells = initial.shape.sequence_grid(initial.codec.grid)
         initial.check_order(_order(config.sequence.order, *cells, config.train.seed), config.sequence.order)
     return initial
 
@@ -345,7 +345,7 @@ def fresh_model(shape: Shape, config: PretrainFile, grid: tuple[int, int, int], 
     model = build(shape).init_weights(generator(seed, Stream.MODEL_INIT))
     model.attention = shape.pretraining_attention
     if shape.order != RASTER:
-        order = _order(config.sequence.order, *shape.cells(grid), seed)
+        order = _order(config.sequence.order, *shape.sequence_grid(grid), seed)
         model.set_order(torch.from_numpy(order))
     model.fit_codes(lambda rows: images.batch(rows)[0], len(images), seed)
     return model

@@ -70,10 +70,8 @@ def run(
     positions.
 
     `low_data_choice` is "subset" (default) or "all": whether the few labels of each subset choose its layer, and its
-    images the scaling, or all of train.
-
-    `solver` of the logistic probe is "pixseq" (default) or "sklearn". `device` is of knn, of our solver and of the
-    attentive probe.
+    images the scaling, or all of train. `solver` of the logistic probe is "pixseq" (default) or "sklearn". `device`
+    is of knn, of our solver and of the attentive probe.
 
     Other options between `overwrite` and `low_data_choice` are of the attentive probe (see engine/attentive.py for
     their defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row:

@@ -62,7 +62,7 @@ def _recentred(grid: str | Path, config: GridFile, out: str | Path) -> dict[str,
     study = open_study(out)
     _check_same(study, config, grid)
     resolutions = dict.fromkeys(cell.resolution for cell in study.cells)
-    remarks = [rates.told(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
+    remarks = [rates.in_words(r, rule) for r in resolutions if (rule := rates.settle(study, r)) is not None]
     changed = [b for r, b in groups(study.measured) if move(study, r, b)]
     remarks.append(f"{len(changed)} budgets were centred anew")
     return _document(study.counting, study.cells, judge.references(study), remarks)

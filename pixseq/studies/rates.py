@@ -123,7 +123,7 @@ def fit_rule(grid: GridFile, runs: Sequence[tuple[Cell, float | None]]) -> RateR
     )
 
 
-def told(resolution: int, rule: RateRule) -> str:
+def in_words(resolution: int, rule: RateRule) -> str:
     """A rule in words."""
     widen = (
         f"; the best rate is an end of the sweep at {rule.at_edge} widths: widen rates.sweep" if rule.at_edge else ""

@@ -174,7 +174,7 @@ def _next(
         if rule is None:  # cells of its sweep failed
             budgets.clear()
         else:
-            progress.say(rates.told(resolution, rule))
+            progress.say(rates.in_words(resolution, rule))
             return None  # a reference may now begin, before them
     while budgets:
         if study.grid.recentre and plan.move(study, resolution, budgets[0]):

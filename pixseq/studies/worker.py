@@ -70,9 +70,9 @@ class Worker:
 
     def answer(self) -> dict[str, Any] | None:
         """What it says of its cell, None while it works."""
-        if not select.select([self.told], [], [], 0)[0]:
+        if not select.select([self.answers], [], [], 0)[0]:
             return None
-        line = self.told.readline()
+        line = self.answers.readline()
         if line:
             return json.loads(line)
         code = self.process.wait()
@@ -88,7 +88,7 @@ class Worker:
         return cast(IO[str], self.process.stdin)
 
     @property
-    def told(self) -> IO[str]:
+    def answers(self) -> IO[str]:
         """Its stdout, a pipe."""
         return cast(IO[str], self.process.stdout)
 
@@ -100,7 +100,7 @@ class Worker:
         """Let it end, which it does at once where it waits."""
         self.asked.close()
         self.process.wait()
-        self.told.close()
+        self.answers.close()
         self.errors.close()
 
 

@@ -9,7 +9,7 @@ from pixseq.engine.step import Batch
 from pixseq.runtime import Machine, bind_thread
 
 
-class Ahead:
+class Prefetch:
     """`make` gives the batch of a step, whenever it is made; of `steps` in all. One is made ahead where the device is
     not the CPU, which would only be divided, and where the making is the CPU's, see Images.on_device.
     """
