@@ -8,12 +8,15 @@ Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from ctypes import CDLL
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixseq.models import decoder_step
 from pixseq.models.igpt import NORM_EPS, ImageGPT
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 LANES_CPU, LANES = 2, 8
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
 ROWS = 512  # of prompts that run together
+KEPT, LEAST = 1 << 25, 16  # bytes of keys and values, and samples at least, of compiled steps at once
 
 
 class Matrix:
@@ -66,35 +70,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
 
+def computed(model: ImageGPT) -> tuple[torch.dtype, CDLL | None]:
+    """In which type a step computes, as autocast says, and by what compiled code, if by any."""
+    device = model.wte.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.wte.dtype
+    return dtype, decoder_step.library(dtype) if device == "cpu" else None
+
+
 class Decoder:
     """A model's weights as a step takes them, and the keys and values of `batch` samples: [L, 2, B, H, T, K].
 
-    What multiplies the input or output of a matrix is multiplied into it once: the gains of norms, the scale of
-    queries, and the 1.702 of quick-gelu, which is silu(1.702 x) / 1.702. Computes as autocast says when it is made.
+    Computes as autocast says when it is made; on a CPU with a compiler by `decoder_step.Step`, which holds its own.
     """
 
     def __init__(self, model: ImageGPT, batch: int):
         s, device = model.shape, model.wte.device
-        autocast = torch.is_autocast_enabled(device.type)
-        self.dtype = torch.get_autocast_dtype(device.type) if autocast else model.wte.dtype
-        self.model, self.eps = model, torch.full((1, 1), NORM_EPS, device=device)
-        self.places = model.position_embeddings()
-        scale = torch.ones(3 * s.d_model, 1, device=device)
-        scale[: s.d_model] = (s.d_model // s.n_head) ** -0.5
-        self.blocks = [
-            (
-                Matrix(block.attn.qkv.weight * block.ln_1.weight * scale, self.dtype),
-                Matrix(block.attn.proj.weight, self.dtype),
-                Matrix(block.mlp.fc.weight * block.ln_2.weight * 1.702, self.dtype),
-                Matrix(block.mlp.proj.weight / 1.702, self.dtype),
-            )
-            for block in model.blocks
-        ]
-        self.head = Matrix(model.head.weight * model.ln_f.weight, self.dtype)
-        size = (s.n_layer, 2, batch, s.n_head, s.n_ctx, s.d_model // s.n_head)
+        self.dtype, library = computed(model)
+        self.model, self.batch, self.places = model, batch, model.position_embeddings()
+        self.eps = torch.full((1, 1), NORM_EPS, device=device)
+        self.compiled = None if library is None else decoder_step.Step(library, model, batch, self.dtype, NORM_EPS)
+        size = (s.n_layer, 2, batch if library is None else 0, s.n_head, s.n_ctx, s.d_model // s.n_head)
         self.kept = torch.zeros(size, dtype=self.dtype, device=device)
         plain = self.dtype == torch.float32 and device.type == "cpu"
         self.seen = self.kept.flatten(2, 3) if plain else self.kept  # as `attend` takes them
+
+    @cached_property
+    def blocks(self) -> list[tuple[Matrix, ...]]:
+        """Of each block, see decoder_step.folded."""
+        return [tuple(Matrix(weight, self.dtype) for weight in each) for each in decoder_step.folded(self.model)]
+
+    @cached_property
+    def head(self) -> Matrix:
+        return Matrix(decoder_step.folded_head(self.model), self.dtype)
 
     @staticmethod
     def bytes(shape: Shape, width: int) -> int:
@@ -104,8 +111,11 @@ class Decoder:
     def prefill(self, prompt: Tensor) -> Tensor:
         """Run sos and the prompt, int [B, P], at once; returns the logits of pixel P, [B, V].
 
-        Equal prompts run once, and several together: in bf16 as many at any time, since that many rows may matter.
+        Equal prompts run once, and several together: in bf16 as many at any time, since that many rows may matter; in
+        float32 two at least, since a last row alone is multiplied by another kernel.
         """
+        if self.compiled is not None and not prompt.shape[1]:
+            return self.compiled((self.model.sos + self.places[0]).expand(self.batch, -1), 0)
         inputs = F.pad(prompt, (0, 1))  # the last token is not an input
         different, which = inputs.unique(dim=0, return_inverse=True)
         together, logits = max(ROWS // inputs.shape[1], 1), []
@@ -113,8 +123,7 @@ class Decoder:
             part = different[first : first + together]
             rows = ((first <= which) & (which < first + len(part))).nonzero()[:, 0]
             n = len(part)
-            if self.dtype != torch.float32 and prompt.shape[1]:
-                part = F.pad(part, (0, 0, 0, together - n))
+            part = F.pad(part, (0, 0, 0, max((2 if self.dtype == torch.float32 else together) - n, 0)))
             logits.append(self._prefill(part, rows, which[rows] - first)[:n])
         return torch.cat(logits)[which]
 
@@ -124,7 +133,7 @@ class Decoder:
 
         def attend_all(heads: Tensor, layer: int) -> Tensor:
             q, k, v = heads.view(u, p, *heads.shape[1:]).permute(2, 0, 3, 1, 4)
-            self.kept[layer, 0, rows, :, :p], self.kept[layer, 1, rows, :, :p] = k[which], v[which]
+            self._keep(layer, rows, k[which], v[which])
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             return y.transpose(1, 2).reshape(u * p, -1)
 
@@ -134,6 +143,9 @@ class Decoder:
 
     def step(self, token: Tensor, position: int) -> Tensor:
         """Feed pixel `position` - 1, int [B]; returns the logits of pixel `position`, [B, V]."""
+        h = F.embedding(token, self.model.wte).add_(self.places[position])
+        if self.compiled is not None:
+            return self.compiled(h, position)
         new = self.kept[..., position, :].unbind()  # views of all layers at once: each call takes a microsecond
         seen = [part.unbind() for part in self.seen[..., : position + 1, :].unbind(1)]
         q_shape = (*self.seen.shape[2:-2], 1, self.seen.shape[-1])
@@ -144,8 +156,14 @@ class Decoder:
             return attend(heads[0].reshape(q_shape), seen[0][layer], seen[1][layer]).reshape(len(token), -1)
 
         with torch.autocast(token.device.type, enabled=False):
-            h = self._blocks(F.embedding(token, self.model.wte).add_(self.places[position]), attend_last)
-            return self.head(self._normed(h))
+            return self.head(self._normed(self._blocks(h, attend_last)))
+
+    def _keep(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keys and values [B', H, P, K] of the first positions of samples `rows`."""
+        if self.compiled is not None:
+            self.compiled.keep(layer, rows, k, v)
+        else:
+            self.kept[layer, 0, rows, :, : k.shape[2]], self.kept[layer, 1, rows, :, : k.shape[2]] = k, v
 
     def _blocks(self, h: Tensor, attended: Callable[[Tensor, int], Tensor]) -> Tensor:
         """h [N, D] through all blocks; `attended`: queries, keys, values [N, 3, H, K] of a layer -> [N, D]."""
@@ -201,15 +219,40 @@ def sample(
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
-    b, p = prompt.shape
-    spare = -b % (LANES_CPU if prompt.device.type == "cpu" else LANES)
+    model, b = cast(ImageGPT, model), len(prompt)
+    size = samples_together(model, b)
+    spare = -b % size
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
-    decoder = Decoder(cast(ImageGPT, model), b + spare)
+    decoder = Decoder(model, size)
+    choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    parts = zip(prompt.split(size), uniform.split(size))
+    return torch.cat([_sampled(decoder, starts, numbers, choose, advance) for starts, numbers in parts])[:b]
+
+
+def samples_together(model: ImageGPT, samples: int) -> int:
+    """How many of them are drawn at once: equal parts whose keys and values stay in the caches, where steps cost
+    little; else all, filled up to the lanes of a matrix product.
+    """
+    dtype, library = computed(model)
+    if library is None:
+        lanes = LANES_CPU if model.wte.device.type == "cpu" else LANES
+        return samples + -samples % lanes
+    most = max(KEPT // Decoder.bytes(model.shape, dtype.itemsize), LEAST)
+    return -(-samples // -(-samples // most))
+
+
+def _sampled(
+    decoder: Decoder,
+    prompt: Tensor,
+    uniform: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    advance: Callable[[int], None],
+) -> Tensor:
     logits = decoder.prefill(prompt)
     columns = list(prompt.unbind(1))
-    for position, number in enumerate(uniform.unbind(1), p):
-        if position > p:
+    for position, number in enumerate(uniform.unbind(1), prompt.shape[1]):
+        if position > prompt.shape[1]:
             logits = decoder.step(columns[-1], position)
-        columns.append(draw(logits, number, temperature, top_k, top_p))
-        advance(b)
-    return torch.stack(columns, dim=1)[:b]
+        columns.append(choose(logits, number))
+        advance(len(prompt))
+    return torch.stack(columns, dim=1)

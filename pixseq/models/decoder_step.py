@@ -1,0 +1,141 @@
+"""A decoder's step as one call of C, which a compiler turns into code for this machine when it is first used.
+
+Some two hundred small operators a step cost more than what they compute, so a CPU with a compiler takes this way, and
+any other machine the plain one of sampling.py: the same numbers to rounding. It is compiled anew in every process, in
+half a second: files that are kept may meet another machine.
+Shapes: B samples, T positions, P of a prompt, D width, H heads, K head width, V colours, L layers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pixseq.models.igpt import ImageGPT
+
+PANEL, BLOCK, STRIDE = 32, 16, 16  # as in decoder_step.c
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+LINKED = ("-fopenmp", "-fPIC", "-shared")
+OF_TYPE: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
+SECONDS = 60  # that a compiler may take
+WORK = 1 << 18  # multiplications that are worth a thread
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The code for weights of this type. None: there is no compiler (`CC` names one, else it is cc), or it fails."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if dtype not in OF_TYPE or not compiler:
+        return None
+    with tempfile.TemporaryDirectory(prefix="pixseq-") as folder:
+        target = Path(folder) / "step.so"
+        source = str(Path(__file__).with_suffix(".c"))
+        command = [*compiler, *FLAGS, *OF_TYPE[dtype], *LINKED, source, "-o", str(target), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            return ctypes.CDLL(str(target))
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+
+ARRAYS = ("qkv", "proj", "fc", "out", "head", "keys", "values", "h", "heads", "attended", "inner", "logits")
+NUMBERS = ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "batch", "position", "threads")
+
+
+class State(ctypes.Structure):
+    """`struct step`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ARRAYS),
+        *((name, ctypes.c_int32) for name in NUMBERS),
+        ("eps", ctypes.c_float),
+    )
+
+
+class Step:
+    """A model's weights as decoder_step.c takes them, and the keys and values of `batch` samples."""
+
+    def __init__(self, library: ctypes.CDLL, model: ImageGPT, batch: int, dtype: torch.dtype, eps: float):
+        s = model.shape
+        self.library, self.width, self.colours, self.places = library, s.d_model, s.n_vocab, rounded(s.n_ctx, BLOCK)
+        layers = list(zip(*folded(model)))
+        size, lead = s.d_model // s.n_head, (s.n_layer, batch, s.n_head)
+        widths = {"h": 1, "heads": 3, "attended": 1, "inner": 4}
+        self.arrays = {
+            **{name: torch.stack([panels(w, dtype) for w in each]) for name, each in zip(ARRAYS, layers)},
+            "head": panels(folded_head(model), dtype),
+            "keys": torch.zeros(*lead, self.places // BLOCK, size, BLOCK, dtype=dtype),
+            "values": torch.zeros(*lead, rounded(size, BLOCK) // BLOCK, self.places, BLOCK, dtype=dtype),
+            **{name: torch.zeros(batch, columns(n * s.d_model)) for name, n in widths.items()},
+            "logits": torch.zeros(batch, columns(s.n_vocab)),
+        }
+        self.state = State(**{name: array.data_ptr() for name, array in self.arrays.items()}, batch=batch, eps=eps)
+        for name in ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx"):
+            setattr(self.state, name, getattr(s, name))
+        self.most_threads = max(batch * s.block_count() // WORK, 1)
+
+    def keep(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keys and values [B', H, P, K] of the first positions of samples `rows`."""
+        p, size = k.shape[-2:]
+        k = F.pad(k, (0, 0, 0, -p % BLOCK)).unflatten(-2, (-1, BLOCK)).mT
+        v = F.pad(v, (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK)).transpose(-2, -3)
+        self.arrays["keys"][layer, rows, :, : k.shape[-3]] = k
+        self.arrays["values"][layer, rows, :, :, :p] = v
+
+    def __call__(self, h: Tensor, position: int) -> Tensor:
+        """h^0 [B, D] of a position -> logits [B, V]."""
+        self.arrays["h"][:, : self.width] = h
+        self.state.position, self.state.threads = position, min(torch.get_num_threads(), self.most_threads)
+        self.library.step(ctypes.byref(self.state))
+        return self.arrays["logits"][:, : self.colours].clone()
+
+
+def folded(model: ImageGPT) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of each block the matrices of queries, keys and values, of their projection, and into and out of the MLP.
+
+    What multiplies the input or output of a matrix is multiplied into it: the gains of norms, the scale of queries, and
+    the 1.702 of quick-gelu, which is silu(1.702 x) / 1.702.
+    """
+    s = model.shape
+    scale = torch.ones(3 * s.d_model, 1, device=model.wte.device)
+    scale[: s.d_model] = (s.d_model // s.n_head) ** -0.5
+    return [
+        (
+            block.attn.qkv.weight * block.ln_1.weight * scale,
+            block.attn.proj.weight,
+            block.mlp.fc.weight * block.ln_2.weight * 1.702,
+            block.mlp.proj.weight / 1.702,
+        )
+        for block in model.blocks
+    ]
+
+
+def folded_head(model: ImageGPT) -> Tensor:
+    """The prediction head, with the gain of the last norm."""
+    return model.head.weight * model.ln_f.weight
+
+
+def panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[out, in] -> [out / PANEL, in, PANEL], where out is filled up with zeros: a panel is read in its order."""
+    padded = F.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL))
+    return padded.unflatten(0, (-1, PANEL)).mT.to(dtype).contiguous()
+
+
+def columns(width: int) -> int:
+    """Of a row in memory: see decoder_step.c."""
+    return rounded(width, PANEL) + STRIDE
+
+
+def rounded(n: int, to: int) -> int:
+    return -(-n // to) * to
