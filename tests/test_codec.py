@@ -1,11 +1,13 @@
 """What tokens and pixels mean: read as others wrote it, written as it was read, asked instead of looked up."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from pixseq.artifacts.codec import Codec
+from pixseq.artifacts.codec import SCHEMES, Codec
+from pixseq.choices import Scheme
 from pixseq.errors import PixseqError, UsageError
 
 PALETTE = [[-1, -1.0, -1], [0.25, 0.5, 1.0]]
@@ -26,6 +28,7 @@ def test_what_is_written_is_what_was_read(more):
     ("change", "told"),
     [
         ({"scheme": "cmyk"}, "scheme is 'cmyk'"),
+        ({"scheme": ["rgb"]}, "scheme is \\['rgb'\\]"),
         ({"height": True}, "height is True"),
         ({"width": None}, "do not go together"),
         ({"height": None, "width": None}, "tokens of whole pictures"),
@@ -80,3 +83,7 @@ def test_two_that_do_not_go_together_are_both_named():
     ):
         with pytest.raises(PixseqError, match=f"^{told}$"):
             codec.must_pair("a", other, "b", classes=True)
+
+
+def test_every_scheme_that_may_be_chosen_has_its_traits():
+    assert tuple(SCHEMES) == get_args(Scheme)

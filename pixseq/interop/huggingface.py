@@ -318,9 +318,8 @@ def write_hf(
 ) -> None:
     """Write a directory that from_pretrained of transformers opens: weights, configurations, processor, model card.
 
-    `shape` and `weights` have a prediction head or a classifier, not both. The processor makes
-    pictures of `side` and has the colours of `palette`; without one there is none. Raises PixseqError where the disk is
-    full.
+    `shape` and `weights` have a prediction head or a classifier, not both. The processor makes pictures of `side` and
+    has the colours of `palette`; without one there is none. Raises PixseqError where the disk is full.
     """
     folder.mkdir()
     _save(folder / "model.safetensors", to_theirs(weights, shape))

@@ -63,9 +63,7 @@ def run(
     its accuracy. Computed in float32, as the published figures are, unless `precision` asks for bf16. Raises
     PixseqError where it has neither head.
     """
-    chart = _chart_beside(by_position)
-    check_png(pictures)
-    check_targets((out, by_position, chart, pictures), overwrite)
+    chart = _check_outputs(out, by_position, pictures, overwrite)
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights, attention)
         store = open_images(tokens, net.shape.reads)
@@ -102,11 +100,15 @@ def run(
     return numbers
 
 
-def _chart_beside(by_position: str | Path | None) -> Path | None:
-    """Where the curve is drawn. Raises UsageError where the numbers go to no .json."""
+def _check_outputs(
+    out: str | Path | None, by_position: str | Path | None, pictures: str | Path | None, overwrite: bool
+) -> Path | None:
+    """Where the curve is drawn. Raises UsageError where its numbers go to no .json, and what check_targets raises."""
     chart = None if by_position is None else Path(by_position).with_suffix(".png")
     if by_position is not None and Path(by_position).suffix != ".json":
         raise UsageError(f"--by-position is {by_position}, not a .json", f"{chart} will be drawn beside it")
+    check_png(pictures)
+    check_targets((out, by_position, chart, pictures), overwrite)
     return chart
 
 

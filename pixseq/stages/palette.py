@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pixseq.data.sources import Source
     from pixseq.numerics.kmeans import PaletteFit
 
-MAX_COLORS = 4096  # beyond it scikit-learn's start takes minutes
+MOST_FITTED = 4096  # beyond it scikit-learn's start takes minutes
 
 
 @atomic.owns("palette fit", "out")
@@ -96,7 +96,7 @@ def _numbers(fit: PaletteFit) -> dict[str, Any]:
 
 def _check_ranges(colors: int, refine_steps: int, max_images: int | None, seed: int) -> None:
     for name, value, low, high in (
-        ("colors", colors, 1, MAX_COLORS),
+        ("colors", colors, 1, MOST_FITTED),
         ("refine-steps", refine_steps, 0, 1_000_000),
         ("max-images", max_images if max_images is not None else 1, 1, 2**62),
         ("seed", seed, 0, 2**32 - 1),
