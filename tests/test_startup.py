@@ -48,6 +48,7 @@ def test_pictures_and_palettes_need_neither_torch_nor_scikit_learn(folder):
     commands = (
         "palette fit few --size 8 -o p.json",
         "palette show p.json -o swatch.png",
+        "palette fit many --size 8 --colors 4 -o q.json",
         "encode few --palette p.json --size 8 -o t.zarr",
         "encode digits --scheme gray --size 8 -o d.zarr",
         "encode few --scheme pixels --size 8 -o x.zarr",
@@ -59,11 +60,6 @@ def test_pictures_and_palettes_need_neither_torch_nor_scikit_learn(folder):
         "show grid.png --lineage",
     )
     assert dict(zip(commands, run(folder, *commands))) == {each: [0, []] for each in commands}
-
-
-def test_clustering_needs_scikit_learn_alone(folder):
-    [(code, found)] = run(folder, "palette fit many --size 8 --colors 4 -o q.json")
-    assert code == 0 and not {"torch", "matplotlib"} & set(found)
 
 
 def test_what_does_not_exist_is_told_before_torch_is_imported(folder):

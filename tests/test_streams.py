@@ -43,6 +43,9 @@ def test_no_two_streams_have_one_number():
 @pytest.mark.parametrize("path", [p for p in FILES if p != MADE_IN], ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_generator_is_seeded_with_one_stream_behind_what_tells_its_draws_apart(path):
     for call, parts in seedings(path):
+        if call == "np.random.RandomState(seed)":  # of another kind, as scikit-learn seeds it: none of these streams
+            assert path.name == "weighted_kmeans.py"
+            continue
         streams = [part.removeprefix("Stream.") for part in parts if part.startswith("Stream.")]
         assert len(streams) == 1 and streams[0] in Stream.__members__, call
         behind = parts.index(f"Stream.{streams[0]}") >= 2

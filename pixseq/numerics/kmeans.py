@@ -1,12 +1,12 @@
 """k-means over every pixel (Image GPT, section 3.2: 512 clusters of RGB values), from a histogram of colours.
 
-scikit-learn starts it, on cells of RGB space that stand for their colours by their mean and count. Lloyd steps over all
+A plain one starts it, on cells of RGB space that stand for their colours by their mean and count. Lloyd steps over all
 distinct colours go on from there: each assigns every colour to its exactly nearest centre, and pushes the centres
 towards the means, with momentum. All sums are integers below 2^53, so the order of addition, hence the number of
 threads, changes no bit.
 
-Why so: on a million CIFAR-10 pixels scikit-learn alone needs 92 s to a mean squared error of 66.2; the cells alone stop
-at 67.6 after 3 s. The steps cost 0.1 s each, and 16 of them reach 66.4.
+Why so: on a million CIFAR-10 pixels scikit-learn needs 92 s to a mean squared error of 66.2; the cells alone stop at
+67.6 after one. The steps cost 0.1 s each, and 16 of them reach 66.4.
 
 Shapes: K clusters; a histogram is int64 [2^24] (see numerics/quantize.py). Positions are on the 0..255 scale.
 """
@@ -20,9 +20,10 @@ import numpy as np
 from pixseq.cores import threads, usable_cores
 from pixseq.numerics.nearest import EDGE, LINEAR, SIDE, Distances, contested_cubes
 from pixseq.numerics.quantize import by_cube, nearest_table, psnr_db, unpack
+from pixseq.numerics.weighted_kmeans import weighted_kmeans
 
 REFINE_STEPS = 16
-START_POINTS = 1 << 15  # scikit-learn's share of the time stays below a second at 512 clusters
+START_POINTS = 1 << 15  # the start takes less than a second at 512 clusters
 PUSH, MOMENTUM = 1.5, 0.7  # 16 steps of these go as far as some 50 plain ones (1, 0)
 
 
@@ -46,11 +47,11 @@ def fit_palette(histogram: np.ndarray, colors: int, seed: int = 0, refine_steps:
 
     distinct = int(np.count_nonzero(histogram))
     cells = Cells(histogram)
-    few = distinct <= colors
-    centres = unpack(np.flatnonzero(histogram)) * 1.0 if few else _start(cells, distinct, colors, seed)
-    with threadpool_limits(1):  # the threads of BLAS are in the way of those of the cells
-        if not few:
-            centres = _refine(cells, centres, refine_steps)
+    with threadpool_limits(1):  # the threads of BLAS are in the way of ours
+        if distinct <= colors:
+            centres = unpack(np.flatnonzero(histogram)) * 1.0
+        else:
+            centres = _refine(cells, _start(cells, distinct, colors, seed), refine_steps)
         palette = _in_order(centres)
         mse = max(round(cells.mse(_positions(palette), *cells.assign(_positions(palette))), 6), 0.0)
     return PaletteFit(palette, mse, psnr_db(mse), distinct, cells.pixels)
@@ -65,11 +66,13 @@ class Cells:
 
     def __init__(self, histogram: np.ndarray):
         self.histogram = histogram
+        slabs = by_cube(histogram, EDGE)
         with threads(usable_cores()) as pool:
-            slabs = pool.map(_slab, by_cube(histogram, EDGE))
-        self.counts = np.concatenate([counts for counts, _ in slabs])
-        self.occupied = np.stack([occupied for _, occupied in slabs])
-        self.rows = (np.cumsum(self.occupied) - 1).reshape(self.occupied.shape)
+            self.occupied = np.stack(pool.map(_occupied, slabs))
+            self.rows = (np.cumsum(self.occupied) - 1).reshape(self.occupied.shape)
+            self.counts = np.empty((self.occupied.sum(), EDGE**3))
+            ends = np.cumsum(self.occupied.sum(axis=(1, 2)))[:-1]
+            pool.starmap(_copy_counts, zip(slabs, self.occupied, np.split(self.counts, ends)))
         sums = np.zeros((*self.occupied.shape, 4))
         sums[self.occupied] = self.counts @ LINEAR
         for axis, place in enumerate(np.ogrid[:SIDE, :SIDE, :SIDE], 1):
@@ -118,11 +121,14 @@ class Cells:
         return float((self.square - 2 * (centres * sums).sum() + at_centres) / self.pixels)
 
 
-def _slab(by_cube: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the cubes [64, 64, 4, 4, 4] of one red: the counts of the occupied ones [n, 64], and which they are."""
-    counts = by_cube.reshape(SIDE, SIDE, EDGE**3)
-    occupied = np.asarray(counts.any(axis=2))
-    return counts[occupied].astype(np.float64), occupied
+def _occupied(slab: np.ndarray) -> np.ndarray:
+    """Which of the cubes [64, 64, 4, 4, 4] of one red hold pixels."""
+    return np.asarray(slab.any(axis=(2, 3, 4)))
+
+
+def _copy_counts(slab: np.ndarray, occupied: np.ndarray, counts: np.ndarray) -> None:
+    """Those of the occupied cubes of one red, into their place."""
+    counts[:] = slab[occupied].reshape(-1, EDGE**3)
 
 
 def _by_edge(moments: np.ndarray) -> dict[int, np.ndarray]:
@@ -154,29 +160,25 @@ def cell_moments(histogram: np.ndarray, edge: int) -> np.ndarray:
 
 
 def _start(cells: Cells, distinct: int, colors: int, seed: int) -> np.ndarray:
-    """Centres [K, 3] by scikit-learn's weighted k-means on at most START_POINTS points.
+    """Centres [K, 3] by weighted k-means of at most START_POINTS points.
 
     The points are the colours themselves if they are few, else means of the finest cells that are few enough. An eighth
     of the limit is always exceeded, since cells split in eight: hence more points than centres.
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     limit = max(START_POINTS, 8 * colors)
     if distinct <= limit:
         codes = np.flatnonzero(cells.histogram)
         points, weights = unpack(codes).astype(np.float64), cells.histogram[codes].astype(np.float64)
     else:
+        by_edge = _by_edge(cells.moments)
         edges = (8,) if len(cells.counts) > limit else (2, EDGE)
         for edge in edges:
-            moments = cells.moments if edge == EDGE else cell_moments(cells.histogram, edge)
+            moments = cell_moments(cells.histogram, edge) if edge < EDGE else by_edge[edge]
             moments = moments[moments[..., 0] > 0]
             if len(moments) <= limit:
                 break
         points, weights = moments[:, 1:] / moments[:, :1], moments[:, 0]
-    with threadpool_limits(1):  # its sums depend on the number of threads
-        fit = KMeans(colors, init="k-means++", n_init=1, algorithm="lloyd", random_state=seed)
-        return fit.fit(points, sample_weight=weights).cluster_centers_
+    return weighted_kmeans(points, weights, colors, seed)
 
 
 def _refine(cells: Cells, centres: np.ndarray, steps: int) -> np.ndarray:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pixseq.data.sources import Source
     from pixseq.numerics.kmeans import PaletteFit
 
-MOST_FITTED = 4096  # beyond it scikit-learn's start takes minutes
+MOST_FITTED = 4096  # beyond it the start takes minutes
 
 
 @atomic.owns("palette fit", "out")
