@@ -19,7 +19,7 @@ from pixseq.bounded.files import read_bytes
 from pixseq.bounded.numpy_files import load_small
 from pixseq.bounded.structure import parse_json, read_object
 from pixseq.errors import PixseqError
-from pixseq.numerics.quantize import nearest
+from pixseq.numerics.quantize import nearest, unpack
 
 MAX_COLORS = 65535  # tokens are uint16, and 65535 marks rows that were never written
 MAX_BYTES = 1 << 24
@@ -50,7 +50,7 @@ def palette_id(colors: np.ndarray) -> str:
 def checked_colours() -> np.ndarray:
     """uint8 [CHECKED, 3]: the colours of the self-check, spread over the cube by golden steps."""
     codes = np.arange(CHECKED) * 0x9E3779 % (1 << 24)
-    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    return unpack(codes)
 
 
 def save_palette(

@@ -1,4 +1,4 @@
-"""Drawing pixels one after another from keys and values that are kept (§2, BLOG: temperature 1, no truncation).
+"""Sampling, pixel by pixel, with a KV cache: keys and values are kept (§2, BLOG: temperature 1, no truncation).
 
 Every sample brings its own random numbers, and no row of a product depends on how many there are, so that a picture
 does not depend on which others are drawn beside it.

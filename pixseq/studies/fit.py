@@ -36,8 +36,8 @@ from pixseq.numerics import isoflop, laws
 from pixseq.numerics.forecast import Frontier, PowerLaw
 from pixseq.studies import run_table
 from pixseq.studies.agreement import disagreements
-from pixseq.studies.fits import METHODS
-from pixseq.studies.points import NEAR, Direction, Points, Resampled, exp, number, rms
+from pixseq.studies.fits import METHODS, finite
+from pixseq.studies.points import NEAR, Direction, Points, Resampled, exp, rms
 
 LEVEL = 0.95
 FEWEST_DRAWS = 20  # resamples that an interval needs
@@ -173,7 +173,7 @@ def _parabola_residual(points: Points, found: isoflop.Profile) -> float | None:
         seen = points.y[(points.index == k) & found.used]
         if parabola is not None and status == "ok" and (parabola.fitted > 0).all() and (seen > 0).all():
             misfits.append(np.log(parabola.fitted / seen))
-    return number(rms(np.concatenate(misfits))) if misfits else None
+    return finite(rms(np.concatenate(misfits))) if misfits else None
 
 
 def _law(points: Points, method: str) -> Fit:
@@ -212,13 +212,13 @@ def _law(points: Points, method: str) -> Fit:
         fit,
         optima=tuple(optima),
         outliers=tuple(far.values()),
-        residual=number(rms(ordinary)),
+        residual=finite(rms(ordinary)),
         flags=(*fit.flags, *flags),
     )
     with np.errstate(over="ignore"):
         params, tokens = (PowerLaw(part[1:, 0], np.exp(part[1:, 1])) for part in grown)
     draws = Frontier(params, tokens, laws.Law(*(values[1:] for values in vars(law).values())))
-    known: dict[str, Any] = {name: number(values[0]) for name, values in vars(law).items()}
+    known: dict[str, Any] = {name: finite(values[0]) for name, values in vars(law).items()}
     constants = Constants(**known)
     return _with_numbers(points, fit, [part[0] for part in grown], constants, draws)
 
@@ -246,9 +246,9 @@ def _left_out(points: Points, found: isoflop.Profile, log_n: np.ndarray) -> list
 
 def _outlier(points: Points, i: int, off: float, distance: float) -> Outlier:
     """`off` is a share of what the fit says, `distance` in standard deviations of the noise."""
-    value = number(float(points.direction.flipped(points.y[i])))
+    value = finite(float(points.direction.flipped(points.y[i])))
     return Outlier(
-        points.name(i), float(points.params[i]), float(points.tokens[i]), value, number(off), number(distance)
+        points.name(i), float(points.params[i]), float(points.tokens[i]), value, finite(off), finite(distance)
     )
 
 
@@ -334,8 +334,8 @@ def _with_numbers(
     if lost > 0.1 * len(kept):
         verdict = "too few are left for an interval" if kept.sum() < FEWEST_DRAWS else "the intervals are too narrow"
         flags.append(f"{lost} of {len(kept)} resamples gave no fit: {verdict}")
-    params = Growth(number(size), _interval(draws.params.exponent), exp(log_size))
-    tokens = Growth(number(data), _interval(draws.tokens.exponent), exp(log_data))
+    params = Growth(finite(size), _interval(draws.params.exponent), exp(log_size))
+    tokens = Growth(finite(data), _interval(draws.tokens.exponent), exp(log_data))
     if not all(one.exponent is not None and 0 < one.exponent < 1 for one in (params, tokens)):
         flags.append("an exponent lies outside 0 to 1: the optima do not settle how compute is divided")
     between = _interval(draws.tokens.exponent - draws.params.exponent)
@@ -348,7 +348,7 @@ def _with_numbers(
         fit,
         params=params,
         tokens=tokens,
-        tokens_per_param=Growth(number(data - size), between, exp(log_data - log_size)),
+        tokens_per_param=Growth(finite(data - size), between, exp(log_data - log_size)),
         constants=constants,
         draws=draws.each(_rounded),
         flags=(*fit.flags, *flags, *_ratio_flags(points)),

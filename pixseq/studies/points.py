@@ -12,7 +12,7 @@ from pixseq.errors import UsageError
 from pixseq.numerics import isoflop
 from pixseq.numerics.replicates import by_seed, seed_weights
 from pixseq.streams import Stream
-from pixseq.studies.fits import measure
+from pixseq.studies.fits import finite, measure
 from pixseq.studies.run_table import MEASURED_WITH
 
 NEAR = 1.5  # times the floor of a metric, below which the noise of measuring it is much of what is seen
@@ -155,11 +155,11 @@ class Points:
         """That of a budget; `log_n` and `value` None where there is none to name."""
         runs, budget = int((self.index == k).sum()), float(self.budgets[k])
         if log_n is None or value is None:
-            return Optimum(budget, None, None, None, None, number(curvature), runs, status)
+            return Optimum(budget, None, None, None, None, finite(curvature), runs, status)
         log_d = float(self.of.ratio.log_tokens(np.log(self.budgets[k]), np.array(log_n)))
         best = float(self.direction.flipped(np.array(value)))
-        sizes = (number(np.exp(log_n)), number(np.exp(log_d)), number(np.exp(log_d - log_n)))
-        return Optimum(budget, *sizes, number(best), number(curvature), runs, status)
+        sizes = (finite(np.exp(log_n)), finite(np.exp(log_d)), finite(np.exp(log_d - log_n)))
+        return Optimum(budget, *sizes, finite(best), finite(curvature), runs, status)
 
     def sizes(self, k: int) -> tuple[float, float]:
         ours = self.params[self.index == k]
@@ -173,11 +173,6 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def number(value: float | None) -> float | None:
-    """For JSON, which knows no infinity."""
-    return float(value) if value is not None and np.isfinite(value) else None
-
-
 def exp(value: float) -> float | None:
     with np.errstate(over="ignore"):
-        return number(np.exp(value))
+        return finite(np.exp(value))
