@@ -60,6 +60,10 @@ Codes = Annotated[int, Range(at_least=1, at_most=1 << 20)]
 Rank = Annotated[int, Range(at_least=0, at_most=1 << 14)]
 Steps = Annotated[int, Range(at_least=1, below=10**10)]
 BatchSize = Annotated[int, Range(at_least=1, at_most=1 << 17)]
+# Adam divides by it alone where the squares of gradients underflow float32: by less, steps have any size.
+Epsilon = Annotated[float, Range(at_least=1e-18, at_most=1)]
+Weight = Annotated[float, Range(at_least=0, at_most=1e6)]
+Alpha = Annotated[float, Range(above=0, at_most=1e6)]
 AreaShare = Annotated[float, Range(above=0, at_most=1)]
 # What no study exceeds.
 Sizes = Annotated[int, Range(at_least=2, at_most=99)]
@@ -67,6 +71,7 @@ SizeRange = Annotated[float, Range(at_least=1.05, at_most=1e6)]
 Ratio = Annotated[float, Range(at_least=1e-9, at_most=1e9)]
 Seeds = Annotated[int, Range(at_least=1, at_most=1000)]
 
+BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
 
 
@@ -131,8 +136,8 @@ class TrainConfig:
     optimizer: Literal["adam", "muon"] = "adam"  # muon: on the blocks' matrices, adam on the rest; not the paper's
     beta1: Share = 0.9
     beta2: Share = 0.95
-    eps: Positive = 1.0e-8
-    weight_decay: NotNegative = 0.0  # decoupled
+    eps: Epsilon = 1.0e-8
+    weight_decay: Weight = 0.0  # decoupled
     decay: Literal["all", "matrices"] = "all"  # matrices: neither biases nor norms
     clip_norm: NotNegative = 0.0  # 0: off
     augment: Augment = "none"
@@ -151,9 +156,9 @@ class FinetuneConfig(TrainConfig):
     steps: Steps = 2_000
     lr: Positive = 3.0e-4  # "often ten times smaller than in pretraining"
     schedule: Literal["cosine", "constant"] = "constant"
-    gen_weight: NotNegative = 1.0  # of models that can predict with the attention in use; others have no such loss
+    gen_weight: Weight = 1.0  # of models that can predict with the attention in use; others have no such loss
     lora_rank: Rank = 0  # 0: all weights are trained; else low-rank updates of the blocks' matrices, and the class head
-    lora_alpha: Positive = 8.0  # updates count alpha / rank: 1 at AIM's rank of 8, and other ranks suit the same rates
+    lora_alpha: Alpha = 8.0  # updates count alpha / rank: 1 at AIM's rank of 8, and other ranks suit the same rates
     lora_targets: str = "q,k,v,o"  # what has an update in a block: of q, k, v, o (attention), fc and proj (MLP)
     patience: Whole = 5  # validations without a better accuracy before the stop; 0: run all steps
     refit: bool = False  # begin again on train and validation together, for as many steps as validation chose (§3.1)
@@ -327,6 +332,11 @@ def check(config: Any, place: str = "") -> None:
                 raise UsageError(f"{place}{key} is {each}, it must be {allowed}")
     if isinstance(config, ModelConfig | AimConfig):
         _check_shape(config)
+    if isinstance(config, TrainConfig) and config.lr * config.weight_decay > 1:
+        raise UsageError(
+            f"{place}weight_decay {config.weight_decay:g} at lr {config.lr:g} takes more away than the weights are",
+            f"it must be at most {1 / config.lr:g} there; 0.05 and 0.1 are usual",
+        )
 
 
 def _range(hint: Any) -> Range | None:
@@ -452,8 +462,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     if hint is str and isinstance(value, str):
         return str(value)
     if hint is bool:
-        if isinstance(value, bool) or value in ("true", "false"):
-            return value in (True, "true")
+        if isinstance(value, bool) or (isinstance(value, str) and value.lower() in BOOLS):
+            return BOOLS[str(value).lower()]
         raise UsageError(f"{key} is {value!r}, not true or false")
     if isinstance(value, _Shell) and hint in (int, float):
         try:
@@ -467,7 +477,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
-    raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}")
+    quoted = ": write it in quotes" if hint is str and not isinstance(value, dict | list) else ""
+    raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}{quoted}")
 
 
 def restored(kind: type, values: Mapping[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Bytes by strangers: no small file takes a gigabyte, and whatever it holds is refused by a line."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -66,10 +67,10 @@ def test_json_by_strangers(text, why):
         ("[" * 5000, "nested"),
         ("a: " + "9" * 400, "400 digits"),
         ("a: &a [*a]", "holds itself"),
-        ("a: 2001-13-45", "month"),
+        ("a: !!timestamp 2001-13-45", "month"),
         ("a: !!timestamp x", "."),
         ("a: !!python/object:os.system {}", "constructor"),
-        ("a: 1" + ":1" * 50_000, "digits"),
+        ("a: !!int 1" + ":1" * 50_000, "digits"),
         ("? [a]\n: b", "unhashable"),
     ],
 )
@@ -82,6 +83,15 @@ def test_yaml_by_strangers(text, why):
 def test_yaml_keeps_what_aliases_and_merges_mean():
     text = "a: &a {lr: 1.0e-3, steps: 3}\nb: {<<: *a, steps: 4}\nc: [*a, *a]"
     assert parse_yaml(text)["b"] == {"lr": 1e-3, "steps": 4}
+
+
+def test_yaml_means_what_it_looks_like():
+    texts = ("1:30", "1:30.5", "017", "0o17", "2001-01-01", "2001-13-45", "yes", "no", "on", "off", "1e3")
+    values = {text: text for text in texts} | {"1_000": 1000, "-3": -3, "0x1F": 31, "1.5e-3": 1.5e-3, ".5": 0.5, "0": 0}
+    values |= {"true": True, "False": False, "null": None, "~": None, "4.": 4.0, "-1_0.5": -10.5, "-.inf": -math.inf}
+    found = parse_yaml("\n".join(f"- {text}" for text in values))
+    assert found == list(values.values()) and list(map(type, found)) == list(map(type, values.values()))
+    assert parse_yaml("on: 1") == {"on": 1}
 
 
 def test_a_long_value_is_shown_short():

@@ -45,6 +45,12 @@ def test_every_preset_reads_and_says_what_to_expect(name):
         ("train:\n  lr: 'inf'\n", "'inf'", "a number"),
         ("train:\n  steps: 1e3\n", "'1e3'", "a whole number"),
         ("sequence: {order: 3}", "order is 3", "text"),
+        ("sequence: {order: 3}", "order is 3", "write it in quotes"),
+        ("train: {steps: 1:30}", "train.steps is '1:30'", "a whole number"),
+        ("train: {steps: 017}", "train.steps is '017'", "a whole number"),
+        ("train: {augment: no}", "train.augment is 'no'", "one of: none"),
+        ("train: {eps: 1.0e-300}", "train.eps is 1e-300, it must be at least 1e-18", ""),
+        ("train: {weight_decay: 1.0e+5}", "train.weight_decay 100000 at lr 0.003", "at most 333.333"),
         ("train: {steps: 1.5}", "steps", "whole number"),
         ("train: {steps: true}", "steps", "whole number"),
         ("model: {objective: gpt}", "objective", "ar"),
@@ -78,6 +84,13 @@ def test_unknown_presets_and_malformed_sets_are_named(tmp_path):
         effective(PretrainFile, sets=["train.lr"])
     with pytest.raises(UsageError, match="cannot be read"):
         effective(PretrainFile, file=tmp_path / "none.yaml")
+
+
+def test_words_and_dates_are_what_is_asked_for(tmp_path):
+    file = write(tmp_path, "data: {train: 2001-01-01, val: off}\nbudgets: [1.0e+9]\nrecentre: no\n")
+    grid = effective(GridFile, None, file)
+    assert (grid.data[0].train, grid.data[0].val, grid.recentre) == ("2001-01-01", "off", False)
+    assert effective(FinetuneFile, sets=["finetune.refit=on"]).finetune.refit is True
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "1.e-3", "10e-4", "'0.001'"])

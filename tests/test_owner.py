@@ -13,7 +13,7 @@ import pytest
 from pixseq.artifacts import atomic, layout, renaming
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages import encode, evaluate, features, finetune, importing, pretrain, sample
+from pixseq.stages import decode, encode, evaluate, features, finetune, importing, pretrain, sample
 
 
 def child(code, *args):
@@ -77,6 +77,58 @@ def test_no_command_replaces_what_it_reads(tmp_path, checkpoints, tokens):
         with pytest.raises(UsageError, match="what this command reads"):
             run()
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_target_is_a_part_of_an_artifact(tmp_path, checkpoints, tokens):
+    model, store = shutil.copytree(checkpoints["ar"], tmp_path / "m"), shutil.copytree(tokens, tmp_path / "t.zarr")
+    (tmp_path / "link").symlink_to(store)
+    for run in (
+        lambda: evaluate.run(model, store, by_position=store / "zarr.json", overwrite=True),
+        lambda: evaluate.run(model, store, tmp_path / "link" / "tokens" / "zarr.json", overwrite=True),
+        lambda: sample.run(model, store / "tokens" / "c" / "0" / "0", overwrite=True),
+        lambda: sample.run(model, None, tokens_out=model / "model.safetensors", overwrite=True),
+        lambda: encode.run("digits", model / "best.safetensors", palette=None, scheme="gray", size=8),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UsageError, match=r"which would be broken|what this command reads"):
+            run()
+        assert sorted(tmp_path.rglob("*")) == before
+    atomic.check_target(model / "evaluated.json", False)  # a file of one's own, beside the artifact's
+
+
+def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path, checkpoints, tokens):
+    theirs, plan = tmp_path / "hf", tmp_path / "plan"
+    for path in (theirs / "weights.bin", plan / "manifest.json", plan / "cells" / "a" / "result.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("theirs")
+    numbers = tmp_path / "numbers.json"
+    evaluate.run(checkpoints["ar"], tokens, numbers)
+    for target, read in ((theirs / "weights.bin", theirs), (numbers, [numbers]), (plan / "cells/a/result.json", plan)):
+        with pytest.raises(UsageError, match="what this command reads"):
+            atomic.check_apart([target], [read])
+    atomic.check_apart([numbers, tmp_path / "new"], [tmp_path])  # an artifact in a folder of pictures is made again
+
+
+def test_numbered_pictures_of_others_stay(tmp_path, tokens):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    (theirs / "000000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(PixseqError, match="theirs is a folder that pixseq did not make"):
+        decode.run(tokens, tmp_path / "x.png", images_dir=theirs, overwrite=True)
+    assert names(theirs) == ["000000.png"]
+    for _ in range(2):
+        decode.run(tokens, tmp_path / "x.png", images_dir=ours, overwrite=True, first=0, count=2)
+    assert names(ours) == ["000000.png", "000001.png"]
+
+
+def test_the_names_of_unfinished_targets_are_no_targets(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic.own(tmp_path / "x.zarr", False, "encode", resumable=True) as partial:
+        store(partial / "tokens", "{}")
+        raise KeyboardInterrupt
+    before = names(tmp_path / "x.zarr.partial")
+    with pytest.raises(UsageError, match="has the name of what is unfinished"):
+        encode.run("digits", tmp_path / "x.zarr.partial", palette=None, scheme="gray", size=8, overwrite=True)
+    assert names(tmp_path / "x.zarr.partial") == before
 
 
 @pytest.mark.parametrize("command, resumable", [("import", False), ("encode", True)])

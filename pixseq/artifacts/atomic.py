@@ -23,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, delete, foreign, kind_of
+from pixseq.artifacts import manifest
+from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, artifact_of, delete, foreign, is_plan, kind_of
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
@@ -58,6 +59,11 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     target = Path(target)
     if target.name in ("", ".."):
         raise UsageError(f"{target} cannot be a target", "name the file or folder to make")
+    if target.name.endswith(".partial"):
+        raise UsageError(f"{target} has the name of what is unfinished", "choose a name that ends otherwise")
+    whole = artifact_of(target)
+    if whole is not None:
+        raise UsageError(f"{target} is the name of a part of {whole}, which would be broken", "choose another --out")
     if os.path.lexists(target) and not overwrite:
         raise PixseqError(f"{target} already exists", "choose another --out, or replace it with --overwrite")
     if target.is_dir():
@@ -98,13 +104,29 @@ def check_targets(targets: Iterable[str | Path | None], overwrite: bool) -> None
             raise UsageError(f"{target} is named as a target twice", "give each result a path of its own")
 
 
-def check_apart(targets: Iterable[str | Path], inputs: Iterable[Any]) -> None:
-    """Raises UsageError where a target is one of the paths among what a command reads, or a folder that holds one."""
-    read = [Path(each).resolve() for each in inputs if isinstance(each, str | Path) and os.path.exists(each)]
+def check_apart(targets: Iterable[str | Path | None], inputs: Iterable[Any]) -> None:
+    """Raises UsageError where a target is one of the paths among what a command reads, a folder that holds one, or
+    stands in one. What pixseq made stands in a folder of pictures by chance, and may be made again.
+    """
+    flat = [one for each in inputs for one in (each if isinstance(each, list | tuple) else [each])]
+    read = [Path(each).resolve() for each in flat if isinstance(each, str | Path) and os.path.exists(each)]
     for target in targets:
+        if target is None or not os.path.exists(target):
+            continue
         place = Path(target).resolve()
-        if os.path.exists(target) and any(place in (each, *each.parents) for each in read):
+        within = [each for each in read if each in place.parents]
+        if any(place in (each, *each.parents) for each in read) or (within and not _is_result(place, within)):
             raise UsageError(f"{target} is what this command reads, and would be replaced", "choose another --out")
+
+
+def _is_result(place: Path, within: Iterable[Path]) -> bool:
+    """Whether it is an artifact, or a folder that pixseq made, and none that a plan among those folders needs."""
+    if any(map(is_plan, within)):
+        return False
+    try:
+        return place.is_dir() or bool(manifest.read(place))  # of a folder check_target tells more
+    except PixseqError:
+        return False
 
 
 # ---- owning
@@ -446,7 +468,11 @@ def flush(path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder where one may write and not look
+        os.sync()
+        return
     try:
         os.fsync(handle)
     finally:

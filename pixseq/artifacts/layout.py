@@ -43,6 +43,14 @@ _FOLDERS = {
     "empty": r"(?!)",
 }
 
+_MARKS = {  # what tells a folder of a kind among others
+    "store": ("zarr.json",),
+    "checkpoint": ("manifest.json", "codec.json"),
+    "export": ("config.json", "model.safetensors"),
+    "plan": ("manifest.json", "cells"),
+}
+DRAWN = b"pixseq\0"  # in the first bytes of every PNG that pixseq writes
+
 
 def _pattern(names: dict[str, str], kind: str | None) -> re.Pattern:
     """Of one kind of folder; None: of any."""
@@ -90,7 +98,36 @@ def kind_of(folder: Path) -> str | None:
             return "export" if b'"pixseq"' in file.read(MOST_CONFIG_BYTES) else None
     if names <= {OWNER}:
         return "empty"
-    return "pictures" if all(re.fullmatch(r"[0-9]{6,}[.]png", name) for name in names) else None
+    return "pictures" if all(_is_drawn(folder / name) for name in names) else None
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether it is a numbered picture of ours: others have folders of such names too."""
+    if not re.fullmatch(r"[0-9]{6,}[.]png", path.name) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return DRAWN in file.read(64)
+
+
+def artifact_of(path: Path) -> Path | None:
+    """The artifact of which a file or folder of this name would be a part, or None."""
+    place = path.parent.resolve() / path.name
+    for folder in place.parents:
+        for kind, names in _MARKS.items():
+            if all((folder / name).exists() for name in names) and _is_part(place.relative_to(folder), kind):
+                return folder
+    return None
+
+
+def _is_part(name: Path, kind: str) -> bool:
+    return bool(
+        _pattern(_FILES, kind).fullmatch(name.as_posix()) or _pattern(_FOLDERS, kind).fullmatch(name.as_posix())
+    )
+
+
+def is_plan(folder: Path) -> bool:
+    """Whether a scaling study lies in the folder."""
+    return all((folder / name).exists() for name in _MARKS["plan"])
 
 
 def delete(path: Path, keep: bool = False) -> None:

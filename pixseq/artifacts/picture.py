@@ -57,11 +57,14 @@ def save_pngs(
 ) -> None:
     """A folder of single pictures, uint8 [N, H, W, 3], named by their rows, for tools that want files."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    text = PngInfo()
+    text.add_text(manifest.KEY, stage)  # no manifest: it tells them from other pictures, see layout.kind_of
     with atomic.writing(folder, overwrite, stage) as partial:
         partial.mkdir()
         for row, image in zip(rows, images):
-            Image.fromarray(image).save(partial / f"{row:06}.png", format="PNG")
+            Image.fromarray(image).save(partial / f"{row:06}.png", format="PNG", pnginfo=text)
 
 
 def picture_id(path: str | Path) -> str:

@@ -52,6 +52,7 @@ def run(
     settings = settings or Settings()
     stages = chosen_stages(stages, settings)
     if out is not None:
+        atomic.check_apart([out], [settings.nanogpt])
         atomic.check_target(out, overwrite)
     with opened(settings, peers.chosen(peer, stages, settings)) as bench:
         numbers: dict[str, Any] = {"machine": ceilings.described(bench.where), "settings": asdict(settings)}

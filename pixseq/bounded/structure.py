@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,16 @@ MOST_YAML = 1 << 20
 MOST_NODES = 100_000  # values in a YAML file, each alias counted as what it stands for
 MOST_DIGITS = 100  # of a whole number: a count of all there is takes 80
 DEEPEST = 100  # levels
+# What of YAML is no text: as YAML 1.1 has it, less its trap doors. A pattern, and the characters it begins with.
+PLAIN = {
+    "bool": (r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "float": (
+        r"""[-+]?(?:[0-9][0-9_]*[.][0-9_]*|[.][0-9][0-9_]*)(?:[eE][-+][0-9]+)?$
+            | [-+]?[.](?:inf|Inf|INF)$ | [.](?:nan|NaN|NAN)$""",
+        "-+0123456789.",
+    ),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$", "-+0123456789"),
+}
 
 
 def parse_json(text: str | bytes, finite: bool = True) -> Any:
@@ -101,7 +112,11 @@ def read_object(path: str | Path, hint: str, most: int = MOST_JSON) -> dict[str,
 
 
 def parse_yaml(text: str) -> Any:
-    """A value: what aliases stand for is counted before it is made. Raises ValueError, for a key given twice too."""
+    """A value: what aliases stand for is counted before it is made. Raises ValueError, for a key given twice too.
+
+    Of what YAML 1.1 takes for something else than it looks like, 1:30 (90), 017 (15), 2001-01-01 and yes, no, on, off
+    are texts, as YAML 1.2 has it.
+    """
     if len(text) > MOST_YAML:
         raise ValueError(f"it has {len(text):,} characters, more than the {MOST_YAML:,} that are read")
     try:
@@ -156,6 +171,13 @@ def _load_yaml(text: str) -> Any:
                 _refuse_twice(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
             return node
 
+    replaced = {"bool", "int", "float", "timestamp"}
+    Bounded.yaml_implicit_resolvers = {
+        first: [each for each in those if each[0].rpartition(":")[2] not in replaced]
+        for first, those in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for kind, (pattern, firsts) in PLAIN.items():
+        Bounded.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern, re.VERBOSE), list(firsts))
     loader = Bounded(text)
     try:
         return loader.get_single_data()

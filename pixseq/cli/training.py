@@ -34,6 +34,14 @@ Compile = Annotated[
 ]
 
 
+def _keep_config(out: Path | None, config: Path | None) -> None:
+    """A checkpoint may be trained anew from its own config.yaml; a file is not replaced by what is made of it."""
+    from pixseq.artifacts.atomic import check_apart
+
+    if out is not None and out.is_file():
+        check_apart([out], [config])
+
+
 def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
@@ -79,6 +87,7 @@ def pretrain(
     from pixseq.errors import UsageError
 
     talk(quiet, f"pretrain: on {tokens}")
+    _keep_config(out, config)
     flags = {
         "model.objective": objective,
         "model.attention": attention,
@@ -188,6 +197,7 @@ def finetune(
     from pixseq.config import FinetuneFile, effective
 
     talk(quiet, f"finetune: {model} on {tokens}")
+    _keep_config(out, config)
     flags = {
         "finetune.gen_weight": gen_weight,
         "finetune.lora_rank": lora_rank,

@@ -98,6 +98,7 @@ def run(
     atomic.check_apart([out], [source, palette])
     atomic.check_target(out, overwrite)
     job = _opened(source, split, label_column, scheme, palette, prep, limit, val_fraction, part)
+    atomic.check_apart([out], job.source.files)  # of one that was named, those beside it too
     return _write(out, job, usable_cores() if workers is None else workers, resume, overwrite)
 
 

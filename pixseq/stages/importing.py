@@ -18,6 +18,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.artifacts.palette import load_palette
 from pixseq.errors import PixseqError
 from pixseq.interop.aim import read_aim
+from pixseq.interop.bundle import find_prefix
 from pixseq.interop.foreign import NOT_OURS, Foreign
 from pixseq.interop.huggingface import read_hf
 from pixseq.interop.openai import read_openai
@@ -35,6 +36,8 @@ def run(
     `palette`: the colours of its tokens, else those found beside the weights; without any, the model goes only with
     tokens that have none either. Raises PixseqError for what is damaged, and for models that ours cannot express.
     """
+    if form == "openai":
+        atomic.check_apart([out], [find_prefix(Path(path)).parent])  # `path` may be no file's name
     found = READERS[form](path)
     shape = shape_from(found.shape)
     _check(path, found, shape)

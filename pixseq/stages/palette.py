@@ -66,6 +66,7 @@ def run_fit(
         bit_depth=bit_depth,
     )
     opened = open_source(source, split, label_column, bit_depth, on_error, prep.max_pixels)
+    atomic.check_apart([out], opened.files)  # of one that was named, those beside it too
     for note in opened.notes:
         progress.note(note)
     part = part_of_source(opened, max_images)

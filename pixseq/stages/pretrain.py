@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -66,7 +67,9 @@ def run(
     other than the first return None. Raises Diverged, Interrupted, PixseqError.
     """
     limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
-    atomic.check_apart([out], [tokens, val, init_from])
+    made = [out, *(step_folder(out, step) for step in kept if os.path.lexists(step_folder(out, step)))]
+    order = None if config.sequence.order in NAMED else config.sequence.order
+    atomic.check_apart(made, [tokens, val, init_from, order])
     with machine(device, precision, ranks=True) as where:
         data = read_data(tokens, config, val, val_fraction, init_from, scratch=Path(out).absolute().parent)
         remark(data, config)
