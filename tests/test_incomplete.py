@@ -125,3 +125,28 @@ def test_shards_that_are_empty_or_something_else_are_named(tmp_path):
         with pytest.raises(PixseqError, match=said) as caught:
             count(tmp_path)
         assert shard.name in caught.value.message
+
+
+@pytest.mark.parametrize("at", [0, 1, 100])
+@pytest.mark.parametrize(
+    "name", ["train-0000.tar", "train/0000.tar", "0000.parquet", "train-labels-idx1-ubyte", "0.npz"]
+)
+def test_a_file_cut_to_its_first_bytes_is_not_passed_over(tmp_path, name, at):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if "idx" in name:
+        images = bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 5))
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(images)
+        data = b"\0\0"
+    else:
+        other = (tmp_path / name).with_name(f"1{(tmp_path / name).suffix}")
+        if other.suffix == ".tar":
+            write_tar(other, [("0.png", pngs(1)[0])])
+        elif other.suffix == ".parquet":
+            write_parquet(other, {"image": pngs(1)})
+        else:
+            np.savez(other, images=drawn(1))
+        data = other.read_bytes()
+    (tmp_path / name).write_bytes(data[:at])
+    with pytest.raises(PixseqError) as caught:
+        count(tmp_path)
+    assert (tmp_path / name).name in caught.value.message

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from pixseq.bounded.files import open_regular
 from pixseq.data.records import reading
-from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
+from pixseq.data.sniff import HEAD_BYTES, NOT_READ, kind_of, special
 from pixseq.errors import PixseqError
 from pixseq.text import few, shown
 
 # Endings of files that are a source if they hold what they say.
 POINTERS = {"Git LFS pointer", "git-annex pointer"}
 SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
+DECLARED = re.compile(
+    r".+[.](parquet|tar|tgz|npz|npy|zip)|.+[.]tar[.]gz|.*(images|labels)[.-]idx[13]\b.*", re.IGNORECASE
+)
+
+
+def refuse_broken(file: Path) -> None:
+    """Raises PixseqError for a file of a name that says which format it has, and of content that has none: what it held
+    would be missing without a word.
+    """
+    if DECLARED.fullmatch(file.name) and kind_of(file) is None:
+        refuse_file(file)
+        raise PixseqError(
+            f"{shown(file)} is damaged: it does not begin as its name says",
+            "copy or download it again, or move it away",
+        )
 
 
 def refuse_file(file: Path) -> None:

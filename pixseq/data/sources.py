@@ -208,6 +208,8 @@ def _formats(path: Path) -> tuple[dict[str, list[Path]], Listing]:
             format = _format(file)
             if format:
                 found.setdefault(format, []).append(file)
+            else:
+                foreign.refuse_broken(file)
     return found, top
 
 
