@@ -172,6 +172,8 @@ def _check_options(scheme: str, palette: str | Path | None, resize: str, limit: 
     """Raises UsageError for options that make no sense, or not together."""
     from pixseq.artifacts.codec import SCHEMES
 
+    if scheme not in SCHEMES:
+        raise UsageError(f"--scheme is {scheme!r}", f"one of: {', '.join(SCHEMES)}")
     traits = SCHEMES[scheme]
     if palette is not None and not traits.has_palette:
         raise UsageError(f"--scheme {scheme} has no use for --palette", "leave it out, or take --scheme palette")
