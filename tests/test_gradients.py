@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pixseq.models import attention, gradients, objectives
+from pixseq.models import attention, branches, gradients, objectives
 from pixseq.models.attention import Float32Backward, self_attention, split_heads
 from pixseq.models.igpt import NORM_EPS, IgptShape, ImageGPT
+from pixseq.models.lora import add_low_rank
 from pixseq.models.objectives import generative_nats
 
 
@@ -20,7 +21,7 @@ def relative(ours: torch.Tensor, other: torch.Tensor) -> float:
 
 def plain(monkeypatch) -> None:
     """All is left to autograd."""
-    for module in (gradients, objectives):
+    for module in (branches, gradients, objectives):
         monkeypatch.setattr(module, "takes_own_gradient", lambda x: False)
     monkeypatch.setattr(attention, "takes_float32_backward", lambda x: False)
 
@@ -30,8 +31,11 @@ def test_each_is_the_derivative_of_its_forward(monkeypatch):
     assert gradcheck(lambda x, gain: gradients.RMSNorm.apply(x, gain, NORM_EPS), (drawn(2, 3, 6), drawn(6)))
     monkeypatch.setattr(gradients, "LOGITS", 12)  # two rows of the seven at once
     assert gradcheck(gradients.TokenNats.apply, (drawn(7, 5), torch.tensor([0, 4, 2, 2, 1, 3, 0])))
-    assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), True))
-    assert gradcheck(Float32Backward.apply, (drawn(3, 5, 2, 4, 2), False))
+    for causal in (True, False):
+        assert gradcheck(Float32Backward.apply, (drawn(5, 4, 12), 2, causal))
+        weights = drawn(4), drawn(12, 4), drawn(4, 4)
+        assert gradcheck(branches.AttentionBranch.apply, (drawn(5, 3, 4), *weights, 2, causal, torch.float64))
+    assert gradcheck(branches.MLPBranch.apply, (drawn(2, 3, 4), drawn(4), drawn(8, 4), drawn(4, 8), torch.float64))
 
 
 def test_the_norm_is_that_of_the_plain_formula():
@@ -104,3 +108,28 @@ def test_without_a_gradient_or_under_a_compiler_the_plain_path_is_taken(monkeypa
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not attention.takes_float32_backward(x) and not gradients.takes_own_gradient(x)
     assert not attention.takes_float32_backward(x.float())
+
+
+def test_the_way_back_through_a_norm_is_exact_where_the_root_of_the_width_is_no_bf16():
+    h, dn, dh = drawn(300, 24).detach().split(100)
+    n, scale = gradients.normed(h, torch.float64, NORM_EPS)
+    wanted = dh + scale * (dn - n * (n * dn).mean(-1, keepdim=True))
+    torch.testing.assert_close(gradients.normed_backward(dh, dn, n, scale), wanted)
+    rounded = gradients.normed_backward(dh.float(), dn.bfloat16(), n.bfloat16(), scale.float())
+    assert relative(rounded, wanted) < 0.003 and rounded.dtype == torch.float32
+    through = wanted - dh
+    assert abs(((rounded - dh) * through).sum() / through.square().sum() - 1) < 2e-4  # its size is not rounded
+
+
+def test_blocks_of_which_something_is_not_learnt_or_not_plain_are_left_to_autograd():
+    model = ImageGPT(IgptShape(n_layer=2, n_head=2, d_model=32, n_vocab=17, n_ctx=8)).init_weights(torch.Generator())
+    blocks, h = list(model.blocks), model.embed(torch.zeros(1, 8, dtype=torch.int64))
+    assert branches.applies(blocks, h)
+    with torch.no_grad():
+        assert not branches.applies(blocks, h)
+    blocks[1].ln_2.weight.requires_grad_(False)
+    assert branches.applies(blocks[:1], h) and not branches.applies(blocks, h)
+    add_low_rank(model, ["q"], 2, 1.0, torch.Generator())
+    for p in model.parameters():
+        p.requires_grad_()
+    assert not branches.applies(list(model.blocks), h)

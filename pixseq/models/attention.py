@@ -21,9 +21,9 @@ NUMBERS = 1 << 17  # queries that are taken back through attention at once: with
 
 def self_attention(qkv: Tensor, n_head: int, causal: bool) -> Tensor:
     """[B, T, 3 D], queries, keys and values, each head-major -> [B, T, D]."""
-    q, k, v = heads = split_heads(qkv, n_head)
     if takes_float32_backward(qkv):
-        return Float32Backward.apply(heads, causal).flatten(2)
+        return Float32Backward.apply(qkv, n_head, causal)
+    q, k, v = split_heads(qkv, n_head)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return y.transpose(1, 2).flatten(2)
 
@@ -40,29 +40,40 @@ def takes_float32_backward(x: Tensor) -> bool:
 
 
 class Float32Backward(torch.autograd.Function):
-    """Queries, keys and values [3, B, H, T, K] -> [B, T, H, K]."""
+    """[B, T, 3 D] -> [B, T, D]."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, causal: bool) -> Tensor:
-        q, k, v = heads
-        y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
-        ctx.save_for_backward(heads, y, logsumexp)
-        ctx.causal = causal
-        return y.transpose(1, 2)
+    def forward(ctx: Any, qkv: Tensor, n_head: int, causal: bool) -> Tensor:
+        y, logsumexp = attended(qkv, n_head, causal)
+        ctx.save_for_backward(qkv, y, logsumexp)
+        ctx.n_head, ctx.causal = n_head, causal
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        heads, y, logsumexp = ctx.saved_tensors
-        dy, gradient = dy.transpose(1, 2), torch.empty_like(heads)  # as heads lie in memory
-        wide = torch.promote_types(heads.dtype, torch.float32)
-        images = max(NUMBERS // y[0].numel(), 1)
-        for first in range(0, len(y), images):
-            part = slice(first, first + images)
-            q, k, v = heads[:, part].to(wide)
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                dy[part].to(wide), q, k, v, y[part].to(wide), logsumexp[part], 0.0, ctx.causal
-            )
-            for whole, dx in zip(gradient, parts):
-                whole[part] = dx
-        return gradient, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        qkv, y, logsumexp = ctx.saved_tensors
+        return attended_backward(dy, qkv, y, logsumexp, ctx.n_head, ctx.causal), None, None
+
+
+def attended(qkv: Tensor, n_head: int, causal: bool) -> tuple[Tensor, Tensor]:
+    """[B, T, 3 D] -> [B, T, D], and the logarithms of the sums of weights, which the way back takes."""
+    q, k, v = split_heads(qkv, n_head)
+    y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    return y.transpose(1, 2).flatten(2), logsumexp
+
+
+def attended_backward(dy: Tensor, qkv: Tensor, y: Tensor, logsumexp: Tensor, n_head: int, causal: bool) -> Tensor:
+    """The gradient of qkv, [B, T, 3 D]: of some images at a time."""
+    gradient = torch.empty_like(qkv)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    images = max(NUMBERS // y[0].numel(), 1)
+    for dqkv, *part in zip(*(x.split(images) for x in (gradient, qkv, dy, y, logsumexp))):
+        q, k, v = split_heads(part[0].to(wide), n_head)
+        dout, out = (x.to(wide).unflatten(-1, (n_head, -1)).transpose(1, 2) for x in part[1:3])
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dout, q, k, v, out, part[3], 0.0, causal
+        )
+        for whole, dx in zip(split_heads(dqkv, n_head), found):
+            whole.copy_(dx)
+    return gradient

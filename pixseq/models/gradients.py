@@ -20,26 +20,40 @@ def takes_own_gradient(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def normed(h: Tensor, dtype: torch.dtype, eps: float) -> tuple[Tensor, Tensor]:
+    """[..., D] -> n = scale * h of mean square 1, in `dtype`, and scale = 1 / sqrt(mean(h^2) + eps) [..., 1]."""
+    size = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    scale = size.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+    return (h * scale).to(dtype), scale
+
+
+def normed_backward(dh: Tensor, dn: Tensor, n: Tensor, scale: Tensor) -> Tensor:
+    """dh + scale * (dn - n * mean(n * dn)): dh with what comes back through `normed`.
+
+    What is in brackets is the gradient of a weight normalised, g v / |v|, for which there is one kernel: v is n, and
+    both g and |v| are sqrt(D), but the kernel has g in the type of n.
+    """
+    root = torch.full_like(scale, n.shape[-1] ** 0.5).flatten(0, -2)
+    g = root.to(n.dtype)
+    dv, _ = torch.ops.aten._weight_norm_interface_backward(dn.flatten(0, -2), n.flatten(0, -2), g, root, 0)
+    return torch.addcmul(dh, dv.view_as(n), scale * (root[0] / g[0]))
+
+
 class RMSNorm(torch.autograd.Function):
     """x [..., D], gain [D] -> x / sqrt(mean(x^2) + eps) * gain."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, gain, scale)
-        return (x * scale).mul_(gain)
+        n, scale = normed(x, x.dtype, eps)
+        ctx.save_for_backward(n, gain, scale)
+        return n * gain
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, gain, scale = ctx.saved_tensors
-        # that of a layer norm whose mean is 0, which takes off the mean gradient too: it is put back
-        dx, dgain, _ = torch.ops.aten.native_layer_norm_backward(
-            dy, x, gain.shape, torch.zeros_like(scale), scale, gain, None, [True, True, False]
-        )
-        mean = torch.mv(dy.flatten(0, -2), gain).div_(x.shape[-1]).view_as(scale)
-        return dx.addcmul_(mean, scale), dgain, None
+        n, gain, scale = ctx.saved_tensors
+        dx = normed_backward(dy.new_zeros(()), dy * gain, n, scale)
+        return dx, (dy * n).flatten(0, -2).sum(0), None
 
 
 class TokenNats(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixseq.errors import UsageError
-from pixseq.models import gradients, inference
+from pixseq.models import branches, gradients, inference
 from pixseq.models.attention import self_attention
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
@@ -297,6 +297,8 @@ class ImageGPT(Ordered):
             n, gain = inference.normed(inference.run(blocks, h, keep)), norm.weight
             keep(n, gain)
             n = n * gain
+        elif not (pooled or unpooled) and branches.applies(blocks, h):
+            n = norm(branches.run(blocks, h))
         else:
             for block in blocks:
                 h, n = block(h)

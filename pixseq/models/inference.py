@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixseq.models import gradients
+
 if TYPE_CHECKING:
     from pixseq.models.igpt import Block  # which imports this module
 
@@ -27,6 +29,11 @@ def applies(blocks: Sequence[Block], h: Tensor) -> bool:
     """Whether `run` takes these blocks: plain ones (a low-rank update is none), and nothing is learnt or compiled."""
     if torch.is_grad_enabled() or h.device.type != "cpu" or torch.compiler.is_compiling():
         return False
+    return are_plain(blocks)
+
+
+def are_plain(blocks: Sequence[Block]) -> bool:
+    """Without low-rank updates."""
     return all(type(m) is nn.Linear for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc, b.mlp.proj))
 
 
@@ -53,8 +60,7 @@ def run(blocks: Sequence[Block], h: Tensor, keep: Callable[[Tensor, Tensor], Non
 
 def normed(h: Tensor) -> Tensor:
     """h / sqrt(mean(h^2) + eps), [N, D]."""
-    size = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    return h * size.square_().div_(h.shape[-1]).add_(EPS).rsqrt_()
+    return gradients.normed(h, h.dtype, EPS)[0]
 
 
 def add_product(h: Tensor, x: Tensor, weight: Tensor, scale: float = 1.0) -> None:
