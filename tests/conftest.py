@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow each other down on busy machines
+if "PYTEST_XDIST_WORKER" in os.environ:  # which are as many as the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -13,11 +15,9 @@ from pixseq.artifacts.arrays import Spec, StoreWriter
 
 @pytest.fixture(scope="session", autouse=True)
 def float32():
-    """What is computed in this process is float32 on every chip; its own default precision may be bf16."""
-    from pixseq import runtime
-
+    """Precision auto is fp32 in the tests' own process, also on a chip with bf16 units: figures are held to 1e-5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "_has_bf16_units", lambda device: False)
+        patch.setattr("pixseq.runtime._has_bf16_units", lambda device: False)
         yield
 
 
@@ -67,14 +67,6 @@ def write_tokens(
         writer.append(rows, {})
         writer.finish("tokens", "encode", {}, {}, {}, content)
     return path
-
-
-@pytest.fixture(scope="session", autouse=True)
-def exact():
-    """Precision auto is fp32 in the tests' own process, also on a chip with bf16 units: figures are held to 1e-5."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pixseq.runtime._has_bf16_units", lambda device: False)
-        yield
 
 
 @pytest.fixture(scope="session")

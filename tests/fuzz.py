@@ -9,8 +9,6 @@ own main(). By hand, all of it runs under a limit of the address space and of ti
 """
 
 import contextlib
-import functools
-import io
 import json
 import mmap
 import os
@@ -30,7 +28,7 @@ import fuzz_sources
 import fuzz_studies
 import fuzz_weights
 import yaml
-from typer.main import get_command
+from program import called
 
 from pixseq.errors import DIVERGED, INPUT, USAGE, PixseqError
 
@@ -181,44 +179,15 @@ def _fault(call, *args):
 
 def ran(words, out):
     """Run a command line within this process. Raises AssertionError for another end than the promised ones."""
-    from pixseq import cli, progress
     from pixseq.stages import show
 
-    handlers = {number: signal.getsignal(number) for number in cli.signals.STOPPING}
-    streams, argv = [io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2)], sys.argv
-    try:
-        sys.argv = ["pixseq", *words]
-        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-            code = _code(cli)
-    finally:
-        sys.argv = argv
-        progress.enable(False)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    said = streams[1].buffer.getvalue().decode()
+    code, _, said = called(*words)
     assert code in (0, INPUT, USAGE, DIVERGED), f"exit code {code}: {said}"
     assert "Traceback" not in said and "out of memory" not in said, said
     assert code == 0 or said.startswith("error: ") or "\nerror: " in said, said
     assert code == 0 or not out.exists(), f"exit code {code}, and there is {out}: {said}"
     if out.exists() and (out.is_file() or not (out / "config.json").exists()):  # not what others open
         show.run(out, verify=True)
-
-
-@functools.cache
-def _built(app):
-    return get_command(app)  # which takes longer than most of what is run
-
-
-def _code(cli):
-    app = cli.app
-    try:
-        cli.app = _built(app)
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        cli.app = app
-    return 0
 
 
 def limit_memory():

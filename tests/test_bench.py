@@ -3,19 +3,17 @@
 import importlib.util
 import json
 import os
-import signal
 import statistics
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from program import called
 
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.bench import alone, ceilings, cost, drawn, models, peers, rounds, run
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
-from pixseq.cli import main
 from pixseq.cli.bench import _table
 from pixseq.engine.state import TrainState
 from pixseq.engine.step import accumulate, share_of_batch
@@ -90,6 +88,12 @@ def test_powers_are_those_of_the_large_end():
 
 
 # ---- what is timed
+
+
+@pytest.fixture(autouse=True)
+def one_try(monkeypatch):
+    """Figures of a moment will do."""
+    monkeypatch.setattr(ceilings, "SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -228,21 +232,10 @@ class GPT(nn.Module):
 
 
 @pytest.fixture
-def cli(tmp_path, monkeypatch, capsys):
+def cli(tmp_path, monkeypatch):
     """Runs `pixseq bench` in a folder of its own: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def one(*words):
-        monkeypatch.setattr(sys, "argv", ["pixseq", "bench", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    yield one
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return lambda *words: called("bench", *words)
 
 
 @pytest.mark.filterwarnings("ignore")  # peers'

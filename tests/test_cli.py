@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from program import called, good
 
-from pixseq.cli import COMMANDS, GROUPS, main
+from pixseq.cli import COMMANDS, GROUPS
 from pixseq.cli.output import emit
 from pixseq.cli.stdio import Patient
 from pixseq.config import preset_names, read_preset
@@ -26,15 +27,10 @@ ALL = [[name] for name in COMMANDS] + [[group, name] for group, (_, commands) in
 TINY = ["--set", "model.n_layer=2", "--set", "model.n_head=2", "--set", "model.d_model=16", "--device", "cpu"]
 
 
-def pixseq(*args, cwd=None, **kwargs):
-    command = [sys.executable, "-m", "pixseq", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=240, **kwargs)
-
-
-def good(*args, cwd=None):
-    run = pixseq(*args, cwd=cwd)
-    assert run.returncode == 0, run.stderr
-    return run.stdout.strip()
+def process(*words, folder):
+    """One of its own, where that is what is looked at."""
+    command = [sys.executable, "-m", "pixseq", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +47,15 @@ def work(tmp_path_factory):
         path = folder / "good" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
-    for name, colors in (("", 16), ("8", 8)):
-        good("palette", "fit", "good", "--colors", colors, "--size", 8, "-o", f"p{name}.json", "--quiet", cwd=folder)
-        good("encode", "good", "--palette", f"p{name}.json", "--size", 8, "-o", f"t{name}.zarr", "--quiet", cwd=folder)
-    good("encode", "good", "--scheme", "pixels", "--size", 448, "--limit", 2, "-o", "x.zarr", "--quiet", cwd=folder)
-    good("pretrain", "t.zarr", "--preset", "igpt-s", *TINY, "--steps", 2, "--batch-size", 4, "-o", "m", cwd=folder)
+    for line in (
+        "palette fit good --colors 16 --size 8 -o p.json",
+        "palette fit good --colors 8 --size 8 -o p8.json",
+        "encode good --palette p.json --size 8 -o t.zarr",
+        "encode good --palette p8.json --size 8 -o t8.zarr",
+        "encode good --scheme pixels --size 448 --limit 2 -o x.zarr",
+        f"pretrain t.zarr --preset igpt-s {' '.join(TINY)} --steps 2 --batch-size 4 -o m",
+    ):
+        good(*line.split(), "--quiet", folder=folder)
     return folder
 
 
@@ -108,29 +108,28 @@ FLAGS = """
 
 
 def test_stdout_is_the_path_or_one_json_line(work):
-    out = good("encode", "digits", "--palette", "p.json", "--size", 8, "--limit", 20, "-o", "d.zarr", cwd=work)
+    out = good("encode", "digits", "--palette", "p.json", "--size", 8, "--limit", 20, "-o", "d.zarr", folder=work)
     assert out == "d.zarr"
-    manifest = json.loads(good("show", out, "--verify", "--json", cwd=work))
+    manifest = json.loads(good("show", out, "--verify", "--json", folder=work))
     assert manifest["kind"] == "tokens" and manifest["id"].startswith("sha256:")
-    made = json.loads(good("decode", out, "-o", "d.png", "--json", cwd=work))
-    assert made == json.loads(good("show", "d.png", "--json", cwd=work))
-    assert "nats_per_token" in json.loads(good("evaluate", "m", "t.zarr", "--json", cwd=work))
+    made = json.loads(good("decode", out, "-o", "d.png", "--json", folder=work))
+    assert made == json.loads(good("show", "d.png", "--json", folder=work))
+    apart = process("evaluate", "m", "t.zarr", "--json", folder=work)
+    assert apart.stdout.count("\n") == 1 and "nats_per_token" in json.loads(apart.stdout)
 
 
 def test_quiet_is_quiet_and_talk_goes_to_stderr(work):
-    run = pixseq("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "talk.json", cwd=work)
+    run = process("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "talk.json", folder=work)
     assert run.stdout == "talk.json\n" and "clustering" in run.stderr
-    run = pixseq("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "hush.json", "--quiet", cwd=work)
+    run = process("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "hush.json", "--quiet", folder=work)
     assert run.stderr == ""
 
 
-def test_dry_run_shows_the_recipe_and_makes_nothing(work, monkeypatch, capsys):
+def test_dry_run_shows_the_recipe_and_makes_nothing(work):
     for preset in preset_names():
         aim = preset.startswith("aim-")
         args = ["pretrain", "x.zarr" if aim else "t.zarr", "--preset", preset, "--dry-run", "--json", "--device", "cpu"]
-        code, out, err = inside(args, work, monkeypatch, capsys)
-        assert code == 0, err
-        plan = json.loads(out)
+        plan = json.loads(good(*args, folder=work))
         assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["flops_counted"] == "exact"
         assert plan["model"].items() >= ({"family": "aim"} if aim else {"objective": "ar"}).items()
         assert plan["preset.expect"]
@@ -138,7 +137,7 @@ def test_dry_run_shows_the_recipe_and_makes_nothing(work, monkeypatch, capsys):
 
 
 def test_configuration_of_a_checkpoint_is_accepted_back(work):
-    plan = good("pretrain", "t.zarr", "--config", "m/config.yaml", "--dry-run", "--json", cwd=work)
+    plan = good("pretrain", "t.zarr", "--config", "m/config.yaml", "--dry-run", "--json", folder=work)
     assert json.loads(plan)["model"] == {"n_layer": 2, "n_head": 2, "d_model": 16, "objective": "ar"}
 
 
@@ -214,31 +213,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_gets_one_line_a_hint_and_no_target(bad, case, monkeypatch, capsys):
+def test_bad_input_gets_one_line_a_hint_and_no_target(bad, case):
     code, line = CASES[case]
     before = sorted(p.name for p in bad.iterdir())
-    got, out, err = inside(line.split(), bad, monkeypatch, capsys)
+    got, out, err = called(*line.split(), folder=bad)
     assert got == code, err
     assert "Traceback" not in err and out == ""
     if code == 1:
         assert "\nerror: " in f"\n{err}" and "\n\nhint: " in err, err  # on a busy machine after what it does so long
     assert sorted(p.name for p in bad.iterdir()) == before
     assert not (bad / "pwned").exists()
-
-
-def inside(args, folder, monkeypatch, capsys):
-    """The command line in this process, which has torch loaded already: exit code, stdout, stderr."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["pixseq", *args])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    capsys.readouterr()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return ended.value.code or 0, *capsys.readouterr()
 
 
 def test_sigterm_exits_130_and_says_how_to_go_on(work):
@@ -274,7 +258,7 @@ def test_streams_that_are_closed_or_full_are_no_fault(work, streams):
     command = f"exec {sys.executable} -m pixseq palette fit good --colors 4 --size 8 -o {name} {streams}"
     run = subprocess.run(["/bin/sh", "-c", command], cwd=work, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout == ("" if ">&- 2" in streams else f"{name}\n")
-    good("show", name, "--verify", cwd=work)
+    good("show", name, "--verify", folder=work)
 
 
 def test_a_full_disk_behind_stdout_is_said_and_nothing_is_undone(work):

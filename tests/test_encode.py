@@ -2,9 +2,6 @@ import errno
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from types import SimpleNamespace
@@ -12,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from program import forked
 from sklearn.datasets import load_digits
 
 from pixseq import progress
@@ -191,13 +189,13 @@ def test_killed_at_any_moment_it_leaves_no_target_and_resumes_to_the_same_id(fol
     settings = {"palette": folder / "p.json", "size": 16, "views": 4}
     whole = encode.run(str(tmp_path / "images.npy"), tmp_path / "whole.zarr", **settings)
     out = tmp_path / "t.zarr"
-    command = [sys.executable, "-m", "pixseq", "encode", str(tmp_path / "images.npy"), "--palette", folder / "p.json"]
-    command += ["--size", "16", "--views", "4", "-o", out, "--resume", "--quiet"]
+    command = ["encode", tmp_path / "images.npy", "--palette", folder / "p.json", "--size", 16, "--views", 4]
+    command += ["-o", out, "--resume", "--quiet"]
     for rows in (1, 3000):
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        child = forked(*command)
         wait_for_rows(out, rows, child)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.join()
         assert not out.exists()
     record = encode.run(str(tmp_path / "images.npy"), out, **settings, resume=True)
     assert record["id"] == whole["id"] and verify(out) == []
@@ -205,7 +203,7 @@ def test_killed_at_any_moment_it_leaves_no_target_and_resumes_to_the_same_id(fol
 
 def wait_for_rows(out, rows, child):
     until = time.monotonic() + 60
-    while time.monotonic() < until and child.poll() is None:
+    while time.monotonic() < until and child.is_alive():
         try:
             state = json.loads((atomic.partial_path(out) / "zarr.json").read_text())["attributes"]
             if state["pixseq_unfinished"]["rows"] >= rows:

@@ -2,19 +2,17 @@
 
 import json
 import math
-import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import write_pixels
+from program import called
 from safetensors.torch import load_file, save_file
 
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
-from pixseq.cli import main
 from pixseq.config import FinetuneFile, effective
 from pixseq.engine.opening import open_model
 from pixseq.engine.training import Limits
@@ -237,44 +235,30 @@ def test_an_attentive_head_trains_alike_in_any_micro_batches(files):
     assert not torch.allclose(made[8, 0]["classifier.k"], made[8, 1]["classifier.k"], atol=0.01)
 
 
-def test_from_import_to_accuracy_on_the_command_line(files, monkeypatch, capsys):
+def test_from_import_to_accuracy_on_the_command_line(files, monkeypatch):
     monkeypatch.chdir(files)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def pixseq(line, code=0):
-        monkeypatch.setattr(sys, "argv", ["pixseq", *line.split()])
-        capsys.readouterr()
-        ended = 0
-        try:
-            main()
-        except SystemExit as end:
-            ended = end.code or 0
-        out, err = capsys.readouterr()
-        assert ended == code, err
-        return out, err
+        ended = called(*line.split())
+        assert ended.code == code, ended.err
+        return ended.out, ended.err
 
-    try:
-        out, err = pixseq(
-            f"import aim b.pth --head h.safetensors --probe-layers 1,2 --heads {HEADS} --size {SIDE} -o m"
-        )
-        assert out == "m\n" and "no prediction head" in err and "mean of blocks 1, 2 of 0 to 2" in err
-        shown = json.loads(pixseq("show m --verify --json")[0])
-        assert shown["stage"] == "import aim" and set(shown["inputs"]) == {"b.pth", "h.safetensors"}
-        assert json.loads(pixseq("evaluate m x.zarr --device cpu --json")[0])["images"] == 96
-        assert json.loads(pixseq("check m x.zarr --device cpu --json")[0])["ok"]
-        write_pixels("y.zarr", seed=1, class_names=None)
-        for name in "xy":
-            pixseq(f"features m {name}.zarr --device cpu -o {name}.features.zarr --quiet")
-        assert "best layer" in pixseq("probe x.features.zarr --test y.features.zarr --c 1")[0]
-        recipe = "--config m/config.yaml --val-fraction 0.1 --device cpu --dry-run --json"
-        planned = json.loads(pixseq(f"pretrain x.zarr {recipe}")[0])["model"]
-        assert planned["d_model"] == WIDTH and planned["head_width"] == 2048 and planned["attention"] == "prefix"
-        _, err = pixseq("import aim b.pth --size 8 -o n", code=2)
-        assert "no multiple of 128" in err and "hint: " in err and "--heads" in err
-        assert "already exists" in pixseq(f"import aim b.pth --heads {HEADS} --size {SIDE} -o m", code=1)[1]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    out, err = pixseq(f"import aim b.pth --head h.safetensors --probe-layers 1,2 --heads {HEADS} --size {SIDE} -o m")
+    assert out == "m\n" and "no prediction head" in err and "mean of blocks 1, 2 of 0 to 2" in err
+    shown = json.loads(pixseq("show m --verify --json")[0])
+    assert shown["stage"] == "import aim" and set(shown["inputs"]) == {"b.pth", "h.safetensors"}
+    assert json.loads(pixseq("evaluate m x.zarr --device cpu --json")[0])["images"] == 96
+    assert json.loads(pixseq("check m x.zarr --device cpu --json")[0])["ok"]
+    write_pixels("y.zarr", seed=1, class_names=None)
+    for name in "xy":
+        pixseq(f"features m {name}.zarr --device cpu -o {name}.features.zarr --quiet")
+    assert "best layer" in pixseq("probe x.features.zarr --test y.features.zarr --c 1")[0]
+    recipe = "--config m/config.yaml --val-fraction 0.1 --device cpu --dry-run --json"
+    planned = json.loads(pixseq(f"pretrain x.zarr {recipe}")[0])["model"]
+    assert planned["d_model"] == WIDTH and planned["head_width"] == 2048 and planned["attention"] == "prefix"
+    _, err = pixseq("import aim b.pth --size 8 -o n", code=2)
+    assert "no multiple of 128" in err and "hint: " in err and "--heads" in err
+    assert "already exists" in pixseq(f"import aim b.pth --heads {HEADS} --size {SIDE} -o m", code=1)[1]
 
 
 # --- refusals

@@ -1,16 +1,15 @@
 """`probe` on features artifacts: the JSON others rely on, the best layer chosen blind, misuse refused."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
+from program import good
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
-from pixseq.cli import main
 from pixseq.engine import feature_pair
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import probes
@@ -169,17 +168,14 @@ def test_of_a_large_store_the_few_views_alone_are_read(tmp_path):
     np.testing.assert_allclose(feature_pair.pooled_views(store, 7, views), rows, atol=1e-3)
 
 
-def test_the_table_names_what_chose(pair, monkeypatch, capsys):
-    line = ["pixseq", "probe", *map(str, pair), "--c", "0.01", "--labels-per-class", "4", "--trials", "2", "--quiet"]
-    line.insert(3, "--test")
+def test_the_table_names_what_chose(pair):
+    line = ["probe", pair[0], "--test", pair[1], "--c", "0.01", "--labels-per-class", "4", "--trials", "2", "--quiet"]
     for more, words in (
         ([], "layer (1) and scaling chosen with them alone"),
         (["all"], "layer 1 and scaling chosen with all"),
     ):
-        monkeypatch.setattr(sys, "argv", line + (["--low-data-choice", *more] if more else []))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code and f"4 labels a class, {words}, mean of 2 (std" in capsys.readouterr().out
+        said = good(*line, *(["--low-data-choice", *more] if more else []))
+        assert f"4 labels a class, {words}, mean of 2 (std" in said
 
 
 def test_the_solver_is_recorded_with_what_it_reached(pair, tmp_path):

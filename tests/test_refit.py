@@ -90,7 +90,8 @@ def test_both_runs_share_one_time_limit_and_the_summary_counts_both(checkpoints,
 
 
 def test_a_run_killed_in_either_phase_goes_on_to_the_same_weights(checkpoints, tokens, tmp_path, monkeypatch):
-    whole = finetune.run(checkpoints["ar"], tokens, tmp_path / "whole", recipe(), val_fraction=0.25, device="cpu")
+    few = recipe("finetune.steps=6")
+    whole = finetune.run(checkpoints["ar"], tokens, tmp_path / "whole", few, val_fraction=0.25, device="cpu")
     stops, phases = 0, set()
     train = finetune.train
 
@@ -105,7 +106,7 @@ def test_a_run_killed_in_either_phase_goes_on_to_the_same_weights(checkpoints, t
                 checkpoints["ar"],
                 tokens,
                 tmp_path / "parts",
-                recipe(),
+                few,
                 val_fraction=0.25,
                 device="cpu",
                 limits=Limits(time_limit_minutes=0),

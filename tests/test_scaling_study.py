@@ -1,14 +1,12 @@
 """A scaling study end to end on small tokens: the grid, its cells, an interruption, and what is refused."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import write_pixels, write_tokens
+from program import ended, forked
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.checkpoint import open_checkpoint
@@ -114,13 +112,14 @@ def test_the_ladder_climbs_in_small_steps_and_heads_divide_the_width(grid):
 
 
 def test_a_study_runs_once_is_kept_and_can_be_fitted(grid, monkeypatch):
+    grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\nsizes_per_budget: 3\n")
     planned(grid)
     folder = grid.parent / "plan"
     for cell in open_study(folder).cells[:-2]:
         one.run(open_study(folder), cell)
     monkeypatch.chdir(grid.parent.parent)  # from another folder than it was planned in
     rows = run.run(folder, jobs=2)["cells"]
-    assert [row["status"] for row in rows] == ["done"] * 15
+    assert [row["status"] for row in rows] == ["done"] * 9
     for row in rows:
         assert 0 < row["loss"] < np.log(16) + 1 and 0 <= row["accuracy"] <= 1 and row["frechet_distance"] >= 0
     study = open_study(folder)
@@ -132,7 +131,7 @@ def test_a_study_runs_once_is_kept_and_can_be_fitted(grid, monkeypatch):
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     fitted = fit.run(folder, resamples=0)
     assert {f["metric"] for f in fitted["fits"]} == {"loss", "accuracy", "frechet_distance"}
-    with pytest.raises(PixseqError, match="15 cells have begun"):
+    with pytest.raises(PixseqError, match="9 cells have begun"):
         planned(grid, overwrite=True)
 
 
@@ -148,18 +147,17 @@ def test_a_cell_trains_in_the_machines_precision_and_is_measured_in_float32(grid
 
 
 def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
-    grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 8.0e+10]\nrecentre: false\n")
+    grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 4.0e+10]\nrecentre: false\n")
     planned(grid)
     study = open_study(grid.parent / "plan")
-    longest = study.cells[-1]
-    command = [sys.executable, "-m", "pixseq", "scaling", "run", study.path, "--cell", longest.id, "--quiet"]
-    running = subprocess.Popen(command)
+    longest = max(study.cells, key=lambda cell: cell.steps)
+    running = forked("scaling", "run", study.path, "--cell", longest.id, "--quiet")
     log = study.folder(longest) / "model.partial" / "log.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.02)
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(60) == 130 and study.status(longest) == "begun"
+    running.terminate()
+    assert ended(running) == 130 and study.status(longest) == "begun"
     numbers = one.run(study, longest)
     assert numbers["status"] == "done"
     fresh = study.folder(longest)

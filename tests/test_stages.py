@@ -16,6 +16,7 @@ import torch
 import zarr
 from conftest import TINY, write_tokens
 from PIL import Image
+from program import ended, forked, good
 from reference import igpt_forward
 from safetensors.torch import load_file, save_file
 
@@ -98,25 +99,24 @@ def test_some_layers_half_precision_random_and_raw_pixels(checkpoints, tokens, t
 
 def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_path):
     many = write_tokens(tmp_path / "many.zarr", count=6000, chunk_rows=512)
-    command = [sys.executable, "-m", "pixseq", "features", checkpoints["ar"], many, "--device", "cpu", "--quiet"]
-    command += ["--batch-size", "64", "--resume"]
-    subprocess.run([*command, "-o", tmp_path / "whole.zarr"], check=True)
+    command = ["features", checkpoints["ar"], many, "--device", "cpu", "--quiet", "--batch-size", "64", "--resume"]
+    assert ended(forked(*command, "-o", tmp_path / "whole.zarr")) == 0
     target, partial = tmp_path / "f.zarr", tmp_path / "f.zarr.partial"
     killed = 0
     for wait in (0.0, 0.1, 0.3):
-        run = subprocess.Popen([*command, "-o", target])
+        run = forked(*command, "-o", target)
         deadline = time.monotonic() + 60
-        while not partial.exists() and run.poll() is None and time.monotonic() < deadline:
+        while not partial.exists() and run.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(wait)
         run.kill()
-        if run.wait() == 0:
+        if ended(run) == 0:
             break
         killed += 1
         assert not target.exists()
     assert killed
     if not target.exists():
-        subprocess.run([*command, "-o", target], check=True)
+        assert ended(forked(*command, "-o", target)) == 0
     assert manifest.read(target)["id"] == manifest.read(tmp_path / "whole.zarr")["id"]
     assert not partial.exists()
 
@@ -446,10 +446,9 @@ def test_two_processes_train_what_one_trains_also_where_one_is_killed_between(to
     sets += ["train.log_every=1"]
     tail = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--precision", "fp32", "--quiet"]
     tail += [word for s in sets for word in ("--set", s)]
-    one = [sys.executable, "-m", "pixseq", *tail, "-o", tmp_path / "one"]
-    subprocess.run(one, check=True, capture_output=True)
+    good(*tail, "-o", tmp_path / "one")
     (tmp_path / "half.py").write_text(HALF)
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tail += ["-o", tmp_path / "two"]
     half = subprocess.run(
         [*two, tmp_path / "half.py", *tail, "--save-minutes", "0.0001"], capture_output=True, text=True

@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_tokens
+from program import ended, forked
 
 from pixseq import runtime
 from pixseq.artifacts import atomic, manifest
@@ -376,26 +375,25 @@ def test_damaged_checkpoints_are_told(checkpoints, tokens, tmp_path):
 
 
 def test_kill_9_leaves_no_target_and_the_run_goes_on(tokens, tmp_path):
-    sets = [x for pair in (("--set", s) for s in (*TINY, "train.steps=150", "train.val_every=5")) for x in pair]
-    command = [sys.executable, "-m", "pixseq", "pretrain", str(tokens), "--val-fraction", "0.1", "--device", "cpu"]
+    sets = [x for pair in (("--set", s) for s in (*TINY, "train.steps=60", "train.val_every=5")) for x in pair]
+    command = ["pretrain", tokens, "--val-fraction", "0.1", "--device", "cpu", "--precision", "fp32"]
     command += [*sets, "--save-minutes", "0", "--quiet", "--resume"]
-    whole = subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True)
-    assert whole.returncode == 0
+    assert ended(forked(*command, "-o", tmp_path / "whole")) == 0
     wait, killed = random.Random(0), 0
     for _ in range(3):
-        run = subprocess.Popen([*command, "-o", str(tmp_path / "m")])
+        run = forked(*command, "-o", tmp_path / "m")
         deadline = time.monotonic() + 60
-        while not (tmp_path / "m.partial" / "resume").exists() and time.monotonic() < deadline and run.poll() is None:
+        while not (tmp_path / "m.partial" / "resume").exists() and time.monotonic() < deadline and run.is_alive():
             time.sleep(0.01)
         time.sleep(wait.uniform(0, 0.3))
         run.kill()
-        if run.wait() == 0:
+        if ended(run) == 0:
             break
         killed += 1
         assert not (tmp_path / "m").exists()
     assert killed
     if not (tmp_path / "m").exists():
-        subprocess.run([*command, "-o", str(tmp_path / "m")], check=True)
+        assert ended(forked(*command, "-o", tmp_path / "m")) == 0
     assert manifest.read(tmp_path / "m")["id"] == manifest.read(tmp_path / "whole")["id"]
     assert losses(tmp_path / "m" / "log.jsonl") == losses(tmp_path / "whole" / "log.jsonl")
 
