@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -66,6 +67,12 @@ def ended(process):
     """Its exit code, of a signal the number below zero."""
     process.join()
     return process.exitcode
+
+
+def until(so, alive):
+    """Wait till it is so, or the process has ended. How long that may take is for the suite's limit to say."""
+    while not so() and alive():
+        time.sleep(0.01)
 
 
 def _main(words, folder):

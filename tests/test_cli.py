@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from program import called, good
+from program import called, good, until
 
 from pixseq.cli import COMMANDS, GROUPS
 from pixseq.cli.output import emit
@@ -119,9 +119,10 @@ def test_stdout_is_the_path_or_one_json_line(work):
 
 
 def test_quiet_is_quiet_and_talk_goes_to_stderr(work):
-    run = process("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "talk.json", folder=work)
-    assert run.stdout == "talk.json\n" and "clustering" in run.stderr
-    run = process("palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "hush.json", "--quiet", folder=work)
+    encode = ["encode", "good", "--palette", "p.json", "--size", "8", "-o"]
+    run = process(*encode, "talk.zarr", folder=work)
+    assert run.stdout == "talk.zarr\n" and "labels: 2 classes" in run.stderr
+    run = process(*encode, "hush.zarr", "--quiet", folder=work)
     assert run.stderr == ""
 
 
@@ -229,11 +230,9 @@ def test_sigterm_exits_130_and_says_how_to_go_on(work):
     args = [sys.executable, "-m", "pixseq", "pretrain", "t.zarr", *TINY, "--steps", "100000", "-o", "long", "--quiet"]
     run = subprocess.Popen(args, cwd=work, stderr=subprocess.PIPE, text=True)
     log = work / "long.partial" / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: log.exists() and log.stat().st_size, lambda: run.poll() is None)
     run.send_signal(signal.SIGTERM)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate()
     assert run.returncode == 130 and "--resume" in err and not (work / "long").exists()
     assert (work / "long.partial" / "resume" / "state.pt").is_file()
 
@@ -254,8 +253,8 @@ def test_streams_that_are_closed_or_full_are_no_fault(work, streams):
     """A daemon or cron starts it so. What is meant for a closed stream must not reach the files it writes either."""
     if "full" in streams and not os.path.exists("/dev/full"):
         pytest.skip("no such device here")
-    name = f"c{len(streams)}.json"
-    command = f"exec {sys.executable} -m pixseq palette fit good --colors 4 --size 8 -o {name} {streams}"
+    name = f"c{len(streams)}.zarr"
+    command = f"exec {sys.executable} -m pixseq encode good --palette p.json --size 8 -o {name} {streams}"
     run = subprocess.run(["/bin/sh", "-c", command], cwd=work, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout == ("" if ">&- 2" in streams else f"{name}\n")
     good("show", name, "--verify", folder=work)
@@ -265,10 +264,10 @@ def test_a_full_disk_behind_stdout_is_said_and_nothing_is_undone(work):
     if not os.path.exists("/dev/full"):
         pytest.skip("no such device here")
     with open("/dev/full", "w") as full:
-        args = ["palette", "fit", "good", "--colors", "4", "--size", "8", "-o", "f.json"]
+        args = ["encode", "good", "--palette", "p.json", "--size", "8", "-o", "f.zarr"]
         command = [sys.executable, "-m", "pixseq", *args]
         run = subprocess.run(command, cwd=work, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 1 and "what was made stands" in run.stderr and (work / "f.json").is_file()
+    assert run.returncode == 1 and "what was made stands" in run.stderr and (work / "f.zarr").is_dir()
 
 
 def test_a_terminal_that_goes_away_is_no_fault(monkeypatch):

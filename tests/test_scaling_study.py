@@ -1,12 +1,11 @@
 """A scaling study end to end on small tokens: the grid, its cells, an interruption, and what is refused."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 from conftest import write_pixels, write_tokens
-from program import ended, forked
+from program import ended, forked, until
 
 from pixseq.artifacts import manifest
 from pixseq.artifacts.checkpoint import open_checkpoint
@@ -153,9 +152,7 @@ def test_a_cell_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(grid):
     longest = max(study.cells, key=lambda cell: cell.steps)
     running = forked("scaling", "run", study.path, "--cell", longest.id, "--quiet")
     log = study.folder(longest) / "model.partial" / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: log.exists() and log.read_text().count("\n") > 1, running.is_alive)
     running.terminate()
     assert ended(running) == 130 and study.status(longest) == "begun"
     numbers = one.run(study, longest)

@@ -16,7 +16,7 @@ import torch
 import zarr
 from conftest import TINY, write_tokens
 from PIL import Image
-from program import ended, forked, good
+from program import ended, forked, good, until
 from reference import igpt_forward
 from safetensors.torch import load_file, save_file
 
@@ -105,9 +105,7 @@ def test_features_killed_at_any_moment_resume_to_the_same_id(checkpoints, tmp_pa
     killed = 0
     for wait in (0.0, 0.1, 0.3):
         run = forked(*command, "-o", target)
-        deadline = time.monotonic() + 60
-        while not partial.exists() and run.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(partial.exists, run.is_alive)
         time.sleep(wait)
         run.kill()
         if ended(run) == 0:

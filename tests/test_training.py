@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, write_tokens
-from program import ended, forked
+from program import ended, forked, until
 
 from pixseq import runtime
 from pixseq.artifacts import atomic, manifest
@@ -382,9 +382,7 @@ def test_kill_9_leaves_no_target_and_the_run_goes_on(tokens, tmp_path):
     wait, killed = random.Random(0), 0
     for _ in range(3):
         run = forked(*command, "-o", tmp_path / "m")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "m.partial" / "resume").exists() and time.monotonic() < deadline and run.is_alive():
-            time.sleep(0.01)
+        until((tmp_path / "m.partial" / "resume").exists, run.is_alive)
         time.sleep(wait.uniform(0, 0.3))
         run.kill()
         if ended(run) == 0:
