@@ -155,7 +155,8 @@ def npy_header(shape, dtype, fortran=False):
 
 def encoded(path, limit=5, **options):
     """All pictures of a source, as encode reads them."""
-    from pixseq.data.images import Preparation, Reader
+    from pixseq.data.images import Reader
+    from pixseq.data.preparation import Preparation
     from pixseq.data.sources import open_source
 
     def read():

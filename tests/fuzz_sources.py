@@ -15,7 +15,8 @@ def reading(path, line=None):
     """What reads the source at `path` of a folder, and the command lines that do."""
 
     def read(folder):
-        from pixseq.data.images import Preparation, Reader
+        from pixseq.data.images import Reader
+        from pixseq.data.preparation import Preparation
         from pixseq.data.sources import TokenSource, open_any
         from pixseq.data.token_files import TokenReader
 

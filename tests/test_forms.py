@@ -13,7 +13,8 @@ from PIL import Image
 
 from pixseq import progress
 from pixseq.data.decode import to_bytes
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import encode, palette

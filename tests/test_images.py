@@ -11,7 +11,8 @@ from PIL import Image
 
 from pixseq.data import images
 from pixseq.data.folders import open_paths
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.records import Pixels, Source
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError

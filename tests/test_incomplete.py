@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pictures import drawn, pngs, write_parquet, write_tar
 
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError
 

@@ -9,7 +9,8 @@ from pictures import drawn, png, pngs, write_parquet, write_tar
 
 from pixseq import progress
 from pixseq.artifacts.arrays import open_store
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import encode, palette

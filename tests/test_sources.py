@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from pixseq.data import webdataset
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.records import ImageFile
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pixseq.data.images import CROP, SHORTER, Preparation
+from pixseq.data.preparation import CROP, SHORTER, Preparation
 from pixseq.engine import batches
 from pixseq.numerics.orders import order_of
 from pixseq.streams import Stream

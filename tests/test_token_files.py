@@ -11,7 +11,8 @@ from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import StoreWriter, open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
-from pixseq.data.images import Preparation, Reader
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 from pixseq.data.sources import TokenSource, open_any, open_source
 from pixseq.data.token_files import TokenReader
 from pixseq.errors import PixseqError, UsageError

@@ -1,4 +1,4 @@
-"""From a source to batches of uint8 pictures, square or whole: how they are cut and resized, and the reader of them.
+"""From a source to batches of uint8 pictures, square or whole: they are read, decoded and prepared side by side.
 
 Shapes: B source images a batch, N = B * max(views, 1) rows, S the side, P the pixels of all rows of a batch together.
 The same pictures come out whatever the number of worker threads and wherever reading starts.
@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
-from pixseq.data.pictures import centre, joined, resized
-from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source
-from pixseq.errors import PixseqError, UsageError
-from pixseq.streams import Stream
+from pixseq.data.pictures import joined
+from pixseq.data.preparation import Preparation, three_channels
+from pixseq.data.records import ImageFile, Pixels, Source
+from pixseq.errors import PixseqError
 from pixseq.text import shown
 
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
@@ -32,104 +32,6 @@ HELD_BYTES = 32 << 20  # of whole pictures that are held at once, or one
 MOST_RATIO = 16  # of the sides of a picture that stays whole: of longer ones a chunk would take gigabytes
 RESIZE_CHUNK = 256
 KEPT_PROBLEMS = 20
-MOST_PIXELS = 2**31 - 1  # Pillow counts no further
-MOST_SIDE = 4096  # pixels
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-CROP, SHORTER = 224, (256.0, 384.0)  # pixels: the paper's crop, and the shorter side it is drawn from (3.1)
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Everything that decides the pixels. Raises UsageError for values that make no sense.
-
-    resize   crop: shorter side to S, centre crop S, in one resize of the centre square (the paper's evaluation passes
-             through a 224 crop, which is the same square); squash: both sides straight to S, as Hugging Face does;
-             whole: nothing is cut off, the shorter side becomes S, and a picture that is smaller stays as it is.
-    resized_side   of crop: the shorter side to this many pixels first, then the centre S of them, as torchvision's
-             Resize and CenterCrop do.
-    filter   The paper names none. Pillow's antialiased bilinear is Hugging Face's, so that squash gives its tokens.
-    bit_depth   Of 16-bit pictures: how many bits hold values; None: all 16.
-    views    N > 0: N rows an image, each a random crop as in the paper's training (3.1): shorter side drawn from
-             256..384, a 224 crop anywhere, then to S. A view is a function of (seed, image number, view number).
-    """
-
-    size: int = 32
-    resize: str = "crop"
-    filter: str = "bilinear"
-    background: str = "white"
-    views: int = 0
-    seed: int = 0
-    on_error: str = "fail"
-    max_pixels: int = MAX_PIXELS
-    bit_depth: int | None = None
-    resized_side: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("resize", self.resize, ("crop", "squash", "whole")),
-            ("filter", self.filter, tuple(FILTERS)),
-            ("on-error", self.on_error, ("fail", "skip")),
-        ):
-            if value not in choices:
-                raise UsageError(f"--{name} {value} is not one of {', '.join(choices)}")
-        for name, number, low, high in (
-            ("size", self.size, 1, MOST_SIDE),
-            ("views", self.views, 0, 1_000_000),
-            ("seed", self.seed, 0, 2**63 - 1),
-            ("max-pixels", self.max_pixels, 1, MOST_PIXELS),
-            ("bit-depth", self.bit_depth or 16, 1, 16),
-        ):
-            if not low <= number <= high:
-                raise UsageError(f"--{name} {number} is not between {low} and {high}")
-        if self.views and self.resize != "crop":
-            raise UsageError(
-                f"--views draws square crops, so it cannot go with --resize {self.resize}", "leave one of them out"
-            )
-        self._check_resized_side()
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            raise UsageError(
-                f"--background {shown(self.background)} is no colour", "e.g. white, black or #808080"
-            ) from None
-
-    def _check_resized_side(self) -> None:
-        if self.resized_side is None:
-            return
-        if self.resize != "crop" or self.views:
-            other = "--views" if self.views else f"--resize {self.resize}"
-            raise UsageError(f"--resized-side is of the centre crop, not of {other}", "leave one of them out")
-        if not self.size <= self.resized_side <= MOST_SIDE:
-            raise UsageError(
-                f"--resized-side {self.resized_side} is not between --size, {self.size}, and {MOST_SIDE}",
-                "the centre --size is cut from pictures of that shorter side",
-            )
-
-    @property
-    def backdrop(self) -> tuple[int, int, int]:
-        return ImageColor.getrgb(self.background)[:3]
-
-    def boxes(self, width: int, height: int, index: int) -> list[tuple[float, float, float, float]]:
-        """The regions (left, upper, right, lower) of picture number `index` that become its rows."""
-        if self.resize == "squash":
-            return [(0, 0, width, height)]
-        side = min(width, height)
-        if not self.views:  # whole pixels, so that a picture whose shorter side is S is copied, not blurred
-            left, upper = (width - side) // 2, (height - side) // 2
-            return [(left, upper, left + side, upper + side)]
-        boxes: list[tuple[float, float, float, float]] = []
-        for view in range(self.views):
-            rng = np.random.default_rng([self.seed, index, view, Stream.VIEWS])
-            crop = side * CROP / rng.uniform(*SHORTER)
-            x, y = rng.uniform(0, width - crop), rng.uniform(0, height - crop)
-            boxes.append((x, y, min(x + crop, width), min(y + crop, height)))
-        return boxes
 
 
 @dataclass(frozen=True)
@@ -255,7 +157,9 @@ class Reader:
             if isinstance(item, Pixels):
                 done = 0
                 while done < len(item.images):
-                    size = self._room(index) if self._is_ready(item.images) else min(RESIZE_CHUNK, self._room(index))
+                    size = (
+                        self._room(index) if self.prep.is_ready(item.images) else min(RESIZE_CHUNK, self._room(index))
+                    )
                     part = slice(done, done + size)
                     images = item.images[part]
                     yield partial(self._arrays, images, None if item.labels is None else item.labels[part], index)
@@ -300,33 +204,24 @@ class Reader:
     def _room(self, index: int) -> int:
         return self.batch_size - (index - self.start) % self.batch_size
 
-    def _is_ready(self, images: np.ndarray) -> bool:
-        if self.prep.resize == "whole":
-            return MIN_SIDE <= min(images.shape[1:3]) <= self.prep.size
-        return self._is_one_resize and images.shape[1:3] == (self.prep.size, self.prep.size)
-
-    @property
-    def _is_one_resize(self) -> bool:
-        """Whether a square becomes a row in one resize of all of it."""
-        return not self.prep.views and self.prep.resized_side is None
-
     def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
         count, numbers = len(images), self._numbers(index, len(images))
         if labels is not None and self.prep.on_error == "skip" and (labels == -1).any():
             has = labels != -1
             images, labels, numbers = images[has], labels[has], numbers[has]
         tally = Counter(images=len(images), grey=len(images) * (images.ndim == 3), skipped=count - len(images))
-        if self._is_ready(images) or not len(images):
+        if self.prep.is_ready(images) or not len(images):
             size = (self.prep.size, self.prep.size)
             rows = images if len(images) else np.empty((0, *size, 3), np.uint8)
-            return self._result(_three_channels(rows), labels, numbers, count, tally)
+            return self._result(three_channels(rows), labels, numbers, count, tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
-        if self._is_one_resize and images.shape[1] == images.shape[2]:
-            rows = _resize_squares(images, self.prep.size, FILTERS[self.prep.filter])
-            return self._result(_three_channels(rows), labels, numbers, count, tally)
+        if self.prep.is_one_resize and images.shape[1] == images.shape[2]:
+            return self._result(self.prep.squares(images), labels, numbers, count, tally)
         images = np.ascontiguousarray(images)
-        rows = np.concatenate([self._rows(Image.fromarray(image), number) for image, number in zip(images, numbers)])
+        rows = np.concatenate(
+            [self.prep.rows(Image.fromarray(image), number) for image, number in zip(images, numbers)]
+        )
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
         return self._result(rows, labels, np.repeat(numbers, views), count, tally)
@@ -384,41 +279,4 @@ class Reader:
                 f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
                 "cut it up, or encode squares with --resize crop",
             )
-        return self._rows(image, number), done
-
-    def _rows(self, image: Image.Image, number: int) -> np.ndarray:
-        """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels.
-
-        One that stays whole: uint8 [1, h, w, 3].
-        """
-        size, method = self.prep.size, FILTERS[self.prep.filter]
-        if self.prep.resize == "whole":
-            return _three_channels(np.asarray(resized(image, min(size, *image.size), method))[None])
-        if self.prep.resized_side is not None:
-            return _three_channels(np.asarray(centre(resized(image, self.prep.resized_side, method), size))[None])
-        boxes = self.prep.boxes(*image.size, int(number))
-        rows = np.empty((len(boxes), size, size, 3), np.uint8)
-        for row, box in zip(rows, boxes):
-            pixels = np.asarray(image.resize((size, size), method, box))
-            row[:] = pixels[..., None] if pixels.ndim == 2 else pixels
-        return rows
-
-
-def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
-    """[n, h, h(, 3)] to [n, S, S(, 3)] in two calls, with the very bytes of n calls.
-
-    A square Pillow too resizes across first, rounds to 8 bits, then down. Stacked on each other, all pictures go across
-    in one call; turned on their sides, they go down in another.
-    """
-
-    def across(stack: np.ndarray) -> np.ndarray:
-        n, height, width, *channels = stack.shape
-        tall = Image.fromarray(np.ascontiguousarray(stack).reshape(n * height, width, *channels))
-        return np.asarray(tall.resize((size, n * height), method)).reshape(n, height, size, *channels)
-
-    return across(across(images).swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def _three_channels(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, S, S, 3], contiguous, of grey or colour."""
-    return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else np.ascontiguousarray(images)
+        return self.prep.rows(image, number), done

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from pixseq.artifacts.arrays import Spec, StoreWriter
     from pixseq.artifacts.codec import Codec
-    from pixseq.data.images import ImageBatch, Preparation, Reader
+    from pixseq.data.images import ImageBatch, Reader
+    from pixseq.data.preparation import Preparation
     from pixseq.data.sources import Source, TokenSource
     from pixseq.data.token_files import TokenBatch, TokenReader
 
@@ -79,7 +80,8 @@ def run(
     images out, drawn by `seed` whatever the views, and `part` says which of the two is written: train or val.
     An interrupted run leaves NAME.partial; `resume` goes on from its last whole chunk, to the same content id.
     """
-    from pixseq.data.images import MAX_PIXELS, Preparation
+    from pixseq.data.preparation import Preparation
+    from pixseq.data.records import MAX_PIXELS
 
     _check_options(scheme, palette, resize, limit)
     check_held_out(val_fraction, part)

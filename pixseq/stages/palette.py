@@ -17,7 +17,7 @@ from pixseq.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from pixseq.data.images import Preparation
+    from pixseq.data.preparation import Preparation
     from pixseq.data.sources import Source
     from pixseq.numerics.kmeans import PaletteFit
 
@@ -49,7 +49,8 @@ def run_fit(
     """
     from pixseq.artifacts.palette import save_palette
     from pixseq.data.described import describe
-    from pixseq.data.images import MAX_PIXELS, Preparation
+    from pixseq.data.preparation import Preparation
+    from pixseq.data.records import MAX_PIXELS
     from pixseq.data.sources import open_source
     from pixseq.numerics.kmeans import REFINE_STEPS, fit_palette
 

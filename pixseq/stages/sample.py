@@ -27,7 +27,7 @@ from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
 if TYPE_CHECKING:
-    from pixseq.data.images import Preparation
+    from pixseq.data.preparation import Preparation
     from pixseq.data.sources import Source
 
 HIDDEN = 128  # the grey that stands for what a completion did not see
@@ -211,7 +211,8 @@ def _prompt(checkpoint: Checkpoint, prompt: str, reading: dict[str, Any], count:
         tokens, kept = image_store.seen_images(store, rows), checkpoint.codec.kept(keep)
         return Prompt(tokens, kept, reference(prompt, store.manifest), part)
     from pixseq.data.described import describe
-    from pixseq.data.images import Preparation, Reader
+    from pixseq.data.images import Reader
+    from pixseq.data.preparation import Preparation
 
     how = {key: value for key, value in reading.items() if key in ("bit_depth", "max_pixels", "on_error")}
     prep = Preparation(size=checkpoint.codec.grid[0], **how)
