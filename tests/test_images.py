@@ -332,7 +332,7 @@ def test_pictures_that_unfold_far_beyond_their_files_wait_for_each_other(tmp_pat
         Image.new("RGB", (400, 400), (i, 0, 0)).save(tmp_path / f"{i}.png")
     monkeypatch.setattr(images, "DECODE_CHUNK", 1)
     monkeypatch.setattr(images, "DECODED_BYTES", 3_500_000)  # of two such pictures
-    rows, inside, most = images.Reader._rows, [], []
+    rows, inside, most = Preparation.rows, [], []
 
     def slow(self, image, number):
         inside.append(number)
@@ -341,8 +341,8 @@ def test_pictures_that_unfold_far_beyond_their_files_wait_for_each_other(tmp_pat
         inside.remove(number)
         return rows(self, image, number)
 
-    monkeypatch.setattr(images.Reader, "_rows", slow)
-    source, prep = open_source(str(tmp_path)), images.Preparation(size=4)
+    monkeypatch.setattr(Preparation, "rows", slow)
+    source, prep = open_source(str(tmp_path)), Preparation(size=4)
     found = [np.concatenate([b.images for b in images.Reader(source, prep, workers=w)]) for w in (0, 8)]
     assert np.array_equal(*found) and max(most) <= 2
     inside.clear(), most.clear()
@@ -355,7 +355,7 @@ def test_whole_pictures_are_no_strips_and_are_held_a_few_at_a_time(tmp_path, mon
     for i in range(12):
         Image.new("RGB", (300, 20), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
     monkeypatch.setattr(images, "HELD_BYTES", 40_000)  # of two such pictures and a part
-    source, prep = open_source(str(tmp_path)), images.Preparation(size=20, resize="whole")
+    source, prep = open_source(str(tmp_path)), Preparation(size=20, resize="whole")
     for workers in (0, 4):
         found = list(images.Reader(source, prep, workers=workers))
         assert [len(batch.shapes) for batch in found] == [4] * 3 and [batch.stop for batch in found] == [4, 8, 12]
