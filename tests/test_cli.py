@@ -137,6 +137,17 @@ def test_dry_run_shows_the_recipe_and_makes_nothing(work):
     assert not list(work.glob("*.partial"))
 
 
+def test_export_takes_numbers_or_none(work, tmp_path, monkeypatch, capsys):
+    numbers, out = tmp_path / "e.json", tmp_path / "exported"
+    for words in (
+        ("evaluate", "m", "t.zarr", "-o", numbers),
+        ("export", "hf", "m", "-o", out),
+        ("export", "hf", "m", "--metrics", numbers, "-o", out, "--overwrite"),
+    ):
+        code, _, err = inside([str(word) for word in words], work, monkeypatch, capsys)
+        assert code == 0, err
+
+
 def test_configuration_of_a_checkpoint_is_accepted_back(work):
     plan = good("pretrain", "t.zarr", "--config", "m/config.yaml", "--dry-run", "--json", folder=work)
     assert json.loads(plan)["model"] == {"n_layer": 2, "n_head": 2, "d_model": 16, "objective": "ar"}

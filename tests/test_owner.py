@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pixseq.artifacts import atomic, layout, renaming
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
-from pixseq.stages import decode, encode, evaluate, features, finetune, importing, pretrain, sample
+from pixseq.stages import decode, encode, evaluate, features, finetune, importing, palette, pretrain, sample
 
 
 def child(code, *args):
@@ -107,6 +108,18 @@ def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path, checkpoi
         with pytest.raises(UsageError, match="what this command reads"):
             atomic.check_apart([target], [read])
     atomic.check_apart([numbers, tmp_path / "new"], [tmp_path])  # an artifact in a folder of pictures is made again
+
+
+def test_labels_beside_a_file_are_read_too(tmp_path):
+    np.save(tmp_path / "cats.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "cats_labels.npy", np.arange(2))
+    for run in (
+        lambda out: encode.run(str(tmp_path / "cats.npy"), out, scheme="gray", size=8, overwrite=True),
+        lambda out: palette.run_fit(str(tmp_path / "cats.npy"), out, colors=2, size=8, overwrite=True),
+    ):
+        with pytest.raises(UsageError, match="what this command reads"):
+            run(tmp_path / "cats_labels.npy")
+    assert names(tmp_path) == ["cats.npy", "cats_labels.npy"]
 
 
 def test_numbered_pictures_of_others_stay(tmp_path, tokens):

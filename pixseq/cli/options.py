@@ -19,9 +19,11 @@ def made(path: Path | None) -> Path | None:
     return path
 
 
-def made_each(paths: list[Path]) -> list[Path]:
-    """The same of several."""
-    return [path for path in paths if made(path)]
+def made_each(paths: list[Path] | None) -> list[Path] | None:
+    """The same of several, or of none."""
+    for path in paths or ():
+        made(path)
+    return paths
 
 
 def there(spec: str | None) -> str | None:

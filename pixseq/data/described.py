@@ -89,6 +89,12 @@ def describe(source: Source | TokenSource) -> dict[str, Any]:
     return {"path": source.path, "id": id, "listing": listing, **told}
 
 
+def files_of(source: Source | TokenSource) -> list[Path]:
+    """What is read, so far as it is not a file a picture; that of the labels, which may lie beside, among it."""
+    beside = [Path(source.path).parent / source.labels_from] if source.labels_from else []
+    return [*source.files, *beside]
+
+
 def is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two manifests name one source and split: by what both of them recorded."""
     if "listing" in a and "listing" in b:

@@ -23,7 +23,7 @@ from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.cores import threads, usable_cores
-from pixseq.data.described import COUNTED_LABELS, describe, labels_line, say_narrow, say_skipped, source_line
+from pixseq.data.described import COUNTED_LABELS, describe, files_of, labels_line, say_narrow, say_skipped, source_line
 from pixseq.engine.parts import Subset, check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
 
@@ -100,7 +100,7 @@ def run(
     atomic.check_apart([out], [source, palette])
     atomic.check_target(out, overwrite)
     job = _opened(source, split, label_column, scheme, palette, prep, limit, val_fraction, part)
-    atomic.check_apart([out], job.source.files)  # of one that was named, those beside it too
+    atomic.check_apart([out], files_of(job.source))
     return _write(out, job, usable_cores() if workers is None else workers, resume, overwrite)
 
 

@@ -48,7 +48,7 @@ def run_fit(
     Where the source has fewer distinct colours than `colors`, the palette is these colours.
     """
     from pixseq.artifacts.palette import save_palette
-    from pixseq.data.described import describe
+    from pixseq.data.described import describe, files_of
     from pixseq.data.preparation import Preparation
     from pixseq.data.records import MAX_PIXELS
     from pixseq.data.sources import open_source
@@ -67,7 +67,7 @@ def run_fit(
         bit_depth=bit_depth,
     )
     opened = open_source(source, split, label_column, bit_depth, on_error, prep.max_pixels)
-    atomic.check_apart([out], opened.files)  # of one that was named, those beside it too
+    atomic.check_apart([out], files_of(opened))
     for note in opened.notes:
         progress.note(note)
     part = part_of_source(opened, max_images)
