@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # in which a CPU's choice makes no difference; one row alone is still another kernel. Elsewhere rows are padded more.
 LANES_CPU, LANES = 2, 8
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
-ROWS = 512  # of prompts that run together
+ROWS, NUMBERS = 512, 1 << 17  # of prompts that run together: rows, and more of narrow models, up to so many numbers
 KEPT, LEAST = 1 << 25, 16  # bytes of keys and values, and samples at least, of compiled steps at once
 
 
@@ -118,7 +118,8 @@ class Decoder:
             return self.compiled((self.model.sos + self.places[0]).expand(self.batch, -1), 0)
         inputs = F.pad(prompt, (0, 1))  # the last token is not an input
         different, which = inputs.unique(dim=0, return_inverse=True)
-        together, logits = max(ROWS // inputs.shape[1], 1), []
+        rows_together = max(ROWS, NUMBERS // self.model.shape.d_model)
+        together, logits = max(rows_together // inputs.shape[1], 1), []
         for first in range(0, len(different), together):
             part = different[first : first + together]
             rows = ((first <= which) & (which < first + len(part))).nonzero()[:, 0]
