@@ -129,21 +129,34 @@ def test_a_compiled_step_equals_the_plain_one(width, heads, bf16, monkeypatch):
     assert (compiled - plain).abs().max() < (0.05 if bf16 else 5e-5) * plain.abs().max()
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.8}], ids=str)
+def test_compiled_and_plain_steps_draw_the_same_pictures(settings, monkeypatch):
+    if decoder_step.library(torch.float32) is None:
+        pytest.skip("there is no C compiler here")
+    model, prompt = random_model(AR), tokens(AR)[:, :4]
+    uniform = torch.rand(4, AR.n_ctx - 4, generator=torch.Generator().manual_seed(3))
+    compiled = sample(model, prompt, uniform, **settings)
+    monkeypatch.setattr(decoder_step, "library", lambda dtype: None)
+    assert torch.equal(sample(model, prompt, uniform, **settings), compiled)
+
+
 @pytest.mark.parametrize("samples", [1, 3, 70])
 def test_a_compiled_step_does_not_depend_on_the_number_of_threads(samples, threads, monkeypatch):
     if decoder_step.library(torch.float32) is None:
         pytest.skip("there is no C compiler here")
     monkeypatch.setattr(decoder_step, "WORK", 1)
     model, x = random_model(replace(AR, d_model=96, n_head=3)), torch.arange(samples).remainder(AR.n_vocab)
-    drawn = []
+    uniform = torch.rand(samples, AR.n_ctx, generator=torch.Generator().manual_seed(4))
+    logits, pictures = [], []
     for count in (1, 2, 3):
         threads(count)
         with torch.inference_mode():
             decoder = Decoder(model, samples)
-            drawn.append(
-                torch.stack([decoder.prefill(x.new_zeros(samples, 0)), decoder.step(x, 1), decoder.step(x, 2)])
-            )
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+            first = decoder.prefill(x.new_zeros(samples, 0))
+            logits.append(torch.stack([first, decoder.step(x, 1), decoder.step(x, 2)]))
+        pictures.append(sample(model, x.new_zeros(samples, 0), uniform))
+    for each in (logits, pictures):
+        assert torch.equal(each[0], each[1]) and torch.equal(each[0], each[2])
 
 
 @pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false"])

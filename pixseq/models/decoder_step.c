@@ -52,8 +52,10 @@ struct step {
        [L, B, H, K / BLOCK, T, BLOCK], T and the K of values rounded up to BLOCK */
     number *qkv, *proj, *fc, *out, *head, *keys, *values;
     float *h, *heads, *attended, *inner, *logits; /* [B, columns(D)], of 3 D, D, 4 D, V */
-    int32_t n_layer, n_head, d_model, n_vocab, n_ctx, batch, position, threads;
-    float eps;
+    float *embeddings, *places, *uniform;         /* of colours [V, D], of positions [T, D]; in [0, 1), [B, T] */
+    int64_t *tokens;                              /* [B, T] */
+    int32_t n_layer, n_head, d_model, n_vocab, n_ctx, batch, threads;
+    float eps, temperature;
 };
 
 static int rounded(int n, int to) { return (n + to - 1) / to * to; }
@@ -119,6 +121,21 @@ enum then { SET, ADD, SET_SILU };
 struct part { /* of the work of a step: these rows, and of a matrix's panels this share */
     int first, last, share, shares;
 };
+
+/* Many samples are shared out, so that no thread waits; else the outputs of each matrix are. */
+static struct part part_of(const struct step *s, int thread, int n)
+{
+    if (s->batch < n * MANY)
+        return (struct part){0, s->batch, thread, n};
+    return (struct part){s->batch * thread / n, s->batch * (thread + 1) / n, 0, 1};
+}
+
+static void wait_for_all(struct part p)
+{
+    if (p.shares > 1) {
+#pragma omp barrier
+    }
+}
 
 /* y = or += or = silu of scale * x W, of rows x [B, columns(in)] and a matrix; no scale: 1. */
 static void product(struct part p, const number *w, int in, int out, const float *x, const float *scale, float *y,
@@ -212,7 +229,7 @@ static void attend(const float *q, const float *k, const float *v, int size, int
 }
 
 /* Attention of a layer, of this share of the heads of these rows. */
-static void attention(const struct step *s, struct part p, int layer)
+static void attention(const struct step *s, struct part p, int layer, int position)
 {
     int size = s->d_model / s->n_head, places = rounded(s->n_ctx, BLOCK);
     size_t key = (size_t)places * size, value = (size_t)places * rounded(size, BLOCK);
@@ -221,51 +238,101 @@ static void attention(const struct step *s, struct part p, int layer)
         int row = i / s->n_head, head = i % s->n_head;
         const float *q = s->heads + row * columns(3 * s->d_model) + head * size;
         size_t number = (size_t)layer * s->batch * s->n_head + i;
-        attend(q, q + s->d_model, q + 2 * s->d_model, size, s->position, places, s->keys + number * key,
+        attend(q, q + s->d_model, q + 2 * s->d_model, size, position, places, s->keys + number * key,
                s->values + number * value, s->attended + row * columns(s->d_model) + head * size);
     }
 }
 
 static size_t numbers(int in, int out) { return (size_t)in * rounded(out, PANEL); }
 
-/* Many samples are shared out, so that no thread waits; else the outputs of each matrix are. */
-static void work(const struct step *s, int thread, int n)
+/* From h^0 of a position to its logits. */
+static void work(const struct step *s, struct part p, int position)
 {
-    int d = s->d_model, many = s->batch >= n * MANY;
-    struct part p = {0, s->batch, thread, n};
-    if (many)
-        p = (struct part){s->batch * thread / n, s->batch * (thread + 1) / n, 0, 1};
+    int d = s->d_model;
     float scale[p.last - p.first];
     for (int layer = 0; layer < s->n_layer; layer++) {
         scales(s, p.first, p.last, scale);
         product(p, s->qkv + layer * numbers(d, 3 * d), d, 3 * d, s->h, scale, s->heads, SET);
-        if (!many) {
-#pragma omp barrier
-        }
-        attention(s, p, layer);
-        if (!many) {
-#pragma omp barrier
-        }
+        wait_for_all(p);
+        attention(s, p, layer, position);
+        wait_for_all(p);
         product(p, s->proj + layer * numbers(d, d), d, d, s->attended, 0, s->h, ADD);
-        if (!many) {
-#pragma omp barrier
-        }
+        wait_for_all(p);
         scales(s, p.first, p.last, scale);
         product(p, s->fc + layer * numbers(d, 4 * d), d, 4 * d, s->h, scale, s->inner, SET_SILU);
-        if (!many) {
-#pragma omp barrier
-        }
+        wait_for_all(p);
         product(p, s->out + layer * numbers(4 * d, d), 4 * d, d, s->inner, 0, s->h, ADD);
-        if (!many) {
-#pragma omp barrier
-        }
+        wait_for_all(p);
     }
     scales(s, p.first, p.last, scale);
     product(p, s->head, d, s->n_vocab, s->h, scale, s->logits, SET);
 }
 
-void step(struct step *s)
+/* h^0 of a row at a position, from the token before it. */
+static void embed(const struct step *s, int row, int position)
+{
+    const float *embedding = s->embeddings + s->tokens[(size_t)row * s->n_ctx + position - 1] * s->d_model;
+    const float *place = s->places + (size_t)position * s->d_model;
+    float *h = s->h + row * columns(s->d_model);
+    for (int i = 0; i < s->d_model; i++)
+        h[i] = embedding[i] + place[i];
+}
+
+/* A row's token at a position, by inversion of the cumulative distribution; at temperature 0 the likeliest. */
+static void choose(const struct step *s, int row, int position)
+{
+    float *p = s->logits + row * columns(s->n_vocab);
+    size_t here = (size_t)row * s->n_ctx + position;
+    int last = s->n_vocab - 1, token = 0, n = rounded(s->n_vocab, BLOCK);
+    if (s->temperature == 0) {
+        for (int i = 1; i <= last; i++)
+            token = p[i] > p[token] ? i : token;
+    } else {
+        double sum = 0, target = 0;
+        for (int i = 0; i <= last; i++)
+            p[i] /= s->temperature;
+        for (int i = last + 1; i < n; i++)
+            p[i] = -INFINITY;
+        exponentials(p, n);
+        for (int i = 0; i <= last; i++)
+            target += p[i];
+        target *= s->uniform[here];
+        while (token < last && (sum += p[token]) <= target)
+            token++;
+    }
+    s->tokens[here] = token;
+}
+
+/* From h^0 of a position to its logits. */
+void step(struct step *s, int position)
 {
 #pragma omp parallel num_threads(s->threads)
-    work(s, omp_get_thread_num(), omp_get_num_threads());
+    work(s, part_of(s, omp_get_thread_num(), omp_get_num_threads()), position);
+}
+
+/* From logits to tokens of a position. */
+void choose_all(struct step *s, int position)
+{
+    for (int row = 0; row < s->batch; row++)
+        choose(s, row, position);
+}
+
+/* The tokens of positions first .. last - 1, from those before them. */
+void draw(struct step *s, int first, int last)
+{
+#pragma omp parallel num_threads(s->threads)
+    {
+        int thread = omp_get_thread_num(), n = omp_get_num_threads();
+        struct part p = part_of(s, thread, n);
+        int begin = s->batch * thread / n, end = s->batch * (thread + 1) / n; /* whether rows are shared out or not */
+        for (int position = first; position < last; position++) {
+            for (int row = begin; row < end; row++)
+                embed(s, row, position);
+            wait_for_all(p);
+            work(s, p, position);
+            wait_for_all(p);
+            for (int row = begin; row < end; row++)
+                choose(s, row, position);
+        }
+    }
 }

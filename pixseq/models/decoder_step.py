@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,10 @@ LINKED = ("-fopenmp", "-fPIC", "-shared")
 OF_TYPE: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 SECONDS = 60  # that a compiler may take
 WORK = 1 << 18  # multiplications that are worth a thread
+STEPS, AT_ONCE = (
+    16,
+    1 << 30,
+)  # of one call at most: steps, and multiplications, which take about a hundredth of a second
 
 
 @functools.cache
@@ -49,8 +54,12 @@ def library(dtype: torch.dtype) -> ctypes.CDLL | None:
             return None
 
 
-ARRAYS = ("qkv", "proj", "fc", "out", "head", "keys", "values", "h", "heads", "attended", "inner", "logits")
-NUMBERS = ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "batch", "position", "threads")
+ARRAYS = (
+    *("qkv", "proj", "fc", "out", "head", "keys", "values"),
+    *("h", "heads", "attended", "inner", "logits"),
+    *("embeddings", "places", "uniform", "tokens"),
+)
+NUMBERS = ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "batch", "threads")
 
 
 class State(ctypes.Structure):
@@ -60,6 +69,7 @@ class State(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ARRAYS),
         *((name, ctypes.c_int32) for name in NUMBERS),
         ("eps", ctypes.c_float),
+        ("temperature", ctypes.c_float),
     )
 
 
@@ -68,22 +78,22 @@ class Step:
 
     def __init__(self, library: ctypes.CDLL, model: ImageGPT, batch: int, dtype: torch.dtype, eps: float):
         s = model.shape
-        self.library, self.width, self.colours, self.places = library, s.d_model, s.n_vocab, rounded(s.n_ctx, BLOCK)
-        layers = list(zip(*folded(model)))
-        size, lead = s.d_model // s.n_head, (s.n_layer, batch, s.n_head)
+        self.library, self.shape, self.batch, self.multiplied = library, s, batch, batch * s.block_count()
+        size, lead, places = s.d_model // s.n_head, (s.n_layer, batch, s.n_head), rounded(s.n_ctx, BLOCK)
         widths = {"h": 1, "heads": 3, "attended": 1, "inner": 4}
         self.arrays = {
-            **{name: torch.stack([panels(w, dtype) for w in each]) for name, each in zip(ARRAYS, layers)},
-            "head": panels(folded_head(model), dtype),
-            "keys": torch.zeros(*lead, self.places // BLOCK, size, BLOCK, dtype=dtype),
-            "values": torch.zeros(*lead, rounded(size, BLOCK) // BLOCK, self.places, BLOCK, dtype=dtype),
+            **{name: panels(matrices, dtype) for name, matrices in zip(ARRAYS, zip(*folded(model)))},
+            "head": panels([folded_head(model)], dtype),
+            "keys": torch.zeros(*lead, places // BLOCK, size, BLOCK, dtype=dtype),
+            "values": torch.zeros(*lead, rounded(size, BLOCK) // BLOCK, places, BLOCK, dtype=dtype),
             **{name: torch.zeros(batch, columns(n * s.d_model)) for name, n in widths.items()},
             "logits": torch.zeros(batch, columns(s.n_vocab)),
+            "embeddings": model.wte.detach().contiguous(),
+            "places": model.position_embeddings().detach().contiguous(),
         }
         self.state = State(**{name: array.data_ptr() for name, array in self.arrays.items()}, batch=batch, eps=eps)
         for name in ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx"):
             setattr(self.state, name, getattr(s, name))
-        self.most_threads = max(batch * s.block_count() // WORK, 1)
 
     def keep(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values [B', H, P, K] of the first positions of samples `rows`."""
@@ -95,10 +105,34 @@ class Step:
 
     def __call__(self, h: Tensor, position: int) -> Tensor:
         """h^0 [B, D] of a position -> logits [B, V]."""
-        self.arrays["h"][:, : self.width] = h
-        self.state.position, self.state.threads = position, min(torch.get_num_threads(), self.most_threads)
-        self.library.step(ctypes.byref(self.state))
-        return self.arrays["logits"][:, : self.colours].clone()
+        self.arrays["h"][:, : self.shape.d_model] = h
+        self._call(self.library.step, position)
+        return self.arrays["logits"][:, : self.shape.n_vocab].clone()
+
+    def draw(
+        self, logits: Tensor, prompt: Tensor, uniform: Tensor, temperature: float, advance: Callable[[int], None]
+    ) -> Tensor:
+        """The logits [B, V] after prompts int [B, P], uniform [B, T - P] -> tokens int [B, T].
+
+        Some steps at a time, so that nothing leaves the caches for what is done between them.
+        """
+        p, total = prompt.shape[1], self.shape.n_ctx
+        tokens, numbers = F.pad(prompt, (0, total - p)).contiguous(), F.pad(uniform.float(), (p, 0)).contiguous()
+        self.arrays["logits"][:, : self.shape.n_vocab] = logits
+        self.state.tokens, self.state.uniform = tokens.data_ptr(), numbers.data_ptr()
+        self.state.temperature = temperature
+        self._call(self.library.choose_all, p)
+        advance(self.batch)
+        at_once = min(max(AT_ONCE // self.multiplied, 1), STEPS)
+        for first in range(p + 1, total, at_once):
+            last = min(first + at_once, total)
+            self._call(self.library.draw, first, last)
+            advance(self.batch * (last - first))
+        return tokens
+
+    def _call(self, function: Callable[..., object], *positions: int) -> None:
+        self.state.threads = max(min(torch.get_num_threads(), self.multiplied // WORK), 1)
+        function(ctypes.byref(self.state), *positions)
 
 
 def folded(model: ImageGPT) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -126,10 +160,15 @@ def folded_head(model: ImageGPT) -> Tensor:
     return model.head.weight * model.ln_f.weight
 
 
-def panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[out, in] -> [out / PANEL, in, PANEL], where out is filled up with zeros: a panel is read in its order."""
-    padded = F.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).mT.to(dtype).contiguous()
+def panels(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Of all layers, [out, in] -> [L, out / PANEL, in, PANEL], where out is filled up with zeros: each panel is read
+    from its first number to its last.
+    """
+    out, width = matrices[0].shape
+    whole = torch.zeros(len(matrices), rounded(out, PANEL) // PANEL, width, PANEL, dtype=dtype)
+    for layer, matrix in zip(whole, matrices):
+        layer.copy_(F.pad(matrix.detach(), (0, 0, 0, -out % PANEL)).unflatten(0, (-1, PANEL)).mT)
+    return whole
 
 
 def columns(width: int) -> int:

@@ -216,7 +216,7 @@ def sample(
     """prompt int [B, P] (P may be 0), uniform [B, T - P] -> tokens int [B, T], the prompt untouched.
 
     Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
-    `advance` is told the number of tokens after every step. Raises ValueError for a model that is not autoregressive.
+    `advance` is told the number of tokens after every few steps. Raises ValueError for a model that draws nothing.
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
@@ -225,9 +225,15 @@ def sample(
     spare = -b % size
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
     decoder = Decoder(model, size)
-    choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
-    parts = zip(prompt.split(size), uniform.split(size))
-    return torch.cat([_sampled(decoder, starts, numbers, choose, advance) for starts, numbers in parts])[:b]
+    drawn = []
+    for starts, numbers in zip(prompt.split(size), uniform.split(size)):
+        if decoder.compiled is not None and not top_k and top_p == 1:
+            logits = decoder.prefill(starts)
+            drawn.append(decoder.compiled.draw(logits, starts, numbers, temperature, advance))
+        else:
+            choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+            drawn.append(_step_by_step(decoder, starts, numbers, choose, advance))
+    return torch.cat(drawn)[:b]
 
 
 def samples_together(model: ImageGPT, samples: int) -> int:
@@ -242,7 +248,7 @@ def samples_together(model: ImageGPT, samples: int) -> int:
     return -(-samples // -(-samples // most))
 
 
-def _sampled(
+def _step_by_step(
     decoder: Decoder,
     prompt: Tensor,
     uniform: Tensor,
