@@ -1,19 +1,17 @@
 """encode: pictures to sequences of tokens (sections 3.1 and 3.2), or to pixels, square or whole, streamed into a store.
 
-A source of palette ids, pictures that someone else has encoded, becomes a tokens store too. The three differ in one
-place, `_reading`: what a batch becomes. One loop counts and writes it.
-Shapes: N rows (images, or views of them), n of them in a batch, T tokens a row, S the side in pixels, P the pixels of
-n whole pictures together.
+A source of palette ids, pictures that someone else has encoded, becomes a tokens store too. What a batch becomes is in
+engine/encoding.py; one loop here counts and writes it.
+Shapes: N rows (images, or views of them), S the side in pixels, P the pixels of all whole pictures together.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +22,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.cores import threads, usable_cores
 from pixseq.data.described import COUNTED_LABELS, describe, files_of, labels_line, say_narrow, say_skipped, source_line
+from pixseq.engine.encoding import Encoded, Tally, counted, encoder
 from pixseq.engine.parts import Subset, check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
 
@@ -298,86 +297,6 @@ def _labels(source: Source | TokenSource, tally: Tally) -> dict[str, Any]:
     return {"classes": found, "labels_from": source.labels_from if source.has_labels else None}
 
 
-class Encoded(NamedTuple):
-    """What one batch became.
-
-    `rows` are tokens uint16 [n, T] or pixels uint8 [n, S, S, 3]; of whole pictures pixels [P, 3], with `shapes` [n, 2].
-    `counts` says how often each number occurs in them: [V] of tokens; of pixels [3 * 256], red's bytes, green's,
-    blue's. The error is that of the tokens' colours, None where nothing was rounded to a colour or there is no picture
-    to compare with.
-    """
-
-    rows: np.ndarray
-    counts: np.ndarray
-    squared_error: float | None
-    shapes: np.ndarray | None = None
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.rows if self.shapes is None else self.shapes)
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What has been encoded so far. Saved with the chunks, so that a resumed run reports what a whole one would.
-
-    `image` source images were used up and gave `rows` rows; `met` is what the reader met on the way. `counts` and the
-    error are the sums of those of Encoded; `classes` counts the labels.
-    """
-
-    image: int = 0
-    rows: int = 0
-    squared_error: float | None = 0.0
-    met: dict[str, int] = field(default_factory=dict)
-    counts: list[int] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-
-    def plus(
-        self, batch: ImageBatch | TokenBatch, new: Encoded, met: dict[str, int], class_names: list[str] | None
-    ) -> Tally:
-        import numpy as np
-
-        labels = [] if batch.labels is None else np.minimum(batch.labels, COUNTED_LABELS - 1)
-        return Tally(
-            image=batch.stop,
-            rows=self.rows + new.n_rows,
-            squared_error=None if new.squared_error is None else (self.squared_error or 0.0) + new.squared_error,
-            met=met,
-            counts=_added(self.counts, new.counts),
-            classes=_added(self.classes, np.bincount(labels, minlength=len(class_names or ()))),
-        )
-
-    def summary(self, codec: Codec) -> dict[str, Any]:
-        import numpy as np
-
-        from pixseq.numerics.quantize import channel_statistics, psnr_db, unigram_entropy
-
-        counts = np.array(self.counts)
-        if codec.kind == "pixels":
-            mean, std = channel_statistics(counts)
-            spread = {"channel_mean": [round(x, 6) for x in mean], "channel_std": [round(x, 6) for x in std]}
-            return {**self.met, "rows": self.rows, **spread}
-        mse = None
-        if self.squared_error is not None:
-            height, width, _ = codec.grid
-            mse = round(self.squared_error / (self.rows * height * width), 6)
-        return {
-            **self.met,
-            "rows": self.rows,
-            "tokens_per_row": int(counts.sum()) // self.rows,
-            "n_vocab": codec.n_vocab,
-            "distinct_tokens": int(np.count_nonzero(counts)),
-            "unigram_nats_per_token": round(unigram_entropy(counts), 6),
-            "mse": mse,
-            "psnr_db": psnr_db(mse) if mse else None,
-        }
-
-
-def _added(counts: list[int], more: np.ndarray) -> list[int]:
-    """The sum of both; the shorter one goes on with zeros."""
-    return [a + b for a, b in itertools.zip_longest(counts, more.tolist(), fillvalue=0)]
-
-
 def _encode(
     source: Source | TokenSource,
     chosen: np.ndarray | None,
@@ -466,32 +385,8 @@ def _reading(
     if isinstance(source, TokenSource):
         most = codec.n_vocab if codec.palette and codec.n_vocab else MAX_COLORS
         reader = TokenReader(source, most, start, None, at_once, chosen)
-        return reader, lambda batch: _counted(batch.tokens, codec, None)
-    return Reader(source, prep, start, None, at_once, workers, chosen), _encoder(codec)
-
-
-def _encoder(codec: Codec) -> Callable[[ImageBatch], Encoded]:
-    """What makes pictures the numbers of a scheme."""
-    import numpy as np
-
-    from pixseq.numerics.quantize import byte_counts, nearest_table, squared_error, to_tokens
-
-    if codec.kind == "pixels":
-        return lambda batch: Encoded(batch.images, byte_counts(batch.images), None, batch.shapes)
-    colors = codec.colors
-    table = None if codec.palette is None else nearest_table(np.array(codec.palette))
-
-    def encoded(batch: ImageBatch) -> Encoded:
-        tokens = to_tokens(batch.images, codec.scheme, table)
-        return _counted(tokens, codec, 0.0 if colors is None else squared_error(batch.images, tokens, colors))
-
-    return encoded
-
-
-def _counted(tokens: np.ndarray, codec: Codec, error: float | None) -> Encoded:
-    import numpy as np
-
-    return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab or 0), error)
+        return reader, lambda batch: counted(batch.tokens, codec, None)
+    return Reader(source, prep, start, None, at_once, workers, chosen), encoder(codec)
 
 
 def _check_space(out: str | Path, images: int | None, prep: Preparation, row_bytes: int, n_vocab: int | None) -> None:
