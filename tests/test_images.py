@@ -217,6 +217,23 @@ def test_crop_is_shorter_side_then_centre_crop_and_squash_is_one_resize(tmp_path
     np.testing.assert_array_equal(squashed, picture.resize((16, 16), bilinear))
 
 
+def test_jpegs_are_those_of_pillow_alone(tmp_path):
+    """Grey and coloured ones, of which no copy is made, and one that must be turned."""
+    exif, files, wanted = Image.Exif(), [], []
+    exif[0x0112] = 6
+    for i, (shape, save) in enumerate([((40, 60, 3), {}), ((50, 30), {}), ((33, 61, 3), {"exif": exif}), ((8, 8), {})]):
+        files.append(tmp_path / f"{i}.jpg")
+        Image.fromarray(noise(*shape, seed=i)).save(files[-1], **save)
+        with Image.open(files[-1]) as plain:
+            upright = plain.rotate(-90, expand=True) if save else plain
+            left, top = ((n - min(upright.size)) // 2 for n in upright.size)
+            box = (left, top, left + min(upright.size), top + min(upright.size))
+            wanted.append(np.asarray(upright.convert("RGB").resize((8, 8), Image.Resampling.BILINEAR, box)))
+    found, _, reader = read(open_paths("p", [str(file) for file in files], "train"), size=8)
+    np.testing.assert_array_equal(found, wanted)
+    assert reader.counts == {"images": 4, "grey": 2, "exif_rotated": 1}
+
+
 def test_a_picture_whose_shorter_side_fits_is_copied(tmp_path):
     picture = noise(32, 35, 3)
     cropped, _ = one(tmp_path, Image.fromarray(picture), size=32)

@@ -19,6 +19,7 @@ from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that foreign bytes may reach
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bomb, and here the warning is an error
+JPEG = b"\xff\xd8\xff"  # how it begins
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
 BLOCK_BYTES = 1 << 26  # that a picture's memory is made of: from 32 MB on, it goes back to the system at once
@@ -90,8 +91,9 @@ def decode(
 
 def _formats(file: BinaryIO) -> tuple[str, ...]:
     """The decoders that may read a file, with that of HEIC or AVIF where it is one. Raises BadPicture without it."""
-    kind = special(file.read(HEAD_BYTES))
+    head = file.read(HEAD_BYTES)
     file.seek(0)
+    kind = None if head.startswith(JPEG) else special(head)
     if kind is None:
         return FORMATS
     if kind in NOT_READ:
@@ -142,6 +144,8 @@ def _upright(
             backdrop.paste(image, mask=alpha)
             image = backdrop
             done.append("alpha_composited")
+    if image.format == "JPEG" and image.mode in ("L", "RGB"):  # most are: not copied
+        return image, [*done, *(["grey"] if image.mode == "L" else [])]
     if image.mode in ("1", "L"):
         return image.convert("L"), [*done, "grey"]
     if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):

@@ -19,7 +19,7 @@ from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import joined
-from pixseq.data.preparation import Preparation, three_channels
+from pixseq.data.preparation import Preparation, as_pixels, stacked, three_channels
 from pixseq.data.records import ImageFile, Pixels, Source
 from pixseq.errors import PixseqError
 from pixseq.text import shown
@@ -219,12 +219,14 @@ class Reader:
         if self.prep.is_one_resize and images.shape[1] == images.shape[2]:
             return self._result(self.prep.squares(images), labels, numbers, count, tally)
         images = np.ascontiguousarray(images)
-        rows = np.concatenate(
-            [self.prep.rows(Image.fromarray(image), number) for image, number in zip(images, numbers)]
-        )
+        made = [
+            each for image, number in zip(images, numbers) for each in self.prep.rows(Image.fromarray(image), number)
+        ]
+        whole = self.prep.resize == "whole"
+        resized: Iterable[np.ndarray] = [as_pixels(each) for each in made] if whole else stacked(made, self.prep.size)
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
-        return self._result(rows, labels, np.repeat(numbers, views), count, tally)
+        return self._result(resized, labels, np.repeat(numbers, views), count, tally)
 
     def _result(
         self,
@@ -242,7 +244,8 @@ class Reader:
         return _Result(pixels, labels, numbers, count, tally, problems, shapes)
 
     def _files(self, files: list[ImageFile], index: int) -> _Result:
-        rows: list[np.ndarray] = []
+        whole: list[np.ndarray] = []
+        squares: list[Image.Image] = []
         labels: list[int | None] = []
         numbers: list[int] = []
         problems: list[str] = []
@@ -261,17 +264,20 @@ class Reader:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
-            rows.extend(new)
+            if self.prep.resize == "whole":
+                whole += [as_pixels(each) for each in new]
+            else:
+                squares += new
             labels += [file.label] * len(new)
             numbers += [number] * len(new)
             tally.update(["images", *done])
         targets = np.array(labels, dtype=np.int64) if self.source.has_labels else None
-        made: Iterable[np.ndarray] = rows
-        if self.prep.resize != "whole":
-            made = np.array(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
+        made = whole if self.prep.resize == "whole" else stacked(squares, self.prep.size)
         return self._result(made, targets, np.array(numbers, dtype=np.int64), len(files), tally, *problems)
 
-    def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
+    def _decoded(
+        self, file: ImageFile, number: int, take: Callable[[int], None]
+    ) -> tuple[list[Image.Image], list[str]]:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""
         image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
         if self.prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):

@@ -127,22 +127,14 @@ class Preparation:
         """Whether a square becomes a row in one resize of all of it."""
         return not self.views and self.resized_side is None
 
-    def rows(self, image: Image.Image, number: int) -> np.ndarray:
-        """The rows of one picture (mode L or RGB): uint8 [max(views, 1), S, S, 3], grey in all three channels.
-
-        One that stays whole: uint8 [1, h, w, 3].
-        """
+    def rows(self, image: Image.Image, number: int) -> list[Image.Image]:
+        """The rows of one picture (mode L or RGB), of its mode: max(views, 1) squares, or one that stays whole."""
         size, method = self.size, FILTERS[self.filter]
         if self.resize == "whole":
-            return three_channels(np.asarray(resized(image, min(size, *image.size), method))[None])
+            return [resized(image, min(size, *image.size), method)]
         if self.resized_side is not None:
-            return three_channels(np.asarray(centre(resized(image, self.resized_side, method), size))[None])
-        boxes = self.boxes(*image.size, int(number))
-        rows = np.empty((len(boxes), size, size, 3), np.uint8)
-        for row, box in zip(rows, boxes):
-            pixels = np.asarray(image.resize((size, size), method, box))
-            row[:] = pixels[..., None] if pixels.ndim == 2 else pixels
-        return rows
+            return [centre(resized(image, self.resized_side, method), size)]
+        return [image.resize((size, size), method, box) for box in self.boxes(*image.size, int(number))]
 
     def squares(self, images: np.ndarray) -> np.ndarray:
         """Squares [n, h, h] or [n, h, h, 3] of which each becomes one row (`is_one_resize`): uint8 [n, S, S, 3]."""
@@ -162,6 +154,19 @@ def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> 
         return np.asarray(tall.resize((size, n * height), method)).reshape(n, height, size, *channels)
 
     return across(across(images).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def stacked(squares: list[Image.Image], size: int) -> np.ndarray:
+    """uint8 [N, S, S, 3], grey in all three channels. Pasted into one picture, each costs less than as an array."""
+    tall = Image.new("RGB", (size, size * len(squares)))
+    for i, square in enumerate(squares):
+        tall.paste(square, (0, size * i))
+    return np.asarray(tall).reshape(-1, size, size, 3)
+
+
+def as_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, 3], grey in all three channels."""
+    return three_channels(np.asarray(image)[None])[0]
 
 
 def three_channels(images: np.ndarray) -> np.ndarray:

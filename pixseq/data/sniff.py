@@ -45,9 +45,9 @@ def special(head: bytes) -> str | None:
         return "HEIC" if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"} else None
     if head.startswith(b"/annex/objects/") or b"/annex/objects/" in head[:64]:
         return "git-annex pointer"
-    return next((kind for kind, start in STARTS if head.lstrip().lower().startswith(start)), None) or (
-        "DICOM" if head[128:132] == b"DICM" else None
-    )
+    begin = head.lstrip().lower()
+    found = next((kind for kind, start in STARTS if begin.startswith(start)), None)
+    return found or ("DICOM" if head[128:132] == b"DICM" else None)
 
 
 STARTS = (
