@@ -21,6 +21,14 @@ def float32():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unflushed():
+    """Nothing that is written here is to outlast a failure of the power, which disks take long to promise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 def write_tokens(
     path,
     count=96,
