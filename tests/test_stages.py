@@ -127,7 +127,7 @@ def test_a_batch_of_features_is_computed_while_the_one_before_is_written(checkpo
         return lambda images, first: (computed.append(first), first and second.set(), compute(images, first))[-1]
 
     def written(self, rows, state):
-        assert second.wait(20)
+        assert second.wait(60)
         append(self, rows, state)
 
     append = features.StoreWriter.append
