@@ -11,6 +11,7 @@ from conftest import write_tokens
 
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store, verify
+from pixseq.artifacts.layout import DRAWN
 from pixseq.artifacts.metrics import Log, read_log, write_metrics
 from pixseq.artifacts.picture import save_png
 from pixseq.errors import PixseqError
@@ -31,7 +32,7 @@ def test_an_error_leaves_no_target_and_no_partial(tmp_path):
 def test_overwrite_loses_nothing_until_the_new_one_is_whole(tmp_path):
     target = tmp_path / "d"
     target.mkdir()
-    (target / "000001.png").touch()
+    (target / "000001.png").write_bytes(DRAWN)  # as of decode --images
     with pytest.raises(RuntimeError), atomic.writing(target, overwrite=True) as partial:
         partial.mkdir()
         raise RuntimeError
