@@ -1,10 +1,11 @@
 """Backwards that are written by hand are those of the plain formulas."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from pixseq.models import attention, branches, gradients, objectives
+from pixseq.models import attention, attention_backward, branches, gradients, objectives
 from pixseq.models.attention import Float32Backward, self_attention, split_heads
 from pixseq.models.igpt import NORM_EPS, IgptShape, ImageGPT
 from pixseq.models.lora import add_low_rank
@@ -133,3 +134,24 @@ def test_blocks_of_which_something_is_not_learnt_or_not_plain_are_left_to_autogr
     for p in model.parameters():
         p.requires_grad_()
     assert not branches.applies(list(model.blocks), h)
+
+
+def test_the_way_back_in_c_is_torchs_whatever_the_sizes_and_threads(monkeypatch):
+    if attention_backward.library(torch.float32) is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setattr(attention, "POSITIONS", 1)
+    for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 1e-3)):
+        for positions, size, causal in ((70, 16, True), (64, 24, False), (130, 32, True), (19, 40, False)):
+            qkv = drawn(3, positions, 3 * 2 * size, dtype=dtype).detach()
+            dy = torch.randn(3, 2 * size, positions, generator=torch.Generator().manual_seed(1)).to(dtype).mT
+            y, logsumexp = attention.attended(qkv, 2, causal)
+            ours = attention.attended_backward(dy, qkv, y, logsumexp, 2, causal)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(3 - min(threads, 2))
+            again = attention.attended_backward(dy, qkv, y, logsumexp, 2, causal)
+            torch.set_num_threads(threads)
+            with monkeypatch.context() as patch:
+                patch.setattr(attention_backward, "library", lambda dtype: None)
+                torchs = attention.attended_backward(dy, qkv, y, logsumexp, 2, causal)
+            assert torch.equal(ours, again)
+            assert all(relative(a, b) < bound for a, b in zip(ours.chunk(3, -1), torchs.chunk(3, -1)))

@@ -1,9 +1,10 @@
-"""Attention of whole sequences, and a faster backward for it on a CPU in bf16.
+"""Attention of whole sequences, and faster backwards for it on a CPU.
 
-torch's own, in bf16, takes longer than its float32 one: seven times at 64 positions, twice at 256, since it works in
-small pieces. So it is taken in float32, from what the bf16 forward keeps: nearer to the exact gradient, and the forward
-is the same to the last bit. Measured from 64 to 1,024 positions and for heads 16 to 64 wide, with AMX and without; it
-loses, by a tenth, for heads 64 wide on sequences of 1,024 with AMX alone.
+With a C compiler it is that of attention_backward.c, which takes 0.5 to 0.7 of the time of those below, from 256
+positions to 1,024. Without, it is torch's own; but in bf16 that takes longer than its float32 one: seven times at 64
+positions, twice at 256, since it works in small pieces. So it is taken in float32, from what the bf16 forward keeps:
+nearer to the exact gradient, and the forward is the same to the last bit. Measured from 64 to 1,024 positions and for
+heads 16 to 64 wide, with AMX and without; it loses, by a tenth, for heads 64 wide on sequences of 1,024 with AMX alone.
 Shapes: B images, T positions, D width, H heads, K head width.
 """
 
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pixseq.models import attention_backward
+
+POSITIONS = 128  # from which on attention takes so long that half a second of compiling is soon made good
 NUMBERS = 1 << 17  # queries that are taken back through attention at once: with all that belongs to them, a cache full
 
 
@@ -64,10 +68,13 @@ def attended(qkv: Tensor, n_head: int, causal: bool) -> tuple[Tensor, Tensor]:
 
 
 def attended_backward(dy: Tensor, qkv: Tensor, y: Tensor, logsumexp: Tensor, n_head: int, causal: bool) -> Tensor:
-    """The gradient of qkv, [B, T, 3 D]: of some images at a time."""
+    """The gradient of qkv, [B, T, 3 D], in float32 inside."""
+    code = attention_backward.library(qkv.dtype) if qkv.shape[1] >= POSITIONS else None
+    if code is not None:
+        return attention_backward.backward(code, dy, qkv, y, logsumexp, n_head, causal)
     gradient = torch.empty_like(qkv)
     wide = torch.promote_types(qkv.dtype, torch.float32)
-    images = max(NUMBERS // y[0].numel(), 1)
+    images = max(NUMBERS // y[0].numel(), 1)  # at a time
     for dqkv, *part in zip(*(x.split(images) for x in (gradient, qkv, dy, y, logsumexp))):
         q, k, v = split_heads(part[0].to(wide), n_head)
         dout, out = (x.to(wide).unflatten(-1, (n_head, -1)).transpose(1, 2) for x in part[1:3])

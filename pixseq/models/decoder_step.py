@@ -1,8 +1,7 @@
 """A decoder's step as one call of C, which a compiler turns into code for this machine when it is first used.
 
 Some two hundred small operators a step cost more than what they compute, so a CPU with a compiler takes this way, and
-any other machine the plain one of sampling.py: the same numbers to rounding. It is compiled anew in every process, in
-half a second: files that are kept may meet another machine.
+any other machine the plain one of sampling.py: the same numbers to rounding.
 Shapes: B samples, T positions, P of a prompt, D width, H heads, K head width, V colours, L layers.
 """
 
@@ -10,10 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixseq.models import native
+
 if TYPE_CHECKING:
     from pixseq.models.igpt import ImageGPT
 
 PANEL, BLOCK, STRIDE = 32, 16, 16  # as in decoder_step.c
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-LINKED = ("-fopenmp", "-fPIC", "-shared")
 OF_TYPE: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
-SECONDS = 60  # that a compiler may take
 WORK = 1 << 18  # multiplications that are worth a thread
 STEPS, AT_ONCE = (
     16,
@@ -39,19 +33,8 @@ STEPS, AT_ONCE = (
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The code for weights of this type. None: there is no compiler (`CC` names one, else it is cc), or it fails."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if dtype not in OF_TYPE or not compiler:
-        return None
-    with tempfile.TemporaryDirectory(prefix="pixseq-") as folder:
-        target = Path(folder) / "step.so"
-        source = str(Path(__file__).with_suffix(".c"))
-        command = [*compiler, *FLAGS, *OF_TYPE[dtype], *LINKED, source, "-o", str(target), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-            return ctypes.CDLL(str(target))
-        except (OSError, subprocess.SubprocessError):
-            return None
+    """The code for weights of this type. None: there is no such, or no compiler."""
+    return native.library(Path(__file__).with_suffix(".c"), OF_TYPE[dtype]) if dtype in OF_TYPE else None
 
 
 ARRAYS = (
