@@ -11,6 +11,7 @@ import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -326,17 +327,23 @@ def _encode(
     total = source.count if chosen is None else len(chosen)
     originals = source.shows() if source.shows else None
     narrow = said = False
-    with progress.track("encode", total, "images", tally.image) as bar:
+    written: Future[None] | None = None  # the last batch, while the next is made
+    with progress.track("encode", total, "images", tally.image) as bar, ThreadPoolExecutor(1, "writing") as writing:
         for batch, counts, new in making:
             tally = tally.plus(batch, new, dict(met + counts), codec.class_names)
             images = batch.numbers if isinstance(batch, ImageBatch) and prep.views > 1 else None
             if originals is not None and isinstance(batch, ImageBatch):
                 images = originals[batch.numbers].astype(np.int32)
             arrays = {kind: new.rows, PICTURE_SHAPES: new.shapes, "labels": batch.labels, "images": images}
-            writer.append({name: array for name, array in arrays.items() if array is not None}, asdict(tally))
+            if written is not None:
+                written.result()
+            there = {name: array for name, array in arrays.items() if array is not None}
+            written = writing.submit(writer.append, there, asdict(tally))
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(tally.met)
             said = said or _say_source(source, chosen)  # not before a source that cannot be read
+        if written is not None:
+            written.result()
     say_skipped(reader.problems, source)
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")
