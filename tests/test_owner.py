@@ -122,6 +122,20 @@ def test_labels_beside_a_file_are_read_too(tmp_path):
     assert names(tmp_path) == ["cats.npy", "cats_labels.npy"]
 
 
+def test_a_folder_where_one_may_write_and_not_look(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refused(path, *more):
+        if str(path) == str(tmp_path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with atomic.writing(tmp_path / "x") as new:
+        new.write_text("whole")
+    assert names(tmp_path) == ["x"]
+
+
 def test_numbered_pictures_of_others_stay(tmp_path, tokens):
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     theirs.mkdir()
