@@ -144,7 +144,7 @@ def test_compiled_and_plain_steps_draw_the_same_pictures(settings, monkeypatch):
 def test_a_compiled_step_does_not_depend_on_the_number_of_threads(samples, threads, monkeypatch):
     if decoder_step.library(torch.float32) is None:
         pytest.skip("there is no C compiler here")
-    monkeypatch.setattr(decoder_step, "WORK", 1)
+    monkeypatch.setattr(decoder_step, "WORK", 1)  # so that few samples have several threads
     model, x = random_model(replace(AR, d_model=96, n_head=3)), torch.arange(samples).remainder(AR.n_vocab)
     uniform = torch.rand(samples, AR.n_ctx, generator=torch.Generator().manual_seed(4))
     logits, pictures = [], []
@@ -164,6 +164,7 @@ def test_without_a_compiler_steps_are_plain(compiler, monkeypatch):
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(decoder_step, "library", decoder_step.library.__wrapped__)
     assert Decoder(random_model(AR), 2).compiled is None
+    assert sampling.way_of_steps(random_model(AR)) == "plain"
 
 
 def test_equal_prompts_run_once(monkeypatch):

@@ -22,13 +22,11 @@ from pixseq.models import native
 if TYPE_CHECKING:
     from pixseq.models.igpt import ImageGPT
 
+MATRICES = 4  # of a block
 PANEL, BLOCK, STRIDE = 32, 16, 16  # as in decoder_step.c
 OF_TYPE: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
-WORK = 1 << 18  # multiplications that are worth a thread
-STEPS, AT_ONCE = (
-    16,
-    1 << 30,
-)  # of one call at most: steps, and multiplications, which take about a hundredth of a second
+WORK = 1 << 15  # multiplications of a matrix that are worth a thread: it waits for the others after each
+STEPS, AT_ONCE = 16, 1 << 30  # of a call at most, and multiplications: a hundredth of a second
 
 
 @functools.cache
@@ -71,8 +69,8 @@ class Step:
             "values": torch.zeros(*lead, rounded(size, BLOCK) // BLOCK, places, BLOCK, dtype=dtype),
             **{name: torch.zeros(batch, columns(n * s.d_model)) for name, n in widths.items()},
             "logits": torch.zeros(batch, columns(s.n_vocab)),
-            "embeddings": model.wte.detach().contiguous(),
-            "places": model.position_embeddings().detach().contiguous(),
+            "embeddings": model.wte.detach().float().contiguous(),
+            "places": model.position_embeddings().detach().float().contiguous(),
         }
         self.state = State(**{name: array.data_ptr() for name, array in self.arrays.items()}, batch=batch, eps=eps)
         for name in ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx"):
@@ -114,7 +112,8 @@ class Step:
         return tokens
 
     def _call(self, function: Callable[..., object], *positions: int) -> None:
-        self.state.threads = max(min(torch.get_num_threads(), self.multiplied // WORK), 1)
+        worth = self.multiplied // (MATRICES * self.shape.n_layer * WORK)
+        self.state.threads = max(min(torch.get_num_threads(), worth), 1)
         function(ctypes.byref(self.state), *positions)
 
 

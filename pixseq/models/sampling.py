@@ -236,6 +236,11 @@ def sample(
     return torch.cat(drawn)[:b]
 
 
+def way_of_steps(model: Model) -> str:
+    """How they are computed here: "compiled" and "plain" may differ in the last bits, so pictures may too."""
+    return "plain" if computed(cast(ImageGPT, model))[1] is None else "compiled"
+
+
 def samples_together(model: ImageGPT, samples: int) -> int:
     """How many of them are drawn at once: equal parts whose keys and values stay in the caches, where steps cost
     little; else all, filled up to the lanes of a matrix product.

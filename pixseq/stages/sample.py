@@ -22,7 +22,7 @@ from pixseq.engine import image_store, opening
 from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
-from pixseq.models.sampling import Decoder, sample
+from pixseq.models.sampling import Decoder, sample, way_of_steps
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
@@ -75,8 +75,11 @@ def run(
         net, checkpoint = _open(model, where, weights)
         given = None if prompt is None else _prompt(checkpoint, prompt, reading, count, keep)
         tokens = _drawn(model, net, where, given, count, completions, seed, batch_size, settings)
+        with where.autocast():
+            steps = way_of_steps(net)
     inputs: dict[str, Any] = {"model": reference(model, checkpoint.manifest)}
-    config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights, **where.used()}
+    config: dict[str, Any] = {"count": count, "seed": seed, **settings, "weights": weights}
+    config |= {**where.used(), "steps": steps}
     if given is not None:
         inputs["prompt"] = given.reference
         config |= {"keep": keep, "completions": completions, "split": split, "part": given.part, **reading}
