@@ -111,6 +111,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     X, y, *_ = digits()
     monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
     monkeypatch.setattr(logistic, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(logistic, "SHARED_PRODUCTS", 0)
     one, many = (LogisticPath(X, y, threads=threads).fit(0.1) for threads in (1, 5))
     assert (one.weights == many.weights).all() and one.objective == many.objective
 

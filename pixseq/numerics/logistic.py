@@ -36,6 +36,7 @@ from pixseq.streams import Stream
 
 BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
 BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
+SHARED_PRODUCTS = 1 << 24  # of a pass, fewer of which several threads finish no sooner than one
 EXACT_CELLS = 1 << 22  # of X, up to which all is float64
 FULL_SIDE = 2048  # features of G, or wide rows, up to which all eigenvectors are found
 SKETCHED = 512  # directions of G beyond that
@@ -96,7 +97,8 @@ class Rows:
         if self.dtype == torch.float64 or self._fits():
             self.X = self.X.to(self.device, self.dtype)
         self.slices = _slices(self.n, self.D, K, BLOCK_ROWS if self.device.type == "cpu" else BLOCK_CELLS)
-        several = self.device.type == "cpu" and min(threads, len(self.slices)) > 1
+        large = X.size * K >= SHARED_PRODUCTS and min(threads, len(self.slices)) > 1
+        several = large and self.device.type == "cpu"
         self.pool = ThreadPoolExecutor(threads) if several else None  # for all passes: making one takes half of a pass
         self.mean = sum(self.map(lambda X, _: X.sum(0, dtype=torch.float64))) / self.n
 
