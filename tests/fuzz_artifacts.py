@@ -51,16 +51,16 @@ def store(folder, kept):
 
 def whole_pictures(folder, kept):
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
+    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec, StoreWriter
     from pixseq.engine.image_store import open_images, read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     codec |= {"class_names": None, "shorter_side": 4}
     shapes = np.array([[4, 5], [6, 4]], np.int32)
     with atomic.writing(folder / "t.zarr") as partial:
-        specs = {"pixels": Spec("uint8", (None, 3), True), SHAPES: Spec("int32", (None, 2))}
+        specs = {"pixels": Spec("uint8", (None, 3), True), PICTURE_SHAPES: Spec("int32", (None, 2))}
         writer = StoreWriter(partial, specs, {}, 8)
-        writer.append({"pixels": np.zeros((44, 3), np.uint8), SHAPES: shapes}, {})
+        writer.append({"pixels": np.zeros((44, 3), np.uint8), PICTURE_SHAPES: shapes}, {})
         writer.finish("pixels", "encode", {}, {}, {}, codec)
 
     def read(folder):

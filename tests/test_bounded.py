@@ -219,16 +219,16 @@ def test_shapes_of_whole_pictures_are_those_of_the_pixels(tmp_path):
     import numpy as np
 
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import SHAPES, Spec, StoreWriter
+    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec, StoreWriter
     from pixseq.engine.image_store import read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     with atomic.writing(tmp_path / "t.zarr") as partial:
-        specs = {"pixels": Spec("uint8", (None, 3), True), SHAPES: Spec("int32", (None, 2))}
+        specs = {"pixels": Spec("uint8", (None, 3), True), PICTURE_SHAPES: Spec("int32", (None, 2))}
         writer = StoreWriter(partial, specs, {}, 8)
-        writer.append({"pixels": np.zeros((40, 3), np.uint8), SHAPES: np.full((2, 2), (4, 5), np.int32)}, {})
+        writer.append({"pixels": np.zeros((40, 3), np.uint8), PICTURE_SHAPES: np.full((2, 2), (4, 5), np.int32)}, {})
         writer.finish("pixels", "encode", {}, {}, {}, codec | {"class_names": None, "shorter_side": 4})
-    edit(tmp_path / "t.zarr" / SHAPES / "zarr.json", lambda found: found["shape"].__setitem__(0, 1))
+    edit(tmp_path / "t.zarr" / PICTURE_SHAPES / "zarr.json", lambda found: found["shape"].__setitem__(0, 1))
     edit(tmp_path / "t.zarr" / "zarr.json", lambda found: found.pop("consolidated_metadata", None))
     with pytest.raises(PixseqError, match="holds 40 pixels, its shapes declare 20"):
         read_all(open_store(tmp_path / "t.zarr", "pixels"))

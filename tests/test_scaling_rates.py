@@ -99,7 +99,7 @@ def test_a_best_rate_at_the_end_of_the_sweep_is_said_and_a_wild_exponent_is_boun
     study = planned("rates: {sweep: [0.5, 1.0, 2.0]}\n")
     swept(study, best=1.0, exponent=5.0)
     rule = rates.settle(study, 6)
-    assert rule.at_edge == 3 and rule.exponent <= 1.5 and "widen rates.sweep" in rates.told(6, rule)
+    assert rule.at_edge == 3 and rule.exponent <= 1.5 and "widen rates.sweep" in rates.in_words(6, rule)
 
 
 def test_a_sweep_in_which_all_diverged_is_an_error(planned):
