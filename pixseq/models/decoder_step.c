@@ -1,4 +1,4 @@
-/* A step of Image GPT's decoder on a CPU: what decoder_step.py prepares, and Decoder.step in sampling.py in one call.
+/* A step of Image GPT's decoder on a CPU: decoder_step.py prepares it and calls it.
 
    Every sum runs over its inputs in their order, so that no sample depends on how many there are, nor on the number of
    threads. B samples, T positions, D width, H heads, K head width. Compiled for weights and kept keys and values in
