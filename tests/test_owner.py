@@ -108,6 +108,8 @@ def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path, checkpoi
         with pytest.raises(UsageError, match="what this command reads"):
             atomic.check_apart([target], [read])
     atomic.check_apart([numbers, tmp_path / "new"], [tmp_path])  # an artifact in a folder of pictures is made again
+    shutil.copy(numbers, plan / "fit.json")
+    atomic.check_apart([plan / "fit.json"], [plan])  # so is a fit beside the cells it is made of
 
 
 def test_labels_beside_a_file_are_read_too(tmp_path):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pixseq.artifacts import manifest
-from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, artifact_of, delete, foreign, is_plan, kind_of
+from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, artifact_of, delete, foreign, is_of_plan, kind_of
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
@@ -120,8 +120,8 @@ def check_apart(targets: Iterable[str | Path | None], inputs: Iterable[Any]) -> 
 
 
 def _is_result(place: Path, within: Iterable[Path]) -> bool:
-    """Whether it is an artifact, or a folder that pixseq made, and none that a plan among those folders needs."""
-    if any(map(is_plan, within)):
+    """Whether it is an artifact, or a folder that pixseq made, and not of a plan among those folders."""
+    if any(is_of_plan(place, folder) for folder in within):
         return False
     try:
         return place.is_dir() or bool(manifest.read(place))  # of a folder check_target tells more

@@ -125,9 +125,10 @@ def _is_part(name: Path, kind: str) -> bool:
     )
 
 
-def is_plan(folder: Path) -> bool:
-    """Whether a scaling study lies in the folder."""
-    return all((folder / name).exists() for name in _MARKS["plan"])
+def is_of_plan(path: Path, folder: Path) -> bool:
+    """Whether what lies below a folder is the plan of a scaling study, or of its cells; what is made of them is not."""
+    marks = _MARKS["plan"]
+    return all((folder / name).exists() for name in marks) and path.relative_to(folder).parts[0] in marks
 
 
 def delete(path: Path, keep: bool = False) -> None:
