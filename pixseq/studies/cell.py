@@ -146,13 +146,13 @@ def _accuracy(study: Study, folder: Path, cell: Cell, where: OnMachine) -> dict[
     if not _labelled(data):
         return {"accuracy": None}
 
-    def swept(store: str) -> Callable[[Path], Any]:
+    def extracted(store: str) -> Callable[[Path], Any]:
         exact = _exactly(where)
         return lambda out: features.run(folder / "model", store, out, resume=True, overwrite=True, **exact)
 
     def probed(out: Path) -> None:
-        fit = once(folder / "train.features.zarr", swept(train))
-        held = once(folder / "test.features.zarr", swept(test))
+        fit = once(folder / "train.features.zarr", extracted(train))
+        held = once(folder / "test.features.zarr", extracted(test))
         how = study.grid.probe
         probe.run(fit, held, out, layers=how.layers, c=how.c, device=where["device"])
 
