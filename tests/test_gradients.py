@@ -122,6 +122,19 @@ def test_the_way_back_through_a_norm_is_exact_where_the_root_of_the_width_is_no_
     assert abs(((rounded - dh) * through).sum() / through.square().sum() - 1) < 2e-4  # its size is not rounded
 
 
+def test_gradients_may_lie_in_any_order_in_memory(monkeypatch):
+    x, gain, across = drawn(1, 7, 24), drawn(24), drawn(1, 24, 7).detach()
+    norms = gradients.RMSNorm.apply, lambda x, gain, eps: F.rms_norm(x, gain.shape, gain, eps)
+    for turned in (x, drawn(1, 24, 7).detach().mT.requires_grad_()):
+        found = [torch.autograd.grad((n(turned, gain, NORM_EPS).mT * across).sum(), (turned, gain)) for n in norms]
+        torch.testing.assert_close(*found)
+    monkeypatch.setattr(attention, "POSITIONS", 1)
+    qkv, dy = drawn(2, 48, 9, dtype=torch.float32).detach().mT, drawn(2, 9, 16, dtype=torch.float32).detach()
+    y, logsumexp = attention.attended(qkv, 2, True)
+    back = [attention.attended_backward(dy, each, y, logsumexp, 2, True) for each in (qkv, qkv.contiguous())]
+    assert torch.equal(*back)
+
+
 def test_blocks_of_which_something_is_not_learnt_or_not_plain_are_left_to_autograd():
     model = ImageGPT(IgptShape(n_layer=2, n_head=2, d_model=32, n_vocab=17, n_ctx=8)).init_weights(torch.Generator())
     blocks, h = list(model.blocks), model.embed(torch.zeros(1, 8, dtype=torch.int64))

@@ -1,5 +1,6 @@
 """The cache equals the full forward, and a picture depends on its seed alone."""
 
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -159,12 +160,31 @@ def test_a_compiled_step_does_not_depend_on_the_number_of_threads(samples, threa
         assert torch.equal(each[0], each[1]) and torch.equal(each[0], each[2])
 
 
-@pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false"])
+@pytest.mark.parametrize("compiler", ["", "/nowhere/cc", "false", "cc '"])
 def test_without_a_compiler_steps_are_plain(compiler, monkeypatch):
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setattr(decoder_step, "library", decoder_step.library.__wrapped__)
     assert Decoder(random_model(AR), 2).compiled is None
     assert sampling.way_of_steps(random_model(AR)) == "plain"
+
+
+def test_where_no_code_can_be_put_steps_are_plain(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert decoder_step.library.__wrapped__(torch.float32) is None
+
+
+def test_a_temperature_at_which_quotients_overflow_takes_the_likeliest_colours(way):
+    model, prompt = random_model(AR), tokens(AR)[:, :4]
+    uniform = torch.rand(4, AR.n_ctx - 4, generator=torch.Generator().manual_seed(3))
+    likeliest = sample(model, prompt, uniform, temperature=0)
+    for temperature in (1e-320, 1e-42, 1e-38):
+        assert torch.equal(sample(model, prompt, uniform, temperature=temperature), likeliest)
+
+
+def test_compiled_steps_of_a_tiny_model_do_not_take_samples_without_end(monkeypatch):
+    monkeypatch.setattr(decoder_step, "library", lambda dtype: object())
+    tiny = random_model(replace(AR, n_layer=1, n_head=1, d_model=1, n_ctx=2))
+    assert sampling.samples_together(tiny, 1 << 22) <= sampling.MOST  # a number of each lies on the stack
 
 
 def test_equal_prompts_run_once(monkeypatch):

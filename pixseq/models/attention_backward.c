@@ -43,7 +43,7 @@ static inline float load(number x) { return x; }
 static inline number stored(float x) { return x; }
 #endif
 
-static int rounded(int n, int to) { return (n + to - 1) / to * to; }
+static size_t rounded(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 static inline vec exponential(vec x) /* to 2e-7 of itself, of x up to 0 or little more; below -87 it is 0 */
 {
@@ -158,8 +158,8 @@ static void one_head(const struct work *w, int image, int number_of, float *room
                      room + 9 * plane,
                      room + 9 * plane + all};
     memset(room, 0, (9 * plane + 2 * all) * sizeof *room);
-    const number *qkv = w->qkv + image * positions * 3 * d + number_of * size;
-    const number *y = w->y + image * positions * d + number_of * size, *dy = w->dy + (y - w->y);
+    const number *qkv = w->qkv + (size_t)image * positions * 3 * d + number_of * size;
+    const number *y = w->y + (size_t)image * positions * d + number_of * size, *dy = w->dy + (y - w->y);
     number *dqkv = w->dqkv + (qkv - w->qkv);
     float scale = 1.0f / sqrtf(size);
     read_rows(qkv, 3 * d, positions, size, scale, width, h.q);
@@ -186,7 +186,7 @@ static void one_head(const struct work *w, int image, int number_of, float *room
 /* Returns whether there was memory. */
 int backward(const struct work *w)
 {
-    size_t numbers = (9 * (size_t)rounded(w->size, PAD) + 2) * rounded(w->positions, SIDE);
+    size_t numbers = (9 * rounded(w->size, PAD) + 2) * rounded(w->positions, SIDE);
     int done = 1;
 #pragma omp parallel num_threads(w->threads)
     {

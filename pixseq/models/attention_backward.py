@@ -33,7 +33,7 @@ def backward(
     code: ctypes.CDLL, dy: Tensor, qkv: Tensor, y: Tensor, logsumexp: Tensor, n_head: int, causal: bool
 ) -> Tensor:
     """See attention.attended_backward. Raises MemoryError."""
-    dqkv = torch.empty_like(qkv)
+    dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     arrays = [x.contiguous() for x in (qkv, y, dy, logsumexp)]
     batch, positions, width = y.shape
     sizes = batch, positions, n_head, width // n_head, causal, torch.get_num_threads()

@@ -31,11 +31,12 @@ def normed_backward(dh: Tensor, dn: Tensor, n: Tensor, scale: Tensor) -> Tensor:
     """dh + scale * (dn - n * mean(n * dn)): dh with what comes back through `normed`.
 
     What is in brackets is the gradient of a weight normalised, g v / |v|, for which there is one kernel: v is n, and
-    both g and |v| are sqrt(D), but the kernel has g in the type of n.
+    both g and |v| are sqrt(D), but the kernel has g in the type of n, and reads rows one after the other.
     """
     root = torch.full_like(scale, n.shape[-1] ** 0.5).flatten(0, -2)
     g = root.to(n.dtype)
-    dv, _ = torch.ops.aten._weight_norm_interface_backward(dn.flatten(0, -2), n.flatten(0, -2), g, root, 0)
+    dw, v = (x.flatten(0, -2).contiguous() for x in (dn, n))
+    dv, _ = torch.ops.aten._weight_norm_interface_backward(dw, v, g, root, 0)
     return torch.addcmul(dh, dv.view_as(n), scale * (root[0] / g[0]))
 
 

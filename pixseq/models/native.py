@@ -18,15 +18,16 @@ SECONDS = 60  # that a compiler may take
 
 
 def library(source: Path, defined: Sequence[str]) -> ctypes.CDLL | None:
-    """The code. None: there is no compiler (`CC` names one, else it is cc), or it fails."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler:
-        return None
-    with tempfile.TemporaryDirectory(prefix="pixseq-") as folder:
-        target = Path(folder) / "code.so"
-        command = [*compiler, *FLAGS, *defined, *LINKED, str(source), "-o", str(target), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-            return ctypes.CDLL(str(target))
-        except (OSError, subprocess.SubprocessError):
+    """The code. None: there is no compiler (`CC` names one, else it is cc), it fails, or nowhere may code be put."""
+    try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        if not compiler:
             return None
+        # A network's disk keeps a file that is open, and its folder.
+        with tempfile.TemporaryDirectory(prefix="pixseq-", ignore_cleanup_errors=True) as folder:
+            target = Path(folder) / "code.so"
+            command = [*compiler, *FLAGS, *defined, *LINKED, str(source), "-o", str(target), "-lm"]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
+            return ctypes.CDLL(str(target))
+    except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: of a quote in CC that does not end
+        return None

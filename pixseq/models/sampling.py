@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 LANES_CPU, LANES = 2, 8
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
 ROWS, NUMBERS = 512, 1 << 17  # of prompts that run together: rows, and more of narrow models, up to so many numbers
-KEPT, LEAST = 1 << 25, 16  # bytes of keys and values, and samples at least, of compiled steps at once
+KEPT, LEAST, MOST = 1 << 25, 16, 4096  # bytes of keys and values, and samples, of compiled steps at once
+COLDEST = 1e-30  # below it quotients of logits would overflow; the likeliest colour is all that is drawn long before
 
 
 class Matrix:
@@ -220,7 +221,7 @@ def sample(
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
-    model, b = cast(ImageGPT, model), len(prompt)
+    model, b, temperature = cast(ImageGPT, model), len(prompt), temperature if temperature >= COLDEST else 0.0
     size = samples_together(model, b)
     spare = -b % size
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
@@ -249,7 +250,7 @@ def samples_together(model: ImageGPT, samples: int) -> int:
     if library is None:
         lanes = LANES_CPU if model.wte.device.type == "cpu" else LANES
         return samples + -samples % lanes
-    most = max(KEPT // Decoder.bytes(model.shape, dtype.itemsize), LEAST)
+    most = min(max(KEPT // Decoder.bytes(model.shape, dtype.itemsize), LEAST), MOST)
     return -(-samples // -(-samples // most))
 
 

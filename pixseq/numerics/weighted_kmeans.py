@@ -57,7 +57,7 @@ def _lloyd(points: np.ndarray, weights: np.ndarray, centres: np.ndarray, toleran
     centres hardly move.
     """
     weighted = (points * weights[:, None]).T.copy()
-    owners = np.empty(len(points), np.intp)
+    owners = np.full(len(points), -1, np.intp)
     cores = usable_cores()
     share = -(-len(points) // (cores * ROWS)) * ROWS  # whole blocks, the same whatever the number of threads
     starts = range(0, len(points), share)
