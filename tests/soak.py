@@ -7,6 +7,7 @@ there, and runs the command again to its end. Exit code 1 if anything that pipel
 import argparse
 import collections
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -114,15 +115,27 @@ def finish(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def results(path):
+    """The ids of a study's results; raises PixseqError where anything that its cells have made is broken."""
+    made = [p for p in (*path.glob("cells/*/*"), *path.glob("reference/*/*")) if not p.name.endswith(".partial")]
+    ids = {str(p.relative_to(path)): show.run(p, verify=True)["id"] for p in sorted(made)}
+    return {name: ids[name] for name in ids if name.endswith("result.json")}
+
+
+def states(path):
+    """What `identity` may say of a study while it is run: of some of the results that it has in the end."""
+    plan, all_results = show.run(path, verify=True)["id"], results(path).items()
+    parts = (part for n in range(len(all_results)) for part in itertools.combinations(all_results, n))
+    return {plan + str(dict(part)) for part in parts}
+
+
 def identity(path):
     """The content id of a whole artifact, the hash of an export's files; raises PixseqError for a broken one.
 
     Of a study: the ids of what its cells have made, so far as each has its name.
     """
     if (path / "cells").is_dir():
-        made = [p for p in (*path.glob("cells/*/*"), *path.glob("reference/*/*")) if not p.name.endswith(".partial")]
-        ids = {str(p.relative_to(path)): show.run(p, verify=True)["id"] for p in sorted(made)}
-        return show.run(path, verify=True)["id"] + str({k: ids[k] for k in ids if k.endswith("result.json")})
+        return show.run(path, verify=True)["id"] + str(results(path))
     if path.is_dir() and (path / "config.json").exists():
         files = sorted(p for p in path.iterdir() if p.name not in ("README.md", "owner.json"))
         return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in files)).hexdigest()
@@ -218,8 +231,8 @@ class Soak:
         told = self.interrupted(words, name, how, folder, log)
         story = f"{name}, {told}{', over an older target' if old else ''}"
         self.counts[f"trials: {how}"] += 1
-        begun = identity(self.base / "study") if name in IN_PLACE else None
-        self.look(target, {old, begun, self.ids[name]}, old, story)
+        begun = states(self.base / f"{name}-whole") if name in IN_PLACE else set()
+        self.look(target, {old, self.ids[name], *begun}, old, story)
         if how == "read-only":
             subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
         if how == "full":
