@@ -28,7 +28,7 @@ _FILES = {
         )
     ),
     # zarr writes each file under a name with a random suffix first
-    "store": r"([a-z_]+/)?zarr\.json(\.[0-9a-f]{32}\.partial)?|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
+    "store": r"([a-z_]+/)?zarr\.(json|(json\.)?[0-9a-f]{32}\.partial)|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
     "export": r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json|" + _WEIGHTS,
     "pictures": r"[0-9]{6,}\.png",
     "plan": r"manifest\.json",
