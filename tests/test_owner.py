@@ -184,6 +184,45 @@ def test_what_a_killed_command_left_that_cannot_go_on_is_no_hindrance(tmp_path):
     assert names(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "whole"
 
 
+@pytest.mark.parametrize(
+    "name", [".tmppHDqV3", "features/zarr.{}.partial", "zarr.{}.partial", "features/c/0/0.{}.partial"]
+)
+def test_what_a_killed_library_was_writing_is_no_hindrance_and_not_published(tmp_path, name):
+    with atomic.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
+        (partial / "log.jsonl").write_text("{}")
+        debris = partial / name.format("2fec1b26c6d54235907ad20546d05614")
+        debris.parent.mkdir(parents=True, exist_ok=True)
+        debris.write_bytes(b"half a")
+    with atomic.resuming(tmp_path / "x", False, "pretrain") as partial:
+        assert (partial / "log.jsonl").exists() and not debris.exists()
+
+
+def test_safetensors_and_zarr_write_first_under_names_that_are_known(tmp_path):
+    """A reader of the folder meanwhile sees them; they are what a kill leaves."""
+    code = """
+import threading, numpy as np, torch, zarr
+from pixseq.artifacts.checkpoint import save_weights
+seen, done = set(), threading.Event()
+def look():
+    while not done.is_set():
+        for folder, _, files in os.walk(here):
+            seen.update(files)
+watch = threading.Thread(target=look, daemon=True)
+watch.start()
+(here / "z").mkdir()
+for i in range(30):
+    save_weights(here / "model.safetensors", {"x": torch.zeros(300_000)})
+    zarr.save_array(here / "z" / str(i), np.zeros(300_000))
+done.set()
+watch.join()
+print(*seen)
+"""
+    done = child(code, tmp_path)
+    known = {"model.safetensors", "model.safetensors.new", "zarr.json", "0"}
+    others = set(done.stdout.split()) - known
+    assert not done.returncode and others and all(layout.DEBRIS.fullmatch(name) for name in others), done
+
+
 def test_a_link_is_never_followed(tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()

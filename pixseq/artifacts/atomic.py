@@ -24,7 +24,18 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pixseq.artifacts import manifest
-from pixseq.artifacts.layout import MADE, OWNER, RECIPE, REPLACED, artifact_of, delete, foreign, is_of_plan, kind_of
+from pixseq.artifacts.layout import (
+    MADE,
+    OWNER,
+    RECIPE,
+    REPLACED,
+    artifact_of,
+    delete,
+    delete_debris,
+    foreign,
+    is_of_plan,
+    kind_of,
+)
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
@@ -308,7 +319,9 @@ def _take(partial: Path, command: str, resumable: bool) -> None:
             f"{partial} holds an interrupted {owner['command']}, and this is {command}",
             f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {partial}",
         )
-    if not (resumable and mine):
+    if resumable and mine:
+        delete_debris(partial)
+    else:
         delete(partial, keep=True)
     _write_owner(partial, {"command": command, "resumable": resumable})
 

@@ -19,17 +19,20 @@ MOST_CONFIG_BYTES = 16 << 20
 
 _UNFINISHED = rf"({OWNER}|{RECIPE})(\.new)?"
 _WEIGHTS = r"(model|best|last|ema|best-\d+|model-\d{5}-of-\d{5})\.safetensors"
+# Names under which these libraries write a file before it has its own: what a kill or a full disk leaves.
+_ZARR_WRITES, _SAFETENSORS_WRITES = r"[0-9a-f]{32}\.partial", r"\.tmp[0-9A-Za-z]{6}"
+DEBRIS = re.compile(rf"(.+\.)?{_ZARR_WRITES}|{_SAFETENSORS_WRITES}")
 _FILES = {
     "checkpoint": "|".join(
         (
             r"(manifest|codec)\.json(\.new)?|config\.yaml(\.new)?|(log|refit)\.jsonl(\.new)?",
-            rf"{_WEIGHTS}(\.new)?|(resume/)?state\.pt(\.new)?",
+            rf"{_WEIGHTS}(\.new)?|{_SAFETENSORS_WRITES}|(resume/)?state\.pt(\.new)?",
             r"(resume/)?refit/(log\.jsonl|(resume/)?state\.pt)(\.new)?",  # a second run that follows the first
         )
     ),
-    # zarr writes each file under a name with a random suffix first
-    "store": r"([a-z_]+/)?zarr\.(json|(json\.)?[0-9a-f]{32}\.partial)|[a-z_]+/c(/\d+)*(\.[0-9a-f]{32}\.partial)?",
-    "export": r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json|" + _WEIGHTS,
+    "store": rf"([a-z_]+/)?zarr\.(json|(json\.)?{_ZARR_WRITES})|[a-z_]+/c(/\d+)*(\.{_ZARR_WRITES})?",
+    "export": r"README\.md|(config|generation_config|preprocessor_config|model\.safetensors\.index)\.json"
+    rf"|{_WEIGHTS}|{_SAFETENSORS_WRITES}",
     "pictures": r"[0-9]{6,}\.png",
     "plan": r"manifest\.json",
     "empty": r"(?!)",
@@ -148,6 +151,13 @@ def delete(path: Path, keep: bool = False) -> None:
             entry.unlink(missing_ok=True)
     if not keep:
         _remove_empty(path)
+
+
+def delete_debris(folder: Path) -> None:
+    """Remove what libraries had not ended to write, of a folder in which nothing is foreign."""
+    for entry, ours in _entries(folder):
+        if ours and DEBRIS.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def _remove_empty(folder: Path) -> None:
