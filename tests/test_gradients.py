@@ -130,9 +130,12 @@ def test_gradients_may_lie_in_any_order_in_memory(monkeypatch):
         torch.testing.assert_close(*found)
     monkeypatch.setattr(attention, "POSITIONS", 1)
     qkv, dy = drawn(2, 48, 9, dtype=torch.float32).detach().mT, drawn(2, 9, 16, dtype=torch.float32).detach()
-    y, logsumexp = attention.attended(qkv, 2, True)
-    back = [attention.attended_backward(dy, each, y, logsumexp, 2, True) for each in (qkv, qkv.contiguous())]
-    assert torch.equal(*back)
+    (y, logsumexp), (same, again) = (attention.attended(each, 2, True) for each in (qkv.contiguous(), qkv))
+    assert torch.equal(y, same) and torch.equal(logsumexp, again)
+    for code in (attention_backward.library, lambda dtype: None):
+        monkeypatch.setattr(attention_backward, "library", code)
+        back = [attention.attended_backward(dy, each, y, logsumexp, 2, True) for each in (qkv, qkv.contiguous())]
+        assert torch.equal(*back)
 
 
 def test_blocks_of_which_something_is_not_learnt_or_not_plain_are_left_to_autograd():

@@ -37,6 +37,11 @@ def split_heads(qkv: Tensor, n_head: int) -> Tensor:
     return qkv.unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
 
 
+def side_by_side(qkv: Tensor) -> Tensor:
+    """As torch's fast attention takes it: it reads numbers of a head as if they lay so, and does not ask."""
+    return qkv.contiguous()
+
+
 def takes_float32_backward(x: Tensor) -> bool:
     """Whether a gradient comes back in bf16 to a CPU that runs this line by line."""
     wanted = torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
@@ -62,7 +67,7 @@ class Float32Backward(torch.autograd.Function):
 
 def attended(qkv: Tensor, n_head: int, causal: bool) -> tuple[Tensor, Tensor]:
     """[B, T, 3 D] -> [B, T, D], and the logarithms of the sums of weights, which the way back takes."""
-    q, k, v = split_heads(qkv, n_head)
+    q, k, v = split_heads(side_by_side(qkv), n_head)
     y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
     return y.transpose(1, 2).flatten(2), logsumexp
 
@@ -76,7 +81,7 @@ def attended_backward(dy: Tensor, qkv: Tensor, y: Tensor, logsumexp: Tensor, n_h
     wide = torch.promote_types(qkv.dtype, torch.float32)
     images = max(NUMBERS // y[0].numel(), 1)  # at a time
     for dqkv, *part in zip(*(x.split(images) for x in (gradient, qkv, dy, y, logsumexp))):
-        q, k, v = split_heads(part[0].to(wide), n_head)
+        q, k, v = split_heads(side_by_side(part[0].to(wide)), n_head)
         dout, out = (x.to(wide).unflatten(-1, (n_head, -1)).transpose(1, 2) for x in part[1:3])
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dout, q, k, v, out, part[3], 0.0, causal
