@@ -9,7 +9,8 @@ import contextlib
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -20,6 +21,7 @@ from pixseq import progress
 from pixseq.cores import host_memory_bytes, usable_cores
 from pixseq.errors import PixseqError, UsageError
 
+AHEAD = 32  # steps of sampling that a device has before it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -212,6 +214,59 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
             return fast(*args, **kwargs)
 
     return call
+
+
+def recorded(device: torch.device, steps: Sequence[Callable[[], None]]) -> Sequence[Callable[[], None]]:
+    """Steps as CUDA graphs, one launch each: of those whose numbers all lie in the device's memory, at the same place
+    each time. Each runs once before, so that its kernels are loaded; what that leaves behind is for the caller to set.
+
+    Elsewhere, and where one cannot be recorded, they are what they were.
+    """
+    if device.type != "cuda":
+        return steps
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        for step in steps:
+            step()
+        graphs = _graphs(steps, stream)
+    before.wait_stream(stream)
+    return steps if graphs is None else [graph.replay for graph in graphs]
+
+
+def _graphs(steps: Sequence[Callable[[], None]], stream: torch.cuda.Stream) -> list[torch.cuda.CUDAGraph] | None:
+    """They take turns in one memory. None: one of them cannot be recorded, which is told."""
+    graphs, memory = [], torch.cuda.graph_pool_handle()
+    try:
+        for step in steps:
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1], pool=memory, stream=stream):
+                step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        progress.say(f"no CUDA graph could be made, going on without ({str(error).splitlines()[0]})")
+        return None
+    return graphs
+
+
+def once_done(device: torch.device, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """`advance`, but told of a step when the device has done it, while AHEAD more wait for the device, which so is
+    never idle; of these last ones it is not told.
+    """
+    if device.type != "cuda":
+        return advance
+    begun: deque[tuple[torch.cuda.Event, int]] = deque()
+
+    def told(n: int) -> None:
+        begun.append((torch.cuda.Event(blocking=True), n))
+        begun[-1][0].record()
+        if len(begun) > AHEAD:
+            event, done = begun.popleft()
+            event.synchronize()
+            advance(done)
+
+    return told
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:

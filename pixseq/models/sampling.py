@@ -7,7 +7,7 @@ Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import CDLL
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, cast
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pixseq.models import decoder_step
 from pixseq.models.igpt import NORM_EPS, ImageGPT
+from pixseq.models.static_step import StaticSteps, Step
 
 if TYPE_CHECKING:
     from pixseq.models.family import Model, Shape  # which imports this module
@@ -64,6 +65,19 @@ class Matrix:
         return zip(x.split(SUM, dim=1), self.blocks) if len(self.blocks) > 1 else ((x, self.blocks[0]),)
 
 
+class Linear:
+    """The same where kernels are the device's own: they take the weights, whose number is fixed, as left operand."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
+        self.weight = weight.to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight)
+
+    def add(self, h: Tensor, x: Tensor) -> None:
+        h += self(x)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled queries [..., 1, K], keys and values [..., t, K] -> [..., 1, K]."""
     if q.dim() == 3:  # plain products read k and v once, at memory's speed
@@ -71,11 +85,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 
 
+def is_static(model: ImageGPT) -> bool:
+    """Whether its steps are those of static_step.py: anywhere but on a CPU, which has no launches to save."""
+    return model.wte.device.type != "cpu"
+
+
 def computed(model: ImageGPT) -> tuple[torch.dtype, CDLL | None]:
     """In which type a step computes, as autocast says, and by what compiled code, if by any."""
     device = model.wte.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.wte.dtype
-    return dtype, decoder_step.library(dtype) if device == "cpu" else None
+    return dtype, None if is_static(model) else decoder_step.library(dtype)
 
 
 class Decoder:
@@ -88,21 +107,23 @@ class Decoder:
         s, device = model.shape, model.wte.device
         self.dtype, library = computed(model)
         self.model, self.batch, self.places = model, batch, model.position_embeddings()
+        self.static = is_static(model)
+        self.product = Linear if self.static else Matrix
         self.eps = torch.full((1, 1), NORM_EPS, device=device)
         self.compiled = None if library is None else decoder_step.Step(library, model, batch, self.dtype, NORM_EPS)
         size = (s.n_layer, 2, batch if library is None else 0, s.n_head, s.n_ctx, s.d_model // s.n_head)
         self.kept = torch.zeros(size, dtype=self.dtype, device=device)
-        plain = self.dtype == torch.float32 and device.type == "cpu"
+        plain = self.dtype == torch.float32 and not self.static
         self.seen = self.kept.flatten(2, 3) if plain else self.kept  # as `attend` takes them
 
     @cached_property
-    def blocks(self) -> list[tuple[Matrix, ...]]:
+    def blocks(self) -> list[tuple[Matrix | Linear, ...]]:
         """Of each block, see decoder_step.folded."""
-        return [tuple(Matrix(weight, self.dtype) for weight in each) for each in decoder_step.folded(self.model)]
+        return [tuple(self.product(weight, self.dtype) for weight in each) for each in decoder_step.folded(self.model)]
 
     @cached_property
-    def head(self) -> Matrix:
-        return Matrix(decoder_step.folded_head(self.model), self.dtype)
+    def head(self) -> Matrix | Linear:
+        return self.product(decoder_step.folded_head(self.model), self.dtype)
 
     @staticmethod
     def bytes(shape: Shape, width: int) -> int:
@@ -157,8 +178,12 @@ class Decoder:
             new[layer].copy_(heads[1:])
             return attend(heads[0].reshape(q_shape), seen[0][layer], seen[1][layer]).reshape(len(token), -1)
 
-        with torch.autocast(token.device.type, enabled=False):
-            return self.head(self._normed(self._blocks(h, attend_last)))
+        return self.logits(h, attend_last)
+
+    def logits(self, h: Tensor, attended: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """h^0 [B, D] of a position -> [B, V]; `attended` as of `_blocks`."""
+        with torch.autocast(h.device.type, enabled=False):
+            return self.head(self._normed(self._blocks(h, attended)))
 
     def _keep(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
         """Keys and values [B', H, P, K] of the first positions of samples `rows`."""
@@ -177,6 +202,8 @@ class Decoder:
 
     def _normed(self, h: Tensor) -> Tensor:
         """h / sqrt(mean(h^2) + eps) in few calls; the gain is in the matrix that follows."""
+        if self.static:
+            return F.rms_norm(h, h.shape[-1:], eps=NORM_EPS)
         size = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
         return h * torch.addcmul(self.eps, size, size, value=1 / h.shape[-1]).rsqrt_()
 
@@ -213,11 +240,13 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     advance: Callable[[int], None] = lambda n: None,
+    record: Callable[[Sequence[Step]], Sequence[Step]] = lambda steps: steps,
 ) -> Tensor:
     """prompt int [B, P] (P may be 0), uniform [B, T - P] -> tokens int [B, T], the prompt untouched.
 
     Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
-    `advance` is told the number of tokens after every few steps. Raises ValueError for a model that draws nothing.
+    `advance` is told the number of tokens after every few steps, which a device may yet have to do; `record` makes of
+    its steps what runs them, see StaticSteps. Raises ValueError for a model that draws nothing.
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
@@ -225,21 +254,24 @@ def sample(
     size = samples_together(model, b)
     spare = -b % size
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
-    decoder = Decoder(model, size)
+    decoder, choose = Decoder(model, size), partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    static = StaticSteps(decoder, prompt.shape[1], choose, record) if decoder.static else None
     drawn = []
     for starts, numbers in zip(prompt.split(size), uniform.split(size)):
-        if decoder.compiled is not None and not top_k and top_p == 1:
+        if static is not None:
+            drawn.append(static.draw(starts, numbers, advance))
+        elif decoder.compiled is not None and not top_k and top_p == 1:
             logits = decoder.prefill(starts)
             drawn.append(decoder.compiled.draw(logits, starts, numbers, temperature, advance))
         else:
-            choose = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
             drawn.append(_step_by_step(decoder, starts, numbers, choose, advance))
     return torch.cat(drawn)[:b]
 
 
 def way_of_steps(model: Model) -> str:
-    """How they are computed here: "compiled" and "plain" may differ in the last bits, so pictures may too."""
-    return "plain" if computed(cast(ImageGPT, model))[1] is None else "compiled"
+    """How they are computed here: these ways may differ in the last bits, so pictures may too."""
+    model = cast(ImageGPT, model)
+    return "static" if is_static(model) else "plain" if computed(model)[1] is None else "compiled"
 
 
 def samples_together(model: ImageGPT, samples: int) -> int:
@@ -248,8 +280,7 @@ def samples_together(model: ImageGPT, samples: int) -> int:
     """
     dtype, library = computed(model)
     if library is None:
-        lanes = LANES_CPU if model.wte.device.type == "cpu" else LANES
-        return samples + -samples % lanes
+        return samples + -samples % (LANES if is_static(model) else LANES_CPU)
     most = min(max(KEPT // Decoder.bytes(model.shape, dtype.itemsize), LEAST), MOST)
     return -(-samples // -(-samples // most))
 

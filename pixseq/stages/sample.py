@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,7 @@ from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.models.sampling import Decoder, sample, way_of_steps
-from pixseq.runtime import Machine, generator, machine
+from pixseq.runtime import Machine, generator, machine, once_done, recorded
 from pixseq.streams import Stream
 
 if TYPE_CHECKING:
@@ -271,15 +272,18 @@ def draw_pictures(
     n, total = len(starts), net.shape.n_ctx
     drawn = total - starts.shape[1]
     order = np.arange(n).reshape(completions, -1).T.ravel()
-    tokens = np.empty((n, total), np.uint16)
+    tokens, record = np.empty((n, total), np.uint16), partial(recorded, where.device)
     with progress.track("sample", n * drawn, "tokens") as bar:
         for first in range(0, n, batch_size):
             part = order[first : first + batch_size]
             uniform = torch.stack([torch.rand(drawn, generator=generator(seed, int(i), Stream.SAMPLE)) for i in part])
             prompt = torch.from_numpy(starts[part].astype(np.int64))
+            advance = once_done(where.device, bar.advance)
+            given = prompt.to(where.device), uniform.to(where.device)
             with where.autocast():
-                done = sample(net, prompt.to(where.device), uniform.to(where.device), **settings, advance=bar.advance)
+                done = sample(net, *given, **settings, advance=advance, record=record)
             tokens[part] = done.cpu().numpy()
+            bar.reach((first + len(part)) * drawn)
     return tokens
 
 
