@@ -230,6 +230,18 @@ def test_what_systems_leave_is_no_path_on_stdin(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ HEIC, AVIF, ranges
 
 
+def test_what_is_not_read_beside_pictures_is_passed_over(tmp_path):
+    pictures = tmp_path / "images/cat"
+    pictures.mkdir(parents=True)
+    (pictures / "0.png").write_bytes(pngs(1)[0])
+    (tmp_path / "boxes").mkdir()
+    for name in ("labels.mat", "boxes/0.mat"):
+        (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file" + bytes(600))
+    assert open_source(str(tmp_path)).count == 1
+    (pictures / "0.png").unlink()
+    refuses(tmp_path, "is a MATLAB file", "save its arrays")
+
+
 def test_heic_names_its_extra_and_other_files_stay_a_note(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.png").write_bytes(png(drawn(1)[0]))

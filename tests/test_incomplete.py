@@ -75,6 +75,24 @@ def test_years_and_ids_are_no_numbering(tmp_path):
     assert count(tmp_path) == 4
 
 
+@pytest.mark.parametrize(
+    "names, first",
+    [
+        (["seen-00000-of-00001", "unseen-00000-of-00001"], "seen"),
+        (["train_small-00000-of-00001", "train_full-00000-of-00001"], "train_full"),
+        (["fold_1", "fold_2", "fold_3"], "fold_1"),
+        (["train-0-of-1", "challenge-0-of-1"], "challenge"),
+    ],
+)
+def test_sets_of_shards_are_splits(tmp_path, names, first):
+    for name in names:
+        write_parquet(tmp_path / f"{name}.parquet", {"image": pngs(2)})
+    assert count(tmp_path, split=first) == 2 and open_source(str(tmp_path), first).split == first
+    if "train-0-of-1" not in names:
+        with pytest.raises(PixseqError, match=f"splits {first}, .*, not train"):
+            count(tmp_path)
+
+
 def test_a_download_under_way(tmp_path):
     write_tar(tmp_path / "a.tar", [("0.png", pngs(1)[0])])
     (tmp_path / "b.tar.part").write_bytes(b"x")

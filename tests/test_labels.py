@@ -95,6 +95,26 @@ def test_text_classes_are_numbered_over_all_splits(tmp_path):
     assert labels(tmp_path / "shards", "val") == ({0: 2, 1: 1}, ["cat", "dog", "eel"])
 
 
+def test_classes_of_tars_and_npz_are_numbered_over_all_splits(tmp_path):
+    for split, names in (("train", ["cat", "dog"]), ("test", ["dog"])):
+        members = [(f"{name}/{i}.png", data) for name in names for i, data in enumerate(pngs(2))]
+        write_tar(tmp_path / f"tars/{split}.tar", members)
+        (tmp_path / "npz").mkdir(exist_ok=True)
+        np.savez(tmp_path / f"npz/{split}.npz", x=drawn(len(names)), y=names)
+    assert labels(tmp_path / "tars", "test") == ({0: 1, 1: 1}, ["cat", "dog"])
+    assert open_source(str(tmp_path / "tars"), "test").split == "test"
+    assert labels(tmp_path / "npz", "test") == ({0: 1}, ["cat", "dog"])
+
+
+def test_two_pictures_of_one_name_in_tars_of_folders(tmp_path):
+    members = [("cat/0.png", pngs(1)[0]), ("dog/0.png", pngs(1)[0])]
+    for name in ("a1", "a2"):
+        write_tar(tmp_path / f"set/{name}.tar", members)
+    assert "name one tar" in refuses(tmp_path / "set", r"cat/0.png is there twice, in a1.tar and in a2.tar")
+    write_tar(tmp_path / "x.tar", [*members, members[0]])
+    assert "unpack it" in refuses(tmp_path / "x.tar", "is there twice, in x.tar and in x.tar")
+
+
 @pytest.mark.parametrize("top", ["", "photos/", "./photos/"])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_class_folders_in_a_tar(tmp_path, top, mode):
@@ -114,7 +134,7 @@ def test_splits_and_plain_folders_in_a_tar(tmp_path):
     assert labels(tmp_path / "x.tar")[0] == {0: None, 1: None}
     listed = [("CUB/train_test_split.txt", b"1 1"), ("CUB/images.txt", b"1 a"), ("CUB/images/a/0.png", pngs(1)[0])]
     write_tar(tmp_path / "x.tar", [*listed, ("CUB/images/b/0.png", pngs(1)[0])])
-    assert "unpack it" in refuses(tmp_path / "x.tar", "the archive holds CUB/images.txt")
+    assert "unpack it" in refuses(tmp_path / "x.tar", "x.tar holds CUB/images.txt")
 
 
 def test_json_members_of_other_keys(tmp_path):

@@ -121,6 +121,12 @@ def test_splits_inside_class_folders_are_kept_apart(tmp_path):
         (("images", "masks"), "no classes by their names"),
         (("covid/images", "covid/masks", "normal/images", "normal/masks"), "no classes by their names"),
         (("training_set", "mine"), r"splits \(training_set\) and other pictures \(mine\)"),
+        (
+            ("fold_1/train/cat", "fold_1/test/cat", "fold_2/train/cat", "fold_2/test/cat"),
+            r"own: fold_1 \(test, train\)",
+        ),
+        (("sets/train/cat", "sets/test/cat", "more"), r"splits of their own: more \(pictures\), sets \(test, train\)"),
+        (("train/known/cat", "train/known/dog", "train/new/cat", "test/cat", "test/dog"), r"known \(cat, dog\), new"),
     ],
 )
 def test_what_cannot_be_told_is_an_error_that_lists_what_was_found(tmp_path, folders, said):
@@ -173,9 +179,18 @@ def test_tiny_imagenet(tmp_path):
     )
     assert read(tmp_path, "val") == ("val", ["n01", "n02"], {"val/images/1.png": 0, "val/images/0.png": 1})
     assert read(tmp_path, "test")[1] is None
+    (tmp_path / "val/val_annotations.txt").write_text("0.png n02\n1.png n01\n")
+    with pytest.raises(PixseqError, match=r"names 0\.png n02 without its class"):
+        open_source(str(tmp_path), "val")
+    (tmp_path / "val/val_annotations.txt").write_text("0.png\tn02\n1.png\tn01\n")
     (tmp_path / "val/images/1.png").unlink()
     with pytest.raises(PixseqError, match=r"lacks 1 pictures that the set's list names, such as 1\.png"):
         open_source(str(tmp_path), "val")
+
+
+def test_tiny_imagenet_whose_val_was_sorted_into_class_folders(tmp_path):
+    tree(tmp_path, "train/n01", "train/n02", "val/n01", "val/n02", "val/val_annotations.txt")
+    assert list(read(tmp_path, "val")[2].values()) == [0, 0, 1, 1]
 
 
 def test_ilsvrc_with_its_flat_val(tmp_path):
@@ -208,6 +223,20 @@ def test_cub_and_food_follow_their_own_lists(tmp_path):
     (food / "meta/train.txt").write_text("pie/1\nrice/3\n")
     (food / "meta/test.txt").write_text("pie/2\nrice/4\n")
     assert read(food, "test")[2] == {"images/pie/2.jpg": 0, "images/rice/4.jpg": 1}
+
+
+def test_lists_that_do_not_fit_their_set_or_stand_in_a_folder_beside_others(tmp_path):
+    cub = tmp_path / "CUB"
+    tree(tmp_path, "CUB/images/001.Auk", "masks/001.Auk")
+    (cub / "images.txt").write_text("1 001.Auk/0.png\n2 001.Auk/1.png\n")
+    for flags, said in (("1 1\n2 2\n", "holds 2, but"), ("1 1\n", "names 2 pictures, train_test_split.txt 1 of them")):
+        (cub / "train_test_split.txt").write_text(flags)
+        with pytest.raises(PixseqError, match=said):
+            open_source(str(cub))
+    (cub / "train_test_split.txt").write_text("1 1\n2 0\n")
+    with pytest.raises(PixseqError, match="sets with splits of their own: CUB") as caught:
+        open_source(str(tmp_path))
+    assert f"such as {cub}" in caught.value.hint
 
 
 # ---------------------------------------------------------------------------------------- what systems leave behind
@@ -249,6 +278,12 @@ def test_splits_as_they_are_packed_twice_and_more_beside_them(tmp_path):
     assert read(tmp_path / "intel") == ("train", ["forest", "sea"], found)
     assert "other folders hold pictures: seg_pred" in notes(tmp_path / "intel")
     assert read(tmp_path / "intel", "seg_pred")[2] == {"seg_pred/seg_pred/0.png": None}
+    again = [f"chest/{split}/{name}" for split in ("train", "test") for name in ("ill", "well")]
+    tree(tmp_path / "chests", *again, *(f"chest/{folder}" for folder in again), each=1)
+    assert read(tmp_path / "chests")[1] == ["ill", "well"]
+    assert "passed over chest, which holds splits of its own" in notes(tmp_path / "chests")
+    tree(tmp_path / "faces", "aligned/aligned", "parts.txt")
+    assert read(tmp_path / "faces")[1] is None
     tree(tmp_path / "cats", "train/train", "test/test", each=1)
     assert read(tmp_path / "cats") == ("train", None, {"train/train/0.png": None})
     tree(

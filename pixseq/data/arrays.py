@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -104,8 +104,9 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     """
     notes: Notes = []
     if path.is_dir() and files[0].suffix != ".npy":
+        of_all_splits = files
         split, files, notes = shards_of_split(path, files, wanted)
-        found = [_parts(file, _members(file), wanted) for file in files]
+        found = [_parts(file, _members(file), wanted, of_all_splits) for file in files]
         if any(list(each) != [None] for each in found):
             raise PixseqError(f"{shown(path)}: its .npz files hold splits of their own", "name one of the files")
         chosen = [each[None] for each in found]
@@ -179,17 +180,43 @@ def _sixteen_bits(path: Path, member: Member, bit_depth: int | None) -> str:
     return f"{said}, but the first reach only {most}: if they have {bits} bits, --bit-depth {bits}" if bits else said
 
 
-def _parts(path: Path, members: Mapping[str | None, Member], wanted: Wanted) -> dict[str | None, LabelledImages]:
-    """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none."""
+def _parts(
+    path: Path, members: Mapping[str | None, Member], wanted: Wanted, beside: Sequence[Path] = ()
+) -> dict[str | None, LabelledImages]:
+    """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none.
+
+    Texts are numbered over those of the files `beside` too, so that a class that one of them lacks shifts no label.
+    """
     if None in members:
         targets = _labels_beside(path, wanted)
         texts = [] if targets is None else [text for text in _texts(targets) if not labels.is_missing(text)]
         return {None: _part(path, members[None], targets, labels.names_of(texts) if texts else None, wanted)}
+    images, answers, class_names = _by_role(members, wanted)
+    if not images or (None in images and len(images) > 1):
+        held = shown(", ".join(filter(None, members)))
+        raise PixseqError(
+            f"{shown(path)} does not say which array holds the images: it has {held or 'none'}",
+            "name it images, x or data (and its labels: labels or y); add _train and _test if it has splits",
+        )
+    if wanted.label_column not in (None, NO_LABELS) and not answers:
+        raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
+    if wanted.labels and any(member.dtype.kind in "US" for member in answers.values()):
+        every = [member for each in (members, *map(_members, beside)) for member in _by_role(each, wanted)[1].values()]
+        texts = {text for member in every for text in _texts(member) if not labels.is_missing(text)}
+        class_names = (labels.names_of(texts) if texts else None) or class_names
+    return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+
+
+def _by_role(
+    members: Mapping[str | None, Member], wanted: Wanted
+) -> tuple[dict[str | None, Member], dict[str | None, Member], list[str] | None]:
+    """The arrays of images and of labels by split, and the names of the classes where an array holds them."""
     images: dict[str | None, Member] = {}
     answers: dict[str | None, Member] = {}
     class_names = None
     for key, member in members.items():
-        assert key is not None  # as above
+        if key is None:
+            raise PixseqError(f"{member} is one array, not .npz", "name it .npy")
         split, role = _role(key)
         if role in CLASS_NAME_KEYS and member.dtype.kind == "U" and len(member.shape) == 1:
             class_names = [shown(name) for name in _texts(member)]
@@ -201,18 +228,7 @@ def _parts(path: Path, members: Mapping[str | None, Member], wanted: Wanted) -> 
                 raise PixseqError(f"{found[split]} and {member} could both be meant", "leave one of them in the file")
             elif is_one:
                 found[split] = member
-    if not images or (None in images and len(images) > 1):
-        held = shown(", ".join(filter(None, members)))
-        raise PixseqError(
-            f"{shown(path)} does not say which array holds the images: it has {held or 'none'}",
-            "name it images, x or data (and its labels: labels or y); add _train and _test if it has splits",
-        )
-    if wanted.label_column not in (None, NO_LABELS) and not answers:
-        raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
-    texts = [text for member in answers.values() for text in _texts(member)] if wanted.labels else []
-    texts = [text for text in texts if not labels.is_missing(text)]
-    class_names = (labels.names_of(texts) if texts else None) or class_names
-    return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+    return images, answers, class_names
 
 
 def _role(key: str) -> tuple[str | None, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixseq.data import layout
+from pixseq.data import foreign, layout
 from pixseq.data.records import ImageFile, Source, parts, pick_split
 from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
@@ -26,10 +26,14 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\
 
 def open_folder(path: Path, wanted: str) -> Source:
     """Class folders give labels in the order of their names; a flat folder has none."""
-    chosen = layout.choose(DiskTree(), str(path), path, wanted)
+    tree = DiskTree()
+    chosen = layout.choose(tree, str(path), path, wanted)
     if not chosen.pictures:
+        others: list[str] = []
+        list(tree.walk(str(path), [], others))
+        foreign.refuse_others(others)
         raise PixseqError(
-            f"{shown(path)} holds no pictures{_instead(chosen.others)}", f"a picture is {FORMATS}, told by its content"
+            f"{shown(path)} holds no pictures{_instead(others)}", f"a picture is {FORMATS}, told by its content"
         )
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:

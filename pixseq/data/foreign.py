@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pixseq.bounded.files import open_regular
@@ -14,6 +14,7 @@ from pixseq.text import few, shown
 
 # Endings of files that are a source if they hold what they say.
 POINTERS = {"Git LFS pointer", "git-annex pointer"}
+TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
 DECLARED = re.compile(
     r".+[.](parquet|tar|tgz|npz|npy|zip)|.+[.]tar[.]gz|.*(images|labels)[.-]idx[13]\b.*", re.IGNORECASE
@@ -44,7 +45,7 @@ def refuse_file(file: Path) -> None:
         raise PixseqError(f"{shown(file)} {what}", hint or None)
     if ".tfrecord" in file.name:
         raise PixseqError(f"{shown(file)} is TFRecord, which is not read", "write it as .tar shards or as parquet")
-    if file.suffix in (".csv", ".tsv", ".json", ".jsonl", ".txt"):
+    if file.suffix in TEXTS:
         raise PixseqError(
             f"{shown(file)} is a table or text, which holds no pictures",
             "a list of paths comes by standard input: cut it to paths and pipe it into SOURCE -",
@@ -77,10 +78,13 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
     for name in others:
         if name.endswith(SHARDS) and name not in read:
             refuse_file(path / name)
-    if not found:
-        for name in others:
-            if not name.endswith((".csv", ".tsv", ".json", ".jsonl", ".txt")):
-                refuse_file(path / name)
+
+
+def refuse_others(others: Sequence[str]) -> None:
+    """Raises PixseqError if one of the files of a folder without pictures is something known that is not read."""
+    for name in others:
+        if not name.endswith(TEXTS):
+            refuse_file(Path(name))
 
 
 def several(path: Path, inside: Mapping[str, str]) -> PixseqError:

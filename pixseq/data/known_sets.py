@@ -18,7 +18,7 @@ from pixseq.text import shown
 
 PicturesByFolder = list[tuple[str, np.ndarray]]  # folders, and the names (bytes, sorted) of pictures in each
 ILSVRC_VAL = re.compile(rb"ILSVRC2012_val_\d{8}\.JPEG")
-SOLUTION = "LOC_val_solution.csv"
+ANNOTATIONS, SOLUTION = "val_annotations.txt", "LOC_val_solution.csv"
 LEVELS = 4  # SOLUTION lies beside ILSVRC/, and the pictures in ILSVRC/Data/CLS-LOC/val
 
 
@@ -29,7 +29,17 @@ def splits(tree: Tree, root: str) -> dict[str, dict[str, PicturesByFolder]]:
         files = dict(_pairs(names, root, "images.txt"))
         trained = dict(_pairs(flags, root, "train_test_split.txt"))
         if files.keys() != trained.keys():
-            raise PixseqError(f"{shown(root)}: images.txt and train_test_split.txt name other pictures")
+            raise PixseqError(
+                f"{shown(root)}: images.txt names {len(files)} pictures, train_test_split.txt "
+                f"{len(files.keys() & trained.keys())} of them and {len(trained.keys() - files.keys())} others",
+                "copy or download the set again",
+            )
+        if odd := sorted(set(trained.values()) - {"0", "1"}):
+            raise PixseqError(
+                f"{shown(os.path.join(root, 'train_test_split.txt'))} holds {shown(odd[0])}, but a picture is of train "
+                "(1) or of test (0)",
+                "copy or download the set again",
+            )
         lists = {
             split: [files[i] for i in files if trained[i] == flag] for split, flag in (("train", "1"), ("test", "0"))
         }
@@ -48,10 +58,12 @@ def splits(tree: Tree, root: str) -> dict[str, dict[str, PicturesByFolder]]:
 
 def labelled(tree: Tree, folder: str) -> dict[str, PicturesByFolder] | None:
     """Class -> pictures of a folder without class folders whose labels stand in a list that is known."""
-    text = tree.text(folder, "val_annotations.txt")
+    text = tree.text(folder, ANNOTATIONS)
     if text is not None:
         inner = os.path.join(folder, "images") if "images" in tree.listing(folder).folders else folder
-        return _of_one(tree, inner, "val_annotations.txt", (line.split("\t")[:2] for line in text.split("\n") if line))
+        if not len(tree.listing(inner).pictures) and tree.folders(folder):
+            return None  # sorted into class folders since
+        return _of_one(tree, inner, ANNOTATIONS, (line.split("\t")[:2] for line in text.split("\n") if line.strip()))
     pictures = tree.listing(folder).pictures
     if not len(pictures) or not ILSVRC_VAL.fullmatch(pictures[0]):
         return None
@@ -60,8 +72,8 @@ def labelled(tree: Tree, folder: str) -> dict[str, PicturesByFolder] | None:
         above = os.path.dirname(above)
         text = tree.text(above, SOLUTION)
         if text is not None:
-            rows = (line.replace(",", " ").split()[:2] for line in text.split("\n")[1:] if line)
-            return _of_one(tree, folder, SOLUTION, ((f"{row[0]}.JPEG", row[-1]) for row in rows))
+            rows = (line.replace(",", " ").split()[:2] for line in text.split("\n")[1:] if line.strip())
+            return _of_one(tree, folder, SOLUTION, ((f"{row[0]}.JPEG", *row[1:]) for row in rows))
     return None
 
 
@@ -98,16 +110,19 @@ def _by_class(tree: Tree, images: str, files: list[str]) -> dict[str, PicturesBy
 def _of_one(tree: Tree, folder: str, file: str, rows: Iterable[Iterable[str]]) -> dict[str, PicturesByFolder]:
     """`rows` are NAME, CLASS of the pictures of one folder, which all have to be there and in the list."""
     label_of: dict[bytes, str] = {}
-    for row in rows:
-        name, label = row
-        label_of[os.fsencode(name)] = label.strip()
+    for row in map(tuple, rows):
+        if len(row) != 2 or not row[1].strip():
+            raise PixseqError(
+                f"{shown(file)} names {shown(row[0])} without its class", "copy or download that list again"
+            )
+        label_of[os.fsencode(row[0])] = row[1].strip()
     held = set(tree.listing(folder).pictures.tolist())
     _check(folder, label_of, held)
     if extra := held - label_of.keys():
         raise PixseqError(
             f"{shown(file)} does not name {len(extra)} of the {len(held)} pictures of {shown(folder)}, such as "
             f"{shown(os.fsdecode(min(extra)))}",
-            "move them away",
+            "copy or download that list again, or move these pictures away",
         )
     names: dict[str, list[bytes]] = {}
     for picture, label in label_of.items():

@@ -101,7 +101,7 @@ def _labelled(
             nested += [os.path.relpath(folder, os.path.dirname(place)) for folder, _ in inside if folder != place]
         pictures += [(folder, names, label) for folder, names in inside]
         if not inside:
-            empty.append(f"{shown(os.path.join(chosen.folder, name))} holds no pictures: class {label} is empty")
+            empty.append(f"{tree.called(os.path.join(chosen.folder, name))} holds no pictures: class {label} is empty")
     said = empty if len(empty) <= LISTED else [*empty[:LISTED], f"... and {len(empty) - LISTED} more empty classes"]
     if len(class_names) > 1 and len(empty) == len(class_names) - 1:
         said.append(f"only one of {len(class_names)} classes has pictures")
@@ -111,15 +111,15 @@ def _labelled(
         said.append(f"{len(lone)} of {len(class_names)} classes are in one split only: {few(lone)}")
     if nested:
         said.append(
-            f"{shown(chosen.folder)}: its {len(class_names)} classes ({few(class_names)}) hold folders, which are not "
-            f"told apart: {few(nested)}; for classes of these, move them up, or name the folder that holds them"
+            f"{tree.called(chosen.folder)}: its {len(class_names)} classes ({few(class_names)}) hold folders, which "
+            f"are not told apart: {few(nested)}; for classes of these, move them up, or name the folder that holds them"
         )
     notes[:0] = said
     return class_names, pictures
 
 
 def _without_labels(tree: Tree, folder: str) -> str:
-    note = f"{shown(folder)} has no class folders, unlike another split: its pictures have no labels"
+    note = f"{tree.called(folder)} has no class folders, unlike another split: its pictures have no labels"
     if known_sets.is_ilsvrc_val(tree, folder):
         note += f" (they stand in {known_sets.SOLUTION}, which is read from beside ILSVRC/)"
     return note
@@ -140,12 +140,13 @@ def _see_through(tree: Tree, folder: str, notes: list[str]) -> str:
             return folder
         rest = [name for name in tree.listing(folder).folders if name != full[0]]
         inner = os.path.join(folder, full[0])
-        if len(tree.listing(inner).pictures) and not is_plain(full[0]):
+        doubled = full[0] == os.path.basename(folder)  # as some are packed: img_align_celeba/img_align_celeba
+        if len(tree.listing(inner).pictures) and not is_plain(full[0]) and not doubled:
             return folder
         if not all(tree.holds_files(os.path.join(folder, name)) for name in rest):
             return folder
         if rest:
-            notes.append(f"{shown(folder)}: only {shown(full[0])} holds pictures, not {few(rest)}")
+            notes.append(f"{tree.called(folder)}: only {shown(full[0])} holds pictures, not {few(rest)}")
         folder = inner
     return folder
 
@@ -163,21 +164,46 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
     if names and not like and all(inner[n] and all(split_word(i, inner[n]) for i in inner[n]) for n in names):
         return _inside_classes(tree, root, names)
     of_one_set = len(like) > 1 and set(like) <= alike  # then the rest are no classes beside them
+    if sets := [name for name in names if _is_set(tree, os.path.join(root, name), inner[name])]:
+        if not of_one_set or set(sets) & set(like):
+            raise _unclear(tree, root, inner, "sets with splits of their own", sets[0])
+        notes.append(f"{tree.called(root)}: passed over {few(sets)}, which holds splits of its own")
+        names, rest = ([name for name in each if name not in sets] for each in (names, rest))
     if like and rest and not set(rest) <= alike and not of_one_set:
         if len(like) == 1 and is_bare(like[0]) and not any(inner.values()):
             return {}  # class folders, one of them called train
-        raise _unclear(root, inner, f"splits ({', '.join(map(shown, like))}) and other pictures ({few(rest)})")
+        what = f"splits ({', '.join(map(shown, like))}) and other pictures ({few(rest)})"
+        raise _unclear(tree, root, inner, what, min(like, key=lambda name: split_word(name, names) != "train"))
     unclear = None in pairs.values()
     if not like and not alike and not unclear:
         return {}
     if not like and (alike != set(names) or unclear):
-        raise _unclear(root, inner, "folders that may be splits or classes")
+        raise _unclear(tree, root, inner, "folders that may be splits or classes")
     if of_one_set and not set(rest) <= alike:
-        notes.append(f"{shown(root)}: beside {few(like)} other folders hold pictures: {few(set(rest) - alike)}")
+        notes.append(f"{tree.called(root)}: beside {few(like)} other folders hold pictures: {few(set(rest) - alike)}")
     if len(tree.listing(root).pictures):
-        notes.append(f"{shown(root)}: the pictures beside its splits ({few(names)}) are passed over")
+        notes.append(f"{tree.called(root)}: the pictures beside its splits ({few(names)}) are passed over")
     splits = {name: _split(tree, name, os.path.join(root, name), notes) for name in names}
+    _check_depth(tree, splits)
     return _without_wrappers(splits, notes)
+
+
+def _is_set(tree: Tree, folder: str, inner: list[str]) -> bool:
+    """Whether a folder is a whole set: with splits of its own, by their names or by a list that is known."""
+    named = len(inner) > 1 and all(split_word(name, inner) for name in inner)
+    return named or bool(known_sets.splits(tree, folder))
+
+
+def _check_depth(tree: Tree, splits: dict[str, Split]) -> None:
+    """Raises PixseqError where the classes lie a folder deeper in one split than in another: train/labeled/cat,
+    test/cat.
+    """
+    for split in splits.values():
+        theirs = {c for other in splits.values() if other is not split for c in other.classes or ()}
+        for name, place in (split.classes or {}).items():
+            if isinstance(place, str) and name not in theirs and len(theirs & set(_inner(tree, place))) > 1:
+                inner = {name: _inner(tree, os.path.join(split.folder, name)) for name in split.classes or {}}
+                raise _unclear(tree, split.folder, inner, "folders that hold the classes of another split", name)
 
 
 def _inner(tree: Tree, folder: str) -> list[str]:
@@ -200,12 +226,14 @@ def _alike(a: str, b: str, inner: dict[str, list[str]], like: Collection[str]) -
     return None if fewer == 1 < more else False
 
 
-def _unclear(root: str, inner: dict[str, list[str]], what: str) -> PixseqError:
+def _unclear(tree: Tree, root: str, inner: dict[str, list[str]], what: str, likely: str | None = None) -> PixseqError:
+    """`inner` maps each folder of `root` to what it holds; `likely` is the one that the hint names."""
     held = [f"{shown(name)} ({few(inside) if inside else 'pictures'})" for name, inside in inner.items()]
+    place = shown(os.path.join(root, likely or next(iter(inner))))
     return PixseqError(
-        f"{shown(root)} holds {what}: {few(held)}",
-        f"name the folder that you mean, such as {shown(os.path.join(root, next(iter(inner))))}, or move the others "
-        "away; splits hold the same class folders, classes hold pictures",
+        f"{tree.called(root)} holds {what}: {few(held)}",
+        f"{tree.before}name the folder that you mean, such as {place}, or move the others away; splits hold the same "
+        "class folders, classes hold pictures",
     )
 
 
@@ -216,22 +244,22 @@ def _split(tree: Tree, called: str, folder: str, notes: list[str]) -> Split:
     listing, names = tree.listing(folder), tree.folders(folder)
     if len(listing.pictures) and names:
         raise PixseqError(
-            f"{shown(folder)} holds both pictures ({shown(os.fsdecode(listing.pictures[0]))}) and folders of pictures "
-            f"({shown(names[0])})",
+            f"{tree.called(folder)} holds both pictures ({shown(os.fsdecode(listing.pictures[0]))}) and folders of "
+            f"pictures ({shown(names[0])})",
             "keep either: a flat folder of pictures, or one folder a class",
         )
     if len(listing.pictures):
         return Split(called, folder, None)
     if len(names) > 1 and any(map(is_plain, names)):
-        raise _unclear(folder, {name: [] for name in names}, "folders that are no classes by their names")
+        raise _unclear(tree, folder, {name: [] for name in names}, "folders that are no classes by their names")
     rest = [name for name in listing.folders if name not in names]
     empty = [name for name in rest if not tree.holds_files(os.path.join(folder, name))]
     if len(empty) < len(rest):
         without = [name for name in rest if name not in empty]
-        notes.append(f"{shown(folder)}: {few(without)} hold{'s' * (len(without) == 1)} no pictures: no class")
+        notes.append(f"{tree.called(folder)}: {few(without)} hold{'s' * (len(without) == 1)} no pictures: no class")
         if len(names) == 1:
             notes.append(
-                f"{shown(folder)}: only one of {len(listing.folders)} folders, {shown(names[0])}, has pictures"
+                f"{tree.called(folder)}: only one of {len(listing.folders)} folders, {shown(names[0])}, has pictures"
             )
     return Split(called, folder, {name: os.path.join(folder, name) for name in (*names, *empty)})
 
@@ -257,7 +285,7 @@ def _inside_classes(tree: Tree, root: str, names: list[str]) -> dict[str, Split]
         for inside in tree.folders(folder):
             if _inner(tree, os.path.join(folder, inside)):
                 found = {name: tree.folders(os.path.join(root, name)) for name in names}
-                raise _unclear(root, found, "sets with splits of their own")
+                raise _unclear(tree, root, found, "sets with splits of their own")
             classes.setdefault(inside, {})[name] = os.path.join(folder, inside)
     return {split: Split(split, root, found) for split, found in classes.items()}
 

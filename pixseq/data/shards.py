@@ -12,6 +12,7 @@ from pixseq.errors import PixseqError
 from pixseq.text import few, shown
 
 OF = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?)(?P<total>\d+)(?P<after>.*)", re.IGNORECASE)
+FOLD = re.compile(r"(?<![a-z])fold[-_. ]?\d+(?![-_. ]?\d)", re.IGNORECASE)  # of a cross-validation
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!ut", ".tmp")
 
 
@@ -25,24 +26,53 @@ def shards_of_split(path: Path, shards: Iterable[Path], wanted: Wanted) -> tuple
         named = split_of(path.name)
         split = named if named == canonical(wanted.split) else pick_split(path, (), wanted.split)
         return split, [path], _one_of_more(path)
-    groups: dict[str | None, list[Path]] = {}
+    groups, called = splits_of(path, shards)
+    asked = called.get(wanted.split) or wanted.split
+    split = pick_split(path, [name for name in groups if name], asked)
+    files = groups[None if None in groups else split]
+    return split, files, check_complete(path, files, wanted.skip)
+
+
+def splits_of(path: Path, shards: Iterable[Path]) -> tuple[dict[str | None, list[Path]], dict[str, str]]:
+    """The shards of each split, None where no name says one, in order; and which splits their folders and sets are.
+
+    The split is a word in the name of a shard or of its folder. Sets of one word (train_small, train_full), or of none
+    beside others (seen, unseen), are splits of their own. Raises PixseqError where only some shards name a split.
+    """
+    ordered = sorted(shards, key=lambda shard: _numeric(shard.relative_to(path)))
+    found: dict[str | None, dict[str | None, list[Path]]] = {}
     called: dict[str, str] = {}
-    for shard in sorted(shards, key=lambda p: _numeric(p.relative_to(path))):
+    for shard in ordered:
         folder = shard.parent.name if shard.parent != path else ""
         inside = split_word(folder) or split_of(folder)
-        own = inside or split_of(shard.name)
-        called.setdefault(folder, own or "")
-        groups.setdefault(own, []).append(shard)
+        word, set_name = inside or split_of(shard.name), None if inside else _set_of(shard)
+        called.setdefault(folder, word or "")
+        if set_name is not None:
+            called.setdefault(set_name, word or set_name)
+        found.setdefault(word, {}).setdefault(set_name, []).append(shard)
+    groups: dict[str | None, list[Path]] = {}
+    for word, sets in found.items():
+        several = len(sets) > 1 or (word is None and len(found) > 1)
+        for set_name, files in sets.items():
+            own = set_name if several and None not in sets else word
+            groups.setdefault(own, []).extend(files)
+            if own is not None and own == set_name:
+                called[own] = own
     if None in groups and len(groups) > 1:
         first = next(group[0] for split, group in groups.items() if split)
         raise PixseqError(
             f"{shown(path)}: {shown(first.name)} names a split, {shown(groups[None][0].name)} does not",
             "give a folder where all shards, or none, carry train or test in their names",
         )
-    asked = called.get(wanted.split) or wanted.split  # by the name of its folder
-    split = pick_split(path, [name for name in groups if name], asked)
-    files = groups[None if None in groups else split]
-    return split, files, check_complete(path, files, wanted.skip)
+    return {own: sorted(files, key=ordered.index) for own, files in groups.items()}, called
+
+
+def _set_of(shard: Path) -> str | None:
+    """What a shard says that it is of: train_small-00000-of-00002, as Hugging Face names a split's, or fold_1.npz."""
+    match = OF.fullmatch(shard.name)
+    if match is None:
+        return shard.stem if FOLD.search(shard.stem) else None
+    return match["before"].rstrip("-_. ") or None
 
 
 def check_complete(path: Path, files: list[Path], skip: bool) -> list[str]:

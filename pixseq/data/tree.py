@@ -106,7 +106,12 @@ def _plain(name: str) -> str:
 
 
 class Tree:
-    """Listings by folder, each made once; `debris` gathers what was passed over in those that were asked for."""
+    """Listings by folder, each made once; `debris` gathers what was passed over in those that were asked for.
+
+    `before`: what a user has to do before a folder in it can be named.
+    """
+
+    before = ""
 
     def __init__(self) -> None:
         self.debris: set[str] = set()
@@ -147,6 +152,10 @@ class Tree:
         others += [os.path.join(folder, name) for name in listing.others]
         for name in listing.folders:
             yield from self.walk(os.path.join(folder, name), notes, others, (*above, identity))
+
+    def called(self, folder: str) -> str:
+        """A folder in messages."""
+        return shown(folder)
 
     def text(self, folder: str, name: str) -> str | None:
         """A file of text in a folder, if it is there."""
@@ -190,11 +199,15 @@ class DiskTree(Tree):
 class ArchiveTree(Tree):
     """The files of an archive by their names, which are never used as paths. Pictures are told by their suffixes.
 
-    `members` maps a folder and a picture's name, as `walk` gives them, to the name in the archive.
+    `members` maps a folder and a picture's name, as `walk` gives them, to the name in the archive; `path` is for
+    messages.
     """
 
-    def __init__(self, names: Iterable[str]):
+    before = "unpack it and "
+
+    def __init__(self, names: Iterable[str], path: object):
         super().__init__()
+        self._path = path
         self.members: dict[tuple[str, bytes], str] = {}
         self._files: dict[str, tuple[list[bytes], set[str], set[str]]] = {"": ([], set(), set())}
         for name in names:
@@ -226,11 +239,14 @@ class ArchiveTree(Tree):
                 self._files[here] = ([], set(), set())
                 self._files["/".join(parts[:i])][1].add(part)
 
+    def called(self, folder: str) -> str:
+        return shown(f"{self._path}: {folder}" if folder else self._path)
+
     def text(self, folder: str, name: str) -> str | None:
         if folder in self._files and name in self._files[folder][2]:
             raise PixseqError(
-                f"the archive holds {shown(os.path.join(folder, name))}, which says what is train and test or which "
-                "class a picture has",
+                f"{shown(self._path)} holds {shown(os.path.join(folder, name))}, which says what is train and test or "
+                "which class a picture has",
                 "unpack it and name its folder, so that this list is read",
             )
         return None

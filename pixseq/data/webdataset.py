@@ -22,7 +22,7 @@ from pixseq.bounded.tars import open_tar
 from pixseq.data import labels, layout
 from pixseq.data.folders import as_source
 from pixseq.data.records import ImageFile, NoSuchSplit, Source, Wanted, reading
-from pixseq.data.shards import shards_of_split
+from pixseq.data.shards import shards_of_split, splits_of
 from pixseq.data.sniff import PICTURE_SUFFIXES
 from pixseq.data.tree import ArchiveTree, debris_in
 from pixseq.errors import PixseqError
@@ -40,7 +40,8 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     try:
         split, files, notes = shards_of_split(path, files, wanted)
     except NoSuchSplit:  # the split may be a folder inside
-        if (source := _of_folders(path, files, wanted.split)) is None:
+        named = path.is_dir() and None not in splits_of(path, files)[0]
+        if named or (source := _of_folders(path, files, wanted.split)) is None:
             raise
         return source
     for file in files:
@@ -53,9 +54,10 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         )
     name, _, label = first
     if label is None and "/" in name.partition(": ")[2]:
-        source = _of_folders(path, files, wanted.split if split == "all" else "train")
-        if source is not None:
-            return source
+        whole = split == "all" or path.is_file()
+        as_folders = _of_folders(path, files, wanted.split) if whole else _of_splits(path, of_all_splits, split)
+        if as_folders is not None:
+            return replace(as_folders, notes=[*notes, *as_folders.notes])
     found = _survey(files, of_all_splits, wanted) if wanted.labels else None
     if found is not None:
         notes += found.notes
@@ -148,14 +150,39 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
     """Tars of class folders, by the same rules as folders on a disk; None where its members are WebDataset's samples,
     of one key each, or where pictures lie beside folders.
     """
-    names = [name for file in files for name in _names(file)]
-    pictures = {name.rpartition(".")[0] for name in names if _is_picture(name)}
-    if any(not _is_picture(name) and name.rpartition(".")[0] in pictures for name in names):
+    return _chosen(path, [("", file) for file in files], wanted)
+
+
+def _of_splits(path: Path, files: list[Path], split: str) -> Source | None:
+    """The same of tars that are splits by their names, as if each lay unpacked in a folder of its split."""
+    groups, _ = splits_of(path, files)
+    return _chosen(path, [(f"{name}/", file) for name, group in groups.items() for file in group], split)
+
+
+def _chosen(path: Path, files: list[tuple[str, Path]], wanted: str) -> Source | None:
+    """`files` are tars, each with the folder that its members lie in. Raises PixseqError for two pictures of one name:
+    tars that hold the same may be shards, folds or copies.
+    """
+    held: dict[str, Path] = {}
+    twice = None
+    for folder, file in files:
+        for name in _names(file):
+            if folder + name in held and _is_picture(name):
+                twice = twice or (name, held[folder + name].name, file.name)
+            held[folder + name] = file
+    pictures = {name.rpartition(".")[0] for name in held if _is_picture(name)}
+    if any(not _is_picture(name) and name.rpartition(".")[0] in pictures for name in held):
         return None
-    tree = ArchiveTree(names)
+    tree = ArchiveTree(held, path)
     root = layout.archive_root(tree)
     if len(tree.listing(root).pictures):
         return None
+    if twice is not None:
+        name, first, second = map(shown, twice)
+        raise PixseqError(
+            f"{shown(path)}: {name} is there twice, in {first} and in {second}",
+            "unpack it and name the folder" if first == second else "name one tar, or give pictures other names",
+        )
     chosen = layout.choose(tree, root, path, wanted)
     label_of = {folder: label for folder, _, label in chosen.pictures}
 
@@ -163,13 +190,13 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
         return islice(_in_order(), start, stop)
 
     def _in_order() -> Iterator[ImageFile]:
-        for file in files:
+        for folder, file in files:
             for name, data in _members(file):
-                folder = tree.folder_of(name)
-                if _is_picture(name) and folder in label_of:
-                    yield ImageFile(f"{file}: {name}", data, label_of[folder])
+                within = tree.folder_of(folder + name)
+                if _is_picture(name) and within in label_of:
+                    yield ImageFile(f"{file}: {name}", data, label_of[within])
 
-    return replace(as_source("tar", path, chosen, read), files=files, shares=True)
+    return replace(as_source("tar", path, chosen, read), files=[file for _, file in files], shares=True)
 
 
 def _names(file: Path) -> Iterator[str]:

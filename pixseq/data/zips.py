@@ -34,7 +34,7 @@ def open_zip(path: Path, wanted: str) -> Source:
         long = [info for info in members.values() if info.compress_size > size]  # zipfile makes room for so much
         if long:
             raise ValueError(f"{long[0].filename} declares {long[0].compress_size:,} bytes in a zip of {size:,}")
-        tree = ArchiveTree(members)
+        tree = ArchiveTree(members, path)
     if not tree.members:
         packed = [name for name in members if name.lower().endswith(PACKED) or "data_batch" in name]
         raise PixseqError(
