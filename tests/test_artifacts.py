@@ -2,14 +2,16 @@
 
 import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from conftest import write_tokens
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import arrays, atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store, verify
 from pixseq.artifacts.layout import DRAWN
 from pixseq.artifacts.metrics import Log, read_log, write_metrics
@@ -84,6 +86,39 @@ def test_content_id_is_the_stated_hash():
     assert manifest.content_id("k", {"x": manifest.whole(x)}, {"m": 1}) == want
     blocks = manifest.Content(x.dtype, x.shape, [x[:1], x[1:]])
     assert manifest.content_id("k", {"x": blocks}, {"m": 1}) == want
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 20])
+@pytest.mark.parametrize("shape, chunks", [((23, 5), (4, 5)), ((2, 23, 5), (1, 4, 5)), ((23,), (4,)), ((0, 5), (4, 5))])
+def test_what_is_read_back_is_all_of_it_in_order_however_many_chunks_at_once(
+    tmp_path, monkeypatch, at_once, shape, chunks
+):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", at_once)
+    x = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    array = zarr.create_array(tmp_path / "x", data=x, chunks=chunks)
+    assert b"".join(block.tobytes() for block in arrays._blocks(array)) == x.tobytes()
+
+
+def test_all_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
+    """Each file and each folder; a folder after what is in it."""
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}"))))
+    with atomic.writing(tmp_path / "x") as partial:
+        (partial / "a" / "b").mkdir(parents=True)
+        files = [partial / "a" / "b" / str(n) for n in range(30)] + [partial / "zarr.json"]
+        for file in files:
+            file.write_text("x")
+        flushed.clear()
+    at = {path: flushed.index(path) for path in (*files, partial, partial / "a", partial / "a" / "b")}
+    assert all(at[file] < at[file.parent] for file in files) and flushed[-1] == tmp_path
+
+
+def test_a_file_that_cannot_be_flushed_is_not_published(tmp_path, monkeypatch):
+    with pytest.raises(PixseqError, match="disk is full"), atomic.writing(tmp_path / "x") as partial:
+        partial.mkdir()
+        (partial / "zarr.json").write_text("x")
+        monkeypatch.setattr(os, "fsync", lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_zarr_reads_what_we_write(tokens):

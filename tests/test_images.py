@@ -254,6 +254,14 @@ def test_arrays_resized_together_equal_pillow_one_by_one(shape, size, resize):
     assert images.flags.c_contiguous and reader.counts.get("grey", 0) == (5 if len(shape) == 2 else 0)
 
 
+def test_pictures_in_planes_come_out_as_those_in_pixels():
+    stack = noise(5, 12, 12, 3)
+    planes = np.ascontiguousarray(stack.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    images, _, _ = read(arrays(planes), size=12)
+    np.testing.assert_array_equal(images, stack)
+    assert images.flags.c_contiguous
+
+
 def test_views_are_the_papers_crops():
     prep = Preparation(views=200, seed=3)
     boxes = np.array(prep.boxes(300, 200, 7))

@@ -16,6 +16,7 @@ from pixseq.numerics.quantize import (
     squared_error,
     to_images,
     to_tokens,
+    token_counts,
     unigram_entropy,
     unpack,
 )
@@ -86,6 +87,13 @@ def test_quantize_and_dequantize_are_per_pixel_look_ups():
     np.testing.assert_array_equal(dequantize(tokens, palette), np.rint(127.5 * (palette + 1))[tokens])
     strided = images[:, ::2, :, :]
     np.testing.assert_array_equal(quantize(strided, nearest_table(palette)), tokens[:, ::2])
+
+
+def test_counts_are_of_all_blocks_and_reach_as_far_as_the_tokens(monkeypatch):
+    monkeypatch.setattr("pixseq.numerics.quantize.PIXELS_AT_ONCE", 7)
+    tokens = np.random.default_rng(0).integers(0, 30, (5, 8), np.uint16)
+    for n_vocab in (0, 30, 40):
+        assert token_counts(tokens, n_vocab).tolist() == np.bincount(tokens.reshape(-1), minlength=n_vocab).tolist()
 
 
 def test_histograms_of_parts_add_up():

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +27,7 @@ from pixseq.numerics.whole import starts
 
 UNFINISHED = "pixseq_unfinished"
 MOST_CHUNKS = 1 << 21  # of an array that is cut back to what is whole: zarr lists them all
+BLOCK_BYTES = 16 << 20  # that are read back at once: zarr unfolds its chunks side by side
 MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
 KINDS = {"tokens": ("uint16",), "pixels": ("uint8",), "features": ("float16", "float32")}
 
@@ -441,10 +443,21 @@ def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:
 
 
 def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
-    """C-order blocks of about a chunk each: the leading indices one by one, then runs of rows."""
+    """C-order blocks of some chunks: the leading indices one by one, then runs of rows. One is read ahead."""
     axis = next((i for i, c in enumerate(array.chunks) if c > 1), array.ndim - 1)
-    rows = array.chunks[axis]
-    for lead in _indices(array.shape[:axis]):
-        for start in range(0, array.shape[axis], rows):
-            place: tuple[int | slice, ...] = (*lead, slice(start, start + rows))
-            yield np.asarray(array[place])
+    row_bytes = math.prod(array.shape[axis + 1 :]) * array.dtype.itemsize
+    rows = array.chunks[axis] * max(BLOCK_BYTES // (array.chunks[axis] * row_bytes), 1)
+
+    def read(place: tuple[int | slice, ...]) -> np.ndarray:
+        return np.asarray(array[place])
+
+    with ThreadPoolExecutor(1, "reading") as reading:
+        ahead: Future[np.ndarray] | None = None
+        for lead in _indices(array.shape[:axis]):
+            for start in range(0, array.shape[axis], rows):
+                upcoming = reading.submit(read, (*lead, slice(start, start + rows)))
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = upcoming
+        if ahead is not None:
+            yield ahead.result()

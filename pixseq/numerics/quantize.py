@@ -140,6 +140,15 @@ def unigram_entropy(counts: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+def token_counts(tokens: np.ndarray, n_vocab: int) -> np.ndarray:
+    """Tokens [...] -> int64 [n_vocab, or more where they reach higher]: how often each occurs."""
+    flat = tokens.reshape(-1)
+    counts = np.zeros(max(n_vocab, int(flat.max()) + 1), np.int64)
+    for start in range(0, len(flat), PIXELS_AT_ONCE):
+        counts += np.bincount(flat[start : start + PIXELS_AT_ONCE], minlength=len(counts))
+    return counts
+
+
 def byte_counts(images: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] -> int64 [3 * 256]: how often each byte occurs in red, then in green, then in blue."""
     counts, pixels = np.zeros((3, 256), np.int64), images.reshape(-1, 3)
