@@ -17,7 +17,7 @@ from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
 from pixseq.engine import attentive
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
-from pixseq.numerics.probes import standardize
+from pixseq.numerics.labelled import standardize
 from pixseq.stages import features, probe
 
 D, H, C = 12, 3, 4
@@ -398,7 +398,7 @@ def test_the_heads_are_told_beside_the_content(checkpoints, tokens, tmp_path):
 
 
 def test_what_is_left_open_depends_on_the_features():
-    recipe = attentive.AttentiveRecipe([1e-3])
+    recipe = attentive.AttentiveRecipe(0.1, 0, [1e-3])
     assert recipe.n_epochs(50_000) == 10 and recipe.n_epochs(1_437) == math.ceil(300 / 6)
 
 

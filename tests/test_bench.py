@@ -12,14 +12,13 @@ import torch
 from program import called
 
 from pixseq.artifacts.metrics import read_metrics
-from pixseq.bench import alone, ceilings, cost, drawn, models, peers, rounds, run
+from pixseq.bench import alone, ceilings, cost, drawn, models, peers, reading, rounds, run
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
 from pixseq.cli.bench import _table
 from pixseq.engine.state import TrainState
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.engine.training import Training
 from pixseq.errors import PixseqError, UsageError
-from pixseq.numerics import probes
 from pixseq.numerics.schedule import learning_rate, warmup_steps
 from pixseq.runtime import Machine
 from pixseq.stages import encode, palette, sample
@@ -107,7 +106,7 @@ OURS = {
     "encode": (encode, "run"),
     "pretrain": (Training, "step"),
     "features": (extraction, "activations"),
-    "probe": (probes, "linear_probe"),
+    "probe": (reading, "linear_probe"),
     "sample": (sample, "draw_pictures"),
 }
 

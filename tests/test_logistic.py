@@ -5,9 +5,10 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from pixseq.numerics import logistic, probes
+from pixseq.numerics import logistic
+from pixseq.numerics.labelled import Labelled, held_out_split, standardize
+from pixseq.numerics.linear_probe import SOLVERS, Solver, linear_probe, one_blas_thread
 from pixseq.numerics.logistic import LogisticPath
-from pixseq.numerics.probes import Labelled, Solver
 
 CS = (1e-3, 1e-1, 10.0)
 
@@ -23,7 +24,7 @@ def drawn(n, D, K, apart, seed=0, held=200):
 
 def split(X, y, n):
     train, test = X[:n].copy(), X[n:].copy()
-    probes.standardize(train, test)
+    standardize(train, test)
     return train, y[:n], test, y[n:]
 
 
@@ -62,7 +63,7 @@ def theirs(X, y, c):
 
 @pytest.fixture(autouse=True)
 def calm():
-    with probes.one_blas_thread():
+    with one_blas_thread():
         yield
 
 
@@ -173,9 +174,7 @@ def test_memory_of_l_bfgs_is_bounded_where_classes_are_many(monkeypatch):
 def test_both_solvers_choose_the_same_and_measure_alike():
     X, y, test_X, test_y = digits()
     train, test = Labelled(X, y), Labelled(test_X, test_y)
-    halves = probes.held_out_split(y, 0.1, 0)
-    ours, other = (
-        probes.linear_probe(train, test, halves, [1e-3, 1e-2], tol=1e-6, solver=Solver(name)) for name in probes.SOLVERS
-    )
+    halves = held_out_split(y, 0.1, 0)
+    ours, other = (linear_probe(train, test, halves, [1e-3, 1e-2], solver=Solver(name, tol=1e-6)) for name in SOLVERS)
     assert ours.c == other.c and ours.test_accuracy == pytest.approx(other.test_accuracy, abs=1.1 / len(test_y))
     assert ours.objective <= other.objective * (1 + 1e-6) and ours.gradient < 1e-5 and other.gradient < 1e-4

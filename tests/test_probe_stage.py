@@ -10,9 +10,10 @@ from sklearn.linear_model import LogisticRegression
 
 from pixseq.artifacts import atomic, manifest
 from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
-from pixseq.engine import feature_pair
+from pixseq.engine import probing
+from pixseq.engine.feature_pair import Side
 from pixseq.errors import PixseqError, UsageError
-from pixseq.numerics import probes
+from pixseq.numerics.labelled import low_data_subsets, standardize
 from pixseq.stages import probe
 
 LAYERS = [0, 1, 2]
@@ -60,7 +61,7 @@ def test_the_numbers_are_scikit_learns_and_the_json_holds_what_is_promised(pair,
     for row in numbers["layers"]:
         assert {"layer", "c", "val_accuracy", "test_accuracy", "converged"} <= row.keys()
     train, test = layered(slice(0, 600))[1], layered(slice(600, 1100), seed=1)[1]
-    probes.standardize(train, test)
+    standardize(train, test)
     direct = LogisticRegression(C=numbers["layers"][1]["c"], max_iter=1000).fit(train, CLASSES[:600])
     expected = direct.score(test, CLASSES[600:1100])
     assert numbers["best_layer"] == 1 and numbers["test_accuracy"] == pytest.approx(expected, abs=0.003)
@@ -110,7 +111,7 @@ def test_few_labels_choose_layer_c_and_scaling_by_themselves(pair):
     X, y, few, cs = layered(slice(0, 600)), CLASSES[:600], 4, [1e-3, 1e-2, 1e-1]
     numbers = probe.run(*pair, labels_per_class=few, trials=2, c=cs, seed=3)["low_data"]
     test_X, test_y = layered(slice(600, 1100), seed=1), CLASSES[600:1100]
-    for trial, picked in enumerate(probes.low_data_subsets(y, None, few, 2, seed=3)):
+    for trial, picked in enumerate(low_data_subsets(y, None, few, 2, seed=3)):
         assert np.bincount(y[picked]).tolist() == [few] * 10
         losses = {}
         for layer in LAYERS:
@@ -126,7 +127,7 @@ def test_few_labels_choose_layer_c_and_scaling_by_themselves(pair):
         layer, c = min(losses, key=losses.get)
         assert (numbers["layers"][trial], numbers["cs"][trial]) == (layer, c)
         rows, test = X[layer][picked], test_X[layer].copy()
-        probes.standardize(rows, test)
+        standardize(rows, test)
         direct = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(rows, y[picked])
         assert numbers["test_accuracies"][trial] == pytest.approx(direct.score(test, test_y), abs=1.1 / len(test_y))
 
@@ -134,7 +135,7 @@ def test_few_labels_choose_layer_c_and_scaling_by_themselves(pair):
 def test_no_image_beside_the_few_has_a_say(pair, tmp_path):
     """Outside the subsets another layer is the clear one, at another scale: the whole probe goes there, they do not."""
     X, y = layered(slice(0, 600)), CLASSES[:600]
-    inside = np.concatenate(probes.low_data_subsets(y, None, 4, 2, seed=0))
+    inside = np.concatenate(low_data_subsets(y, None, 4, 2, seed=0))
     outside = np.setdiff1d(np.arange(600), inside)
     X[:, outside] = 9 * layered(slice(0, 600), noises=(4, 40, 40), seed=2)[:, outside] + 50
     other = write(tmp_path / "o.zarr", X, y)
@@ -163,9 +164,10 @@ def test_of_a_large_store_the_few_views_alone_are_read(tmp_path):
         writer = StoreWriter(partial, specs, {}, 6)
         writer.append({"features": X}, {})
         writer.finish("features", "features", {}, {}, {}, {"layers": [3, 7], "masks": 2, "pool": "none"})
-    store, views = open_store(tmp_path / "f.zarr", "features"), np.array([0, 2, 3, 11, 19])
+    views = np.array([0, 2, 3, 11, 19])
+    side = Side(open_store(tmp_path / "f.zarr", "features"), np.zeros(20, np.int32), None)
     rows = X[1].astype(np.float32).mean(axis=1).reshape(20, 2, 3)[views].reshape(10, 3)
-    np.testing.assert_allclose(feature_pair.pooled_views(store, 7, views), rows, atol=1e-3)
+    np.testing.assert_allclose(side.pooled_views(7, views), rows, atol=1e-3)
 
 
 def test_the_table_names_what_chose(pair):
@@ -241,7 +243,7 @@ def test_half_precision_features_give_the_same_choice(pair, tmp_path):
 
 def test_the_result_does_not_depend_on_how_many_layers_run_at_once(pair, monkeypatch):
     side_by_side = probe.run(*pair, **QUICK)
-    monkeypatch.setattr(probe, "MEMORY_BYTES", 1)
+    monkeypatch.setattr(probing, "MEMORY_BYTES", 1)
     assert probe.run(*pair, **QUICK) == side_by_side
 
 
@@ -254,7 +256,7 @@ def test_a_class_only_in_test_is_reported(pair, tmp_path):
 
 def test_an_existing_target_is_refused_before_any_work(pair, tmp_path, monkeypatch):
     (tmp_path / "p.json").write_text("{}")
-    monkeypatch.setattr(probe, "_probe_layers", lambda *_: pytest.fail("worked"))
+    monkeypatch.setattr(probing.LayerRecipe, "probe", lambda *_: pytest.fail("worked"))
     with pytest.raises(PixseqError, match="already exists"):
         probe.run(*pair, out=tmp_path / "p.json")
 

@@ -15,7 +15,8 @@ from pixseq.cli import output
 from pixseq.engine import image_store
 from pixseq.errors import PixseqError
 from pixseq.interop.model_card import model_card
-from pixseq.numerics import probes
+from pixseq.numerics.knn import knn_predict
+from pixseq.numerics.labelled import Labelled
 
 EVIL = "x\n```\n# heading\n<script>alert(1)</script>\x1b[31m\x9b2J\u202e````"
 SHAPE = {"n_vocab": 4, "n_ctx": 4, "n_layer": 1, "d_model": 4, "n_head": 1, "head": True, "n_classes": 0}
@@ -121,9 +122,9 @@ def test_images_too_many_for_memory_are_mapped_where_the_result_will_be(tmp_path
 
 
 def test_knn_tells_how_far_it_is(monkeypatch):
-    monkeypatch.setattr(probes, "CELLS_AT_ONCE", 60)
+    monkeypatch.setattr("pixseq.numerics.knn.CELLS_AT_ONCE", 60)
     rng = np.random.default_rng(0)
-    known = probes.Labelled(rng.normal(size=(30, 3)).astype(np.float32), np.arange(30) % 2)
+    known = Labelled(rng.normal(size=(30, 3)).astype(np.float32), np.arange(30) % 2)
     heard = []
-    probes.knn_predict(known, known.X[:9], advance=heard.append)
+    knn_predict(known, known.X[:9], advance=heard.append)
     assert heard == [2, 2, 2, 2, 1]

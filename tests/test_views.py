@@ -13,7 +13,8 @@ from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.engine.opening import read_images, split_rows
 from pixseq.engine.parts import check_apart
 from pixseq.errors import PixseqError, UsageError
-from pixseq.numerics import probes
+from pixseq.numerics.labelled import Labelled, held_out_split
+from pixseq.numerics.linear_probe import Solver, low_data_probe, one_blas_thread
 from pixseq.stages import encode, features, finetune, pretrain, probe
 
 IMAGES, VIEWS, CLASSES = 400, 8, 10
@@ -50,7 +51,7 @@ def test_no_image_lies_on_both_sides_of_a_split(folder):
     for seed in range(3):
         for fit, held in (
             split_rows(store, 0.1, seed),
-            probes.held_out_split(store.labels(), 0.1, seed, shows),
+            held_out_split(store.labels(), 0.1, seed, shows),
         ):
             assert not set(shows[fit]) & set(shows[held]) and len(fit) + len(held) == len(shows)
             assert len(held) % VIEWS == 0 and 30 <= len(held) // VIEWS <= 50
@@ -106,16 +107,16 @@ def test_labels_per_class_count_images(folder):
         probe.run(*paths, labels_per_class=int(fewest) + 1, c=[0.1])
     taken = []
 
-    class Seen(probes.Labelled):
+    class Seen(Labelled):
         def take(self, views):
             taken.append(self.shows[views])
             return super().take(views)
 
     X = store.read("features", 0)
     train = Seen(X, store.labels(), 1, store.images())
-    test = probes.Labelled(X[:50], store.labels()[:50])
-    with probes.one_blas_thread():
-        probes.low_data_probe(train, test, 4, 2, [0.1, 1.0], max_iter=20)
+    test = Labelled(X[:50], store.labels()[:50])
+    with one_blas_thread():
+        low_data_probe(train, test, 4, 2, [0.1, 1.0], solver=Solver(max_iter=20))
     for shows in taken[:1]:
         assert len(np.unique(shows)) == 4 * CLASSES and len(shows) == 4 * CLASSES * VIEWS
 
@@ -124,8 +125,8 @@ def test_folds_keep_the_views_of_an_image_together(monkeypatch):
     rng, splits = np.random.default_rng(0), []
     shows = np.repeat(rng.permutation(40), 3)
     y = np.repeat(np.arange(4), 30)
-    data = probes.Labelled(rng.standard_normal((120, 5)).astype(np.float32), y, 1, shows)
-    real = probes.Labelled.take
+    data = Labelled(rng.standard_normal((120, 5)).astype(np.float32), y, 1, shows)
+    real = Labelled.take
 
     def take(self, views):
         part = real(self, views)
@@ -133,9 +134,9 @@ def test_folds_keep_the_views_of_an_image_together(monkeypatch):
             splits.append(part)
         return part
 
-    monkeypatch.setattr(probes.Labelled, "take", take)
-    with probes.one_blas_thread():
-        probes.low_data_probe(data, data, 5, 1, [0.1, 1.0], max_iter=20)
+    monkeypatch.setattr(Labelled, "take", take)
+    with one_blas_thread():
+        low_data_probe(data, data, 5, 1, [0.1, 1.0], solver=Solver(max_iter=20))
     assert len(splits) == 10
     for fit, held in zip(splits[::2], splits[1::2]):
         assert not set(fit.shows) & set(held.shows) and fit.n_images + held.n_images == 20

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pixseq.bench import drawn
 from pixseq.bench.settings import US, Bench, Product, Task, Work
 from pixseq.cores import usable_cores
-from pixseq.numerics import probes
+from pixseq.numerics.labelled import Labelled, held_out_split, standardize
+from pixseq.numerics.linear_probe import DEFAULT_CS, Solver, linear_probe, one_blas_thread
 
 TEST = 0.2  # of the images, beside `count` to fit on and choose by
 HELD_OUT = 0.1
@@ -16,24 +17,24 @@ HELD_OUT = 0.1
 def probe(bench: Bench) -> Task:
     s, width = bench.settings, bench.settings.shape().d_model
 
-    def by(solver: probes.Solver) -> Callable[[], Callable[[], str]]:
+    def by(solver: Solver) -> Callable[[], Callable[[], str]]:
         def prepare() -> Callable[[], str]:
             X, y = drawn.features(s.count + max(int(TEST * s.count), s.classes), width, s.classes, s.seed)
-            probes.standardize(X[: s.count], X[s.count :])
-            train, test = probes.Labelled(X[: s.count], y[: s.count]), probes.Labelled(X[s.count :], y[s.count :])
-            split = probes.held_out_split(train.y, HELD_OUT, s.seed)
+            standardize(X[: s.count], X[s.count :])
+            train, test = Labelled(X[: s.count], y[: s.count]), Labelled(X[s.count :], y[s.count :])
+            split = held_out_split(train.y, HELD_OUT, s.seed)
 
             def call() -> str:
-                with probes.one_blas_thread():
-                    found = probes.linear_probe(train, test, split, seed=s.seed, solver=solver)
+                with one_blas_thread():
+                    found = linear_probe(train, test, split, seed=s.seed, solver=solver)
                 return f"objective {found.objective:.6f} at C {found.c:g}"
 
             return call
 
         return prepare
 
-    ways = {US: by(probes.Solver("pixseq", str(bench.where.device), usable_cores()))}
-    ways["scikit-learn"] = by(probes.Solver("sklearn"))
+    ways = {US: by(Solver("pixseq", str(bench.where.device), usable_cores()))}
+    ways["scikit-learn"] = by(Solver("sklearn"))
     works = tuple(Work(name, None, prepare) for name, prepare in ways.items() if name in (US, *bench.peers))
-    about = f"{s.count:,} rows of {width} features, {s.classes} classes, {len(probes.DEFAULT_CS)} values of C"
+    about = f"{s.count:,} rows of {width} features, {s.classes} classes, {len(DEFAULT_CS)} values of C"
     return Task(about, s.count, "images", Product(s.count, width, width), 2 * s.count * width**2, works)

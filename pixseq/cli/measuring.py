@@ -146,7 +146,7 @@ def probe(
     attentive reads features made with --pool none: a learned query pools the mean of several layers.
     """
     talk(quiet, f"probe: {method} on {features}, tested on {test}")
-    from pixseq.numerics.probes import DEFAULT_CS
+    from pixseq.numerics.linear_probe import DEFAULT_CS
     from pixseq.stages import probe
 
     numbers = probe.run(

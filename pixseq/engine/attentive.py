@@ -14,8 +14,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
 from pixseq.cores import host_memory_bytes, threads
-from pixseq.engine.feature_pair import Pair, chunk_rows, chunk_slices, layer_rows, masks
+from pixseq.engine.feature_pair import Pair, Side, chunk_rows, chunk_slices, layer_rows
+from pixseq.engine.probing import Row, Split
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW
-from pixseq.numerics.probes import vote
+from pixseq.numerics.labelled import rows_of
 from pixseq.numerics.schedule import learning_rate
+from pixseq.numerics.voting import accuracy
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 
@@ -49,6 +51,8 @@ PRECISION = "fp32"
 class AttentiveRecipe:
     """How windows of layers are probed; None where it depends on the features."""
 
+    val_fraction: float
+    seed: int
     lr: list[float]
     window: int | None = None
     heads: int | None = None
@@ -56,6 +60,7 @@ class AttentiveRecipe:
     batch_size: int = BATCH_SIZE
     weight_decay: float = WEIGHT_DECAY
     device: str = "auto"
+    method: ClassVar = "attentive"
 
     def __post_init__(self) -> None:
         """Raises UsageError where a value cannot be used."""
@@ -64,6 +69,50 @@ class AttentiveRecipe:
                 raise UsageError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}, it must be at least 1")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"--weight-decay is {self.weight_decay}, it must be 0 or more")
+
+    @property
+    def searched(self) -> tuple[str, list[float]]:
+        """The name in a row of what is chosen by the held-out images, and its values, ascending."""
+        return "lr", self.lr
+
+    def config(self) -> Row:
+        """What enters the result's config."""
+        return {"method": self.method} | {key: value for key, value in asdict(self).items() if key != "device"}
+
+    def used(self) -> Row:
+        """What its results say of how they were computed."""
+        with machine(self.device, PRECISION) as where:
+            return where.used()
+
+    def check(self, pair: Pair, split: Split) -> None:
+        """Raises PixseqError for features that cannot be attended over, UsageError for heads that do not divide D."""
+        store = pair.train.store
+        if pair.positions is None:
+            raise PixseqError(
+                f"{store.path} holds pooled features, one vector an image, which leaves nothing to attend over",
+                "make features of both splits with --pool none, or probe with --method logistic",
+            )
+        heads = self.n_heads(store)
+        if pair.width % heads:
+            raise UsageError(
+                f"--heads {heads} does not divide the width of {store.path}, {pair.width}",
+                f"the default is {replace(self, heads=None).n_heads(store)}",
+            )
+        if self.heads is None and trunk_heads(store) is None:
+            progress.note(
+                f"{store.path} does not tell how many attention heads its model has: the probe gets {heads}, "
+                "one for every 64 features; --heads sets it"
+            )
+
+    def probe(self, pair: Pair, layers: Sequence[int], every: bool, split: Split, name: str) -> list[Row]:
+        """One row a window of these layers; `every`: no list of layers was asked for. Its `layer` is the window's last.
+
+        Raises PixseqError for values that are not finite.
+        """
+        with machine(self.device, PRECISION) as where:
+            return [
+                _probe_window(pair, window, split, self, where, name) for window in windows(layers, every, self.window)
+            ]
 
     def n_heads(self, store: Store) -> int:
         """As asked for, else as many as the model that made the features has (§4.3).
@@ -86,32 +135,6 @@ def usual_heads(width: int) -> int:
     return next(n for n in range(max(width // 64, 1), 0, -1) if width % n == 0)
 
 
-def check(pair: Pair, recipe: AttentiveRecipe) -> None:
-    """Raises PixseqError for features that cannot be attended over, UsageError for heads that do not divide D."""
-    if pair.positions is None:
-        raise PixseqError(
-            f"{pair.train.path} holds pooled features, one vector an image, which leaves nothing to attend over",
-            "make features of both splits with --pool none, or probe with --method logistic",
-        )
-    heads = recipe.n_heads(pair.train)
-    if pair.width % heads:
-        raise UsageError(
-            f"--heads {heads} does not divide the width of {pair.train.path}, {pair.width}",
-            f"the default is {AttentiveRecipe(recipe.lr).n_heads(pair.train)}",
-        )
-    if recipe.heads is None and trunk_heads(pair.train) is None:
-        progress.note(
-            f"{pair.train.path} does not tell how many attention heads its model has: the probe gets {heads}, "
-            "one for every 64 features; --heads sets it"
-        )
-
-
-def used(recipe: AttentiveRecipe) -> dict[str, str]:
-    """What its results say of how they were computed."""
-    with machine(recipe.device, PRECISION) as where:
-        return where.used()
-
-
 def windows(layers: Sequence[int], every: bool, window: int | None) -> list[list[int]]:
     """The layers that are averaged: each `window` neighbours, else all of a list, else the last ones of `every`.
 
@@ -125,50 +148,30 @@ def windows(layers: Sequence[int], every: bool, window: int | None) -> list[list
     return [list(layers)]
 
 
-def probe_windows(
-    pair: Pair,
-    wanted: Sequence[Sequence[int]],
-    split: tuple[np.ndarray, np.ndarray],
-    recipe: AttentiveRecipe,
-    seed: int,
-    name: str,
-) -> list[dict[str, Any]]:
-    """One row a window; its `layer` is the last one of the window. Raises PixseqError for values not finite."""
-    rows = []
-    with machine(recipe.device, PRECISION) as where:
-        for window in wanted:
-            rows.append(_probe_window(pair, window, split, recipe, seed, where, name))
-    return rows
-
-
 def _probe_window(
     pair: Pair,
     window: Sequence[int],
-    split: tuple[np.ndarray, np.ndarray],
+    split: Split,
     recipe: AttentiveRecipe,
-    seed: int,
     where: Machine,
     name: str,
-) -> dict[str, Any]:
-    classes, labels = np.unique(pair.train_labels, return_inverse=True)
-    M = masks(pair.train)
-    fit, held = (_rows(images, M) for images in split)
-    train = Averaged(pair.train, window, hold=True)
-    targets = torch.from_numpy(np.repeat(labels, M)).to(where.device)
+) -> Row:
+    classes, labels = np.unique(pair.train.labels, return_inverse=True)
+    fit, held = (rows_of(views, pair.train.masks) for views in split)
+    train = Averaged(pair.train.store, window, hold=True)
+    targets = torch.from_numpy(np.repeat(labels, pair.train.masks)).to(where.device)
     name = f"{name} {span(window)}"
 
-    def accuracy(predicted: np.ndarray, truth: np.ndarray, M: int) -> float:
-        return float((vote(classes[predicted], M, np.random.default_rng([seed, Stream.PROBE_TIE])) == truth).mean())
+    def score(predicted: np.ndarray, side: Side, views: np.ndarray | slice = slice(None)) -> float:
+        return accuracy(classes[predicted], side.labels[views], side.masks, recipe.seed)
 
-    tried = _train(train, fit, targets, len(classes), recipe.lr, recipe, seed, where, name)
-    accuracies = [
-        accuracy(each, pair.train_labels[split[1]], M) for each in _predict(tried, train, held, recipe, where)
-    ]
+    tried = _train(train, fit, targets, len(classes), recipe.lr, recipe, where, name)
+    accuracies = [score(each, pair.train, split[1]) for each in _predict(tried, train, held, recipe, where)]
     best = int(np.argmax(accuracies))  # the first, so the lowest rate, of equals
     everything = np.arange(len(targets))
-    probe = _train(train, everything, targets, len(classes), [recipe.lr[best]], recipe, seed, where, f"{name} again")
+    probe = _train(train, everything, targets, len(classes), [recipe.lr[best]], recipe, where, f"{name} again")
     del train
-    test = Averaged(pair.test, window, hold=False)
+    test = Averaged(pair.test.store, window, hold=False)
     (predicted,) = _predict(probe, test, np.arange(len(test)), recipe, where)
     return {
         "layer": window[-1],
@@ -178,15 +181,10 @@ def _probe_window(
         "heads": probe.n_heads,
         "epochs": recipe.n_epochs(len(everything)),
         "val_accuracy": accuracies[best],
-        "test_accuracy": accuracy(predicted, pair.test_labels, masks(pair.test)),
+        "test_accuracy": score(predicted, pair.test),
         "converged": None,
         "tried": [{"lr": lr, "val_accuracy": value} for lr, value in zip(recipe.lr, accuracies)],
     }
-
-
-def _rows(images: np.ndarray, M: int) -> np.ndarray:
-    """The rows of some images, M consecutive ones each."""
-    return (images[:, None] * M + np.arange(M)).ravel()
 
 
 def span(window: Sequence[int]) -> str:
@@ -261,19 +259,18 @@ def _train(
     n_classes: int,
     rates: Sequence[float],
     recipe: AttentiveRecipe,
-    seed: int,
     where: Machine,
     name: str,
 ) -> AttentiveProbe:
     """A probe a rate on these rows; every rate falls along a cosine to zero. `targets` [N] are from 0 to C - 1."""
     probe = AttentiveProbe(data.shape[-1], recipe.n_heads(data.store), n_classes, len(rates))
-    probe.init_weights(generator(seed, Stream.ATTENTIVE_INIT))
+    probe.init_weights(generator(recipe.seed, Stream.ATTENTIVE_INIT))
     probe = probe.to(where.device).train()
     optimizer = SideBySideAdamW(probe, rates, recipe.weight_decay)
     total, seen = len(rows) * recipe.n_epochs(len(rows)), 0
     with progress.track(name, total, "images") as bar:
         for epoch in range(recipe.n_epochs(len(rows))):
-            rng = np.random.default_rng([seed, Stream.ATTENTIVE_ORDER, epoch])
+            rng = np.random.default_rng([recipe.seed, Stream.ATTENTIVE_ORDER, epoch])
             for numbers, values in data.batches(rows, recipe.batch_size, rng):
                 logits = probe(torch.from_numpy(values).to(where.device).float())
                 truth = targets[torch.from_numpy(numbers).to(where.device)].repeat(len(rates))

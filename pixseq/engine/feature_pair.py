@@ -16,42 +16,72 @@ from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.manifest import reference
 from pixseq.engine.parts import check_apart
 from pixseq.errors import PixseqError
-from pixseq.numerics.probes import Labelled, standardize
+from pixseq.numerics.labelled import Labelled, rows_of, standardize
+
+
+@dataclass(frozen=True)
+class Side:
+    """The features of one split: their store, and of each view of an image its label, int32 [n].
+
+    `shows` [n] says which image of the source each view shows; None: every one an image of its own.
+    """
+
+    store: Store
+    labels: np.ndarray
+    shows: np.ndarray | None
+
+    @property
+    def masks(self) -> int:
+        return masks(self.store)
+
+    def labelled(self, X: np.ndarray, views: np.ndarray | slice = slice(None)) -> Labelled:
+        """The rows X of all views, or of some, with what is known of them."""
+        return Labelled(X, self.labels[views], self.masks, None if self.shows is None else self.shows[views])
+
+    def pooled(self, layer: int) -> np.ndarray:
+        """One layer, float32 [N, D]: as stored, or the mean over positions, a chunk in memory at a time."""
+        chunks = [slice(None)] if _positions(self.store) is None else chunk_slices(self.store)
+        parts = [_pooled(layer_rows(self.store, layer, rows)) for rows in chunks]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def pooled_views(self, layer: int, views: np.ndarray) -> np.ndarray:
+        """The rows of some ascending views in one layer, float32 [views * M, D]: what a few need of a large store.
+
+        A chunk in memory at a time, unpooled features as their mean over positions. Raises PixseqError where a value is
+        not finite.
+        """
+        rows, parts = rows_of(views, self.masks), []
+        for chunk in chunk_slices(self.store):
+            here = rows[slice(*np.searchsorted(rows, [chunk.start, chunk.stop]))]
+            if len(here):
+                parts.append(_pooled(layer_rows(self.store, layer, chunk)[here - chunk.start]))
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Features of train and of test by one model. `layers` are the stored ones; labels are one a view of an image.
+    """Features of train and of test by one model. `layers` are the stored ones."""
 
-    `train_shows` and `test_shows` say which image each of these views shows; None: every one an image of its own.
-    """
-
-    train: Store
-    test: Store
+    train: Side
+    test: Side
     layers: list[int]
-    train_labels: np.ndarray
-    test_labels: np.ndarray
     class_names: list[str] | None
-    train_shows: np.ndarray | None = None
-    test_shows: np.ndarray | None = None
 
     def name(self, label: int) -> str:
         return self.class_names[label] if self.class_names and label < len(self.class_names) else f"class {label}"
 
     def references(self, train: str, test: str) -> dict[str, dict[str, str]]:
-        return {
-            train: reference(self.train.path, self.train.manifest),
-            test: reference(self.test.path, self.test.manifest),
-        }
+        sides = {train: self.train.store, test: self.test.store}
+        return {role: reference(store.path, store.manifest) for role, store in sides.items()}
 
     @property
     def positions(self) -> int | None:
         """T of unpooled features, None of pooled ones."""
-        return _positions(self.train)
+        return _positions(self.train.store)
 
     @property
     def width(self) -> int:
-        return self.train.shape("features")[-1]
+        return self.train.store.shape("features")[-1]
 
     def read(self, layers: Sequence[int], scaled: bool) -> tuple[Labelled, Labelled]:
         """These layers side by side, as float32 [N, D]; unpooled features are averaged over positions.
@@ -59,21 +89,17 @@ class Pair:
         Raises PixseqError where a value is not finite.
         """
         both = []
-        for store in (self.train, self.test):
-            parts = [_pooled(store, layer) for layer in layers]
+        for side in (self.train, self.test):
+            parts = [side.pooled(layer) for layer in layers]
             both.append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
         if scaled:
             standardize(*both)
-        train, test = both
-        return (
-            Labelled(train, self.train_labels, masks(self.train), self.train_shows),
-            Labelled(test, self.test_labels, masks(self.test), self.test_shows),
-        )
+        return self.train.labelled(both[0]), self.test.labelled(both[1])
 
     def bytes_per_layer(self) -> int:
         """While one layer is probed: both sides, and a copy of the part that is fitted."""
-        train, test = len(self.train_labels) * masks(self.train), len(self.test_labels) * masks(self.test)
-        chunk = chunk_rows(self.train) * (self.positions or 0)
+        train, test = (len(side.labels) * side.masks for side in (self.train, self.test))
+        chunk = chunk_rows(self.train.store) * (self.positions or 0)
         return 4 * self.width * (2 * train + test + chunk)
 
 
@@ -105,28 +131,10 @@ def chunk_slices(store: Store) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def pooled_views(store: Store, layer: int, views: np.ndarray) -> np.ndarray:
-    """The rows of some ascending views in one layer, float32 [views * M, D]: what a few labels need of a large store.
-
-    A chunk in memory at a time, unpooled features as their mean over positions. Raises PixseqError where a value is
-    not finite.
-    """
-    rows = (views[:, None] * masks(store) + np.arange(masks(store))).ravel()
-    parts = []
-    for chunk in chunk_slices(store):
-        here = rows[slice(*np.searchsorted(rows, [chunk.start, chunk.stop]))]
-        if len(here):
-            values = layer_rows(store, layer, chunk)[here - chunk.start].astype(np.float32, copy=False)
-            parts.append(values.mean(axis=1) if values.ndim == 3 else values)
-    return np.concatenate(parts)
-
-
-def _pooled(store: Store, layer: int) -> np.ndarray:
-    """One layer, float32 [N, D]: as stored, or the mean over positions, a chunk in memory at a time."""
-    if _positions(store) is None:
-        return layer_rows(store, layer).astype(np.float32, copy=False)
-    parts = (layer_rows(store, layer, rows) for rows in chunk_slices(store))
-    return np.concatenate([values.astype(np.float32, copy=False).mean(axis=1) for values in parts])
+def _pooled(values: np.ndarray) -> np.ndarray:
+    """float32 [n, D]: of [n, T, D] the mean over positions."""
+    values = values.astype(np.float32, copy=False)
+    return values.mean(axis=1) if values.ndim == 3 else values
 
 
 def _positions(store: Store) -> int | None:
@@ -153,14 +161,13 @@ def open_pair(train_path: str | Path, test_path: str | Path) -> Pair:
         if ours != theirs:
             ours, theirs = str(ours)[:200], str(theirs)[:200]
             raise PixseqError(f"{what} differ: {train.path} has {ours}, {test.path} has {theirs}", hint)
-    train_labels, test_labels = image_labels(train), image_labels(test)
-    classes = np.unique(train_labels)
+    fitted, tested = (Side(store, _labels(store), _shows(store)) for store in (train, test))
+    classes = np.unique(fitted.labels)
     if len(classes) < 2:
         raise PixseqError(
             f"{train.path} holds one class only (label {classes[0]})", "a probe needs images of two classes or more"
         )
-    shows = (image_numbers(store) for store in (train, test))
-    return Pair(train, test, train.meta["layers"], train_labels, test_labels, train.meta.get("class_names"), *shows)
+    return Pair(fitted, tested, train.meta["layers"], train.meta.get("class_names"))
 
 
 def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str]]:
@@ -189,7 +196,7 @@ def _differences(train: Store, test: Store) -> Iterator[tuple[str, Any, Any, str
         yield "the class names", ours, theirs, "train and test must come from one data set, with the same class folders"
 
 
-def image_labels(store: Store) -> np.ndarray:
+def _labels(store: Store) -> np.ndarray:
     """int32 [n], one a view of an image. Raises PixseqError where there are none."""
     labels = store.labels()
     if labels is None or not len(labels):
@@ -202,7 +209,7 @@ def image_labels(store: Store) -> np.ndarray:
     return labels[:: masks(store)]
 
 
-def image_numbers(store: Store) -> np.ndarray | None:
+def _shows(store: Store) -> np.ndarray | None:
     """Which image of the source each view shows, int32 [n]; None where every view is an image of its own."""
     images = store.images()
     return None if images is None else images[:: masks(store)]

@@ -6,18 +6,25 @@ least log loss over its own folds, and features are scaled by its own mean and d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pixseq import progress
-from pixseq.cores import threads
-from pixseq.engine.feature_pair import Pair, masks, pooled_views
-from pixseq.errors import UsageError
-from pixseq.numerics import probes
-from pixseq.numerics.probes import Labelled, Solver
+from pixseq.cores import threads, usable_cores
+from pixseq.engine.feature_pair import Pair
+from pixseq.engine.probing import LayerRecipe, Row
+from pixseq.errors import PixseqError, UsageError
+from pixseq.numerics.labelled import Labelled, images_of, low_data_subsets, standardize
+from pixseq.numerics.linear_probe import (
+    LowData,
+    Solver,
+    cross_validated_c,
+    fitted_accuracy,
+    low_data_probe,
+    one_blas_thread,
+)
 
 # What chooses the layer and the scaling; C is chosen inside the subset in either case.
 CHOICES = ("subset", "all")
@@ -36,8 +43,17 @@ class FewLabels:
         if self.labels_per_class < 1:
             raise UsageError(f"--labels-per-class is {self.labels_per_class}, it must be at least 1")
 
-    def check(self, layers: Sequence[int], cs: Sequence[float]) -> None:
-        """Raises UsageError where one label a class would have to choose."""
+    def check(self, pair: Pair, layers: Sequence[int], cs: Sequence[float]) -> None:
+        """Raises UsageError where one label a class would have to choose, PixseqError where a class has too few."""
+        labels, _ = images_of(pair.train.labels, pair.train.shows)
+        classes, counts = np.unique(labels, return_counts=True)
+        if counts.min() < self.labels_per_class:
+            scarce = pair.name(int(classes[counts.argmin()]))
+            raise PixseqError(
+                f"--labels-per-class is {self.labels_per_class}, but {pair.train.store.path} has {counts.min()} images "
+                f"of {scarce}",
+                f"ask for at most {counts.min()}",
+            )
         if self.labels_per_class > 1:
             return
         if len(cs) > 1:
@@ -73,20 +89,21 @@ class Chosen:
     loss: float
 
 
-def probe_few(pair: Pair, layers: Sequence[int], best: int, few: FewLabels, how: FitSettings) -> dict[str, Any]:
+def probe_few(pair: Pair, layers: Sequence[int], best: int, few: FewLabels, recipe: LayerRecipe) -> Row:
     """The result's `low_data`. `layers` are those to choose from, `best` the one that all labels chose.
 
     `layer` is None where every subset chose its own, in `layers`.
     """
-    if few.choice == "all":
-        progress.say(f"probe: layer {best} on {few.labels_per_class} labels a class, {few.trials} trials")
-        train, test = pair.read([best], how.scaled)
-        found = probes.low_data_probe(
-            train, test, few.labels_per_class, few.trials, how.cs, how.max_iter, seed=how.seed, solver=how.solver
-        )
-        chosen = [best] * few.trials
-    else:
-        found, chosen = _inside(pair, layers, few, how)
+    workers = min(usable_cores(), len(layers))
+    solver = recipe.solver_for(workers)
+    with one_blas_thread():
+        if few.choice == "all":
+            progress.say(f"probe: layer {best} on {few.labels_per_class} labels a class, {few.trials} trials")
+            train, test = pair.read([best], recipe.standardize)
+            found = low_data_probe(train, test, few.labels_per_class, few.trials, recipe.c, recipe.seed, solver)
+            chosen = [best] * few.trials
+        else:
+            found, chosen = _inside(pair, layers, few, recipe, solver, workers)
     return {
         "choice": few.choice,
         "layer": best if few.choice == "all" else None,
@@ -100,51 +117,43 @@ def probe_few(pair: Pair, layers: Sequence[int], best: int, few: FewLabels, how:
     }
 
 
-def _inside(pair: Pair, layers: Sequence[int], few: FewLabels, how: FitSettings) -> tuple[probes.LowData, list[int]]:
+def _inside(
+    pair: Pair, layers: Sequence[int], few: FewLabels, recipe: LayerRecipe, solver: Solver, workers: int
+) -> tuple[LowData, list[int]]:
     """Accuracies and C of each trial, and its layer. Of train, the views of the subsets alone are held."""
-    labels, shows = pair.train_labels, pair.train_shows
-    subsets = probes.low_data_subsets(labels, shows, few.labels_per_class, few.trials, how.seed)
+    train, test = pair.train, pair.test
+    subsets = low_data_subsets(train.labels, train.shows, few.labels_per_class, few.trials, recipe.seed)
     held = np.unique(np.concatenate(subsets))
 
     def subsets_of(layer: int) -> list[Labelled]:
-        X = pooled_views(pair.train, layer, held)
-        rows = Labelled(X, labels[held], masks(pair.train), None if shows is None else shows[held])
+        rows = train.labelled(train.pooled_views(layer, held), held)
         return [rows.take(np.searchsorted(held, views)) for views in subsets]
 
-    def tried(layer: int) -> list[Chosen]:
+    def choose(layer: int) -> list[Chosen]:
         found = []
         for subset in subsets_of(layer):
-            if how.scaled:
-                probes.standardize(subset.X, subset.X[:0])
-            c, loss = how.cs[0], 0.0
+            if recipe.standardize:
+                standardize(subset.X, subset.X[:0])
+            c, loss = recipe.c[0], 0.0
             if few.labels_per_class > 1:  # one label chooses nothing, see FewLabels.check
-                c, loss = probes.cross_validated_c(
-                    subset, few.labels_per_class, how.cs, how.max_iter, solver=how.solver
-                )
+                c, loss = cross_validated_c(subset, few.labels_per_class, recipe.c, solver)
             found.append(Chosen(layer, c, loss))
         return found
 
+    by_layer = []
+    with progress.track("probe few labels", len(layers), "layers") as bar, threads(workers) as pool:
+        for each in pool.imap(choose, layers):
+            by_layer.append(each)
+            bar.advance(1)
     # the first, so the lowest layer, of equal ones
-    chosen = [min(each, key=lambda one: one.loss) for each in zip(*_side_by_side(tried, layers, how.workers))]
+    chosen = [min(of_subset, key=lambda one: one.loss) for of_subset in zip(*by_layer)]
     accuracies = [0.0] * few.trials
     for layer in sorted({one.layer for one in chosen}):
-        test = pooled_views(pair.test, layer, np.arange(len(pair.test_labels)))
+        everything = test.pooled(layer)
         for trial, subset in enumerate(subsets_of(layer)):
             if chosen[trial].layer == layer:
-                here = Labelled(test.copy(), pair.test_labels, masks(pair.test), pair.test_shows)
-                if how.scaled:
-                    probes.standardize(subset.X, here.X)
-                accuracies[trial] = probes.fitted_accuracy(
-                    subset, here, chosen[trial].c, how.max_iter, seed=how.seed, solver=how.solver
-                )
-    return probes.LowData(accuracies, [one.c for one in chosen]), [one.layer for one in chosen]
-
-
-def _side_by_side(tried: Callable[[int], list[Chosen]], layers: Sequence[int], workers: int) -> list[list[Chosen]]:
-    """Of every layer, in order."""
-    found = []
-    with progress.track("probe few labels", len(layers), "layers") as bar, threads(workers) as pool:
-        for each in pool.imap(tried, layers):
-            found.append(each)
-            bar.advance(1)
-    return found
+                here = test.labelled(everything.copy())
+                if recipe.standardize:
+                    standardize(subset.X, here.X)
+                accuracies[trial] = fitted_accuracy(subset, here, chosen[trial].c, recipe.seed, solver)
+    return LowData(accuracies, [one.c for one in chosen]), [one.layer for one in chosen]

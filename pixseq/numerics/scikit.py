@@ -8,7 +8,7 @@ from pixseq.numerics.logistic import Classifier, measure
 
 
 class ScikitPath:
-    """Fits of one set of rows for one C after another, each from the last, or `after` another path's fit."""
+    """Fits of one set of rows for one C after another, each from the last, or from `after`, of another path."""
 
     def __init__(
         self,
@@ -16,14 +16,14 @@ class ScikitPath:
         labels: np.ndarray,
         max_iter: int = 1000,
         tol: float = 1e-4,
-        after: tuple[ScikitPath, Classifier] | None = None,
+        after: Classifier | None = None,
     ):
         from sklearn.linear_model import LogisticRegression
 
         self.X, self.labels = X, labels
         self.model = LogisticRegression(max_iter=max_iter, tol=tol, warm_start=True)
         if after is not None:
-            weights, intercept = after[1].weights.astype(X.dtype), after[1].intercept.astype(X.dtype)
+            weights, intercept = after.weights.astype(X.dtype), after.intercept.astype(X.dtype)
             two = len(intercept) == 2  # of two classes it fits the difference alone
             self.model.coef_ = (weights[:, 1:] - weights[:, :1]).T if two else np.ascontiguousarray(weights.T)
             self.model.intercept_ = intercept[1:] - intercept[:1] if two else intercept

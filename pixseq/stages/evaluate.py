@@ -30,7 +30,7 @@ from pixseq.engine.parts import part_of_store
 from pixseq.engine.scores import config_of, facts_of, images_at_once, no_numbers
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
-from pixseq.numerics.probes import elected
+from pixseq.numerics.voting import elected
 from pixseq.runtime import Machine, generator, machine
 from pixseq.streams import Stream
 

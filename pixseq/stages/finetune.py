@@ -40,8 +40,8 @@ from pixseq.models.family import Model, Shape, shape_from
 from pixseq.models.lora import PLACES, add_low_rank, low_rank_count, merged, targets_of, trainable_share
 from pixseq.models.objectives import class_nats
 from pixseq.models.output import Output
-from pixseq.numerics.probes import elected
 from pixseq.numerics.schedule import warmup_steps
+from pixseq.numerics.voting import elected
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 

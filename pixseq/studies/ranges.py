@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pixseq.config import GridFile, check
+from pixseq.engine.probing import inverse_strengths
 from pixseq.errors import UsageError
-from pixseq.stages import probe
 from pixseq.stages.features import has_layers
 
 
@@ -27,10 +27,7 @@ def check_ranges(grid: GridFile) -> None:
     if how.layer is not None and (how.layer < 0 or not has_layers(how.extractor)):
         why = "layers count from 0" if has_layers(how.extractor) else f"{how.extractor} has no layers"
         raise UsageError(f"completions.layer is {how.layer}, and {why}", "leave it out")
-    try:
-        probe.Recipe.checked("logistic", grid.probe.c, 0.1, None, 0, 1, None, {})
-    except UsageError as fault:
-        raise UsageError(fault.message.replace("--c", "probe.c", 1), fault.hint) from None
+    inverse_strengths("probe.c", grid.probe.c)
     probe_layers(grid)
 
 
