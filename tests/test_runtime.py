@@ -10,19 +10,21 @@ import pytest
 import torch
 from card import NothingIsAwaited
 from conftest import TINY
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pixseq import cores, runtime
+from pixseq import cores, progress, runtime
 from pixseq.artifacts.metrics import read_log
+from pixseq.bench.models import Undisturbed, Unwritten
 from pixseq.config import PretrainFile, effective
-from pixseq.engine import cost
+from pixseq.engine import cost, training
 from pixseq.engine.batches import augment
 from pixseq.engine.images import Images, moved_on_device
 from pixseq.engine.prefetch import Prefetch
 from pixseq.engine.state import TrainState, average
 from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
-from pixseq.engine.training import Training
+from pixseq.engine.training import Limits, Training
 from pixseq.errors import Diverged
 from pixseq.models.aim import AIM, AimShape, colours_on
 from pixseq.models.attention_mask import prefix_block_mask
@@ -112,6 +114,41 @@ def test_a_step_waits_for_nothing(objective, optimizer):
             arrived = runtime.on_the_way(numbers)
             run.update(0.01)
         assert all(map(math.isfinite, arrived().values()))
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("family", ["ar", "bert", "aim"])
+def test_a_step_of_training_asks_a_device_for_nothing_but_what_is_logged(family, held, tmp_path, monkeypatch):
+    """Batch and all, by the ways that a CPU does not take: "meta" has no numbers to give. Attention is torch's own,
+    without a table for its mask where it is causal: so flash attention serves it.
+    """
+    meta, attention = torch.device("meta"), []
+    real = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional, "scaled_dot_product_attention", lambda *q, **how: attention.append(how) or real(*q, **how)
+    )
+    monkeypatch.setattr(training, "on_the_way", lambda values: lambda: dict.fromkeys(values, 1.0))
+    monkeypatch.setattr(Machine, "memory_bytes", lambda self: 1 << (34 if held else 4))
+    with meta:
+        if family == "aim":
+            model = AIM(AimShape(2, 2, 8, 2, 8, 8, head_depth=1, head_width=16))
+        else:
+            model = ImageGPT(IgptShape(n_layer=2, n_head=2, d_model=8, n_vocab=8, n_ctx=64, objective=family))
+    model.to(meta)
+    model.attention = model.shape.pretraining_attention
+    stored = model.random_images(12, torch.Generator()).numpy()
+    images = Images(stored if family == "aim" else stored.astype(np.uint16), None, (8, 8, 3 if family == "aim" else 1))
+    sets = ["train.batch_size=4", "train.ema=0.9", "train.clip_norm=1", "train.augment=crop-flip", "train.steps=5"]
+    run = TrainState(model, effective(PretrainFile, sets=sets).train, None)
+    loop = Training(Machine(meta, "fp32"), run, images, pretrain.losses, tmp_path, Limits(micro_batch=2))
+    assert (loop.images.on_device is not None) == held == (loop.batches.thread is None)
+    for _ in range(2):
+        loop.step(Unwritten(), Undisturbed("test", loop.machine, lambda: None), progress.Bar("test", None, "steps"))
+    assert run.step == 2
+    if family != "aim":
+        assert attention == [{"is_causal": family == "ar"}] * (2 * 2 * model.shape.n_layer)
+    if not held:
+        loop.batches.thread.shutdown()
 
 
 class NothingComesFromTheHost(TorchDispatchMode):
