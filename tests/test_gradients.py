@@ -60,6 +60,7 @@ def losses_and_gradients(precision: torch.dtype, objective: str) -> tuple[torch.
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.normal_(1.0 if "ln_" in name else 0.0, 0.3, generator=generator)
+    model.to(torch.promote_types(precision, torch.float32))
     x = torch.randint(0, 17, (3, 40), generator=generator)
     masked = None if objective == "ar" else torch.rand(x.shape, generator=generator) < 0.3
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -73,15 +74,13 @@ def test_a_models_gradients_are_those_of_the_plain_path(monkeypatch):
         ours = {dtype: losses_and_gradients(dtype, objective) for dtype in (torch.float32, torch.bfloat16)}
         with monkeypatch.context() as patch:
             plain(patch)
-            exact = losses_and_gradients(torch.float32, objective)
-            rounded = losses_and_gradients(torch.bfloat16, objective)
-        nats, grads = ours[torch.float32]
-        torch.testing.assert_close(nats, exact[0], rtol=1e-6, atol=1e-6)
-        assert all(relative(a, b) < 2e-6 for a, b in zip(grads, exact[1]))
-        assert relative(ours[torch.bfloat16][0], exact[0]) < 0.02
-        far = [relative(a, b) for a, b in zip(ours[torch.bfloat16][1], exact[1])]
-        usual = [relative(a, b) for a, b in zip(rounded[1], exact[1])]
-        assert max(far) < 1.5 * max(usual) and sum(far) < 1.1 * sum(usual)  # what bf16 rounds, and no more
+            exact = losses_and_gradients(torch.float64, objective)
+            rounded = {dtype: losses_and_gradients(dtype, objective) for dtype in ours}
+        for dtype, bound, more in ((torch.float32, 1e-6, 1.25), (torch.bfloat16, 0.02, 1.1)):
+            assert relative(ours[dtype][0], exact[0]) < bound
+            far = [relative(a, b) for a, b in zip(ours[dtype][1], exact[1])]
+            usual = [relative(a, b) for a, b in zip(rounded[dtype][1], exact[1])]
+            assert max(far) < 1.5 * max(usual) and sum(far) < more * sum(usual)  # what it rounds, and no more
 
 
 def test_attention_in_bf16_keeps_its_forward_and_comes_closer_in_its_backward(monkeypatch):

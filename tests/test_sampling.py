@@ -1,5 +1,8 @@
 """The cache equals the full forward, and a picture depends on its seed alone."""
 
+import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 
@@ -79,7 +82,10 @@ def test_a_picture_does_not_depend_on_its_batch(kept, bf16, way, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inputs", [96, 256, 1024])
-def test_rows_of_a_product_do_not_depend_on_their_number(dtype, inputs):
+@pytest.mark.parametrize("chunked", [False, True])
+def test_rows_of_a_product_do_not_depend_on_their_number(dtype, inputs, chunked, monkeypatch):
+    if chunked:
+        monkeypatch.setattr(sampling, "rows_alike", lambda *size: False)
     g = torch.Generator().manual_seed(8)
     x, weight = torch.randn(256, inputs, generator=g), Matrix(torch.randn(256, inputs, generator=g), dtype)
     whole = weight(x)
@@ -92,6 +98,16 @@ def test_rows_of_a_product_do_not_depend_on_their_number(dtype, inputs):
         few = sums[:rows].clone()
         weight.add(few, x[:rows])
         assert torch.equal(few, added[:rows])
+
+
+@pytest.mark.parametrize("kernels", ["SSE4_2", "AVX2"])
+def test_nor_with_kernels_that_do_not_treat_all_rows_alike(kernels):
+    program = """import torch
+from pixseq.models.sampling import Matrix
+x, weight = torch.randn(96, 256), Matrix(torch.randn(64, 256), torch.float32)
+raise SystemExit(not all(torch.equal(weight(x[:n]), weight(x)[:n]) for n in (2, 3, 7, 8, 13, 64)))"""
+    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": kernels}  # other libraries do not look at it
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
 
 
 @pytest.mark.parametrize("bf16", [False, True])

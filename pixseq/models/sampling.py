@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import CDLL
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # A matrix product chooses its kernel, hence the order of its sums, by the number of rows. See `Matrix` for the form
 # in which a CPU's choice makes no difference; one row alone is still another kernel. Elsewhere rows are padded more.
 LANES_CPU, LANES = 2, 8
+TOGETHER = 12  # rows of a product whose kernel does not treat all alike: MKL's of AVX2 takes six, of SSE four at a time
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
 ROWS, NUMBERS = 512, 1 << 17  # of prompts that run together: rows, and more of narrow models, up to so many numbers
 KEPT, LEAST, MOST = 1 << 25, 16, 4096  # bytes of keys and values, and samples, of compiled steps at once
@@ -35,18 +36,27 @@ COLDEST = 1e-30  # below it quotients of logits would overflow; the likeliest co
 class Matrix:
     """A weight [out, in] to multiply rows by, each row's product the same whatever their number.
 
-    With outputs side by side in memory a float32 kernel sums over the inputs in their order, for any number of rows;
-    in bf16 it does where the weights, whose number is fixed, are the left operand.
+    With outputs side by side in memory a float32 kernel of AVX-512 sums over the inputs in their order, for any number
+    of rows; where one does not, rows are multiplied TOGETHER at a time. In bf16 it does where the weights, whose number
+    is fixed, are the left operand.
     """
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.left = None if dtype == torch.float32 else weight.to(dtype)
         self.blocks: tuple[Tensor, ...] = weight.T.contiguous().split(SUM) if self.left is None else ()
+        fixed = self.left is None and weight.device.type == "cpu"
+        self.chunked = fixed and not rows_alike(*self.blocks[0].shape, torch.get_num_threads())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""
         if self.left is not None:
             return torch.mm(self.left, x.to(self.left.dtype).T.contiguous()).T
+        if not self.chunked:
+            return self._product(x)
+        rows = F.pad(x, (0, 0, 0, -len(x) % TOGETHER))
+        return torch.cat([self._product(part) for part in rows.split(TOGETHER)])[: len(x)]
+
+    def _product(self, x: Tensor) -> Tensor:
         first, *others = self._parts(x)
         y = torch.mm(*first)
         for part, block in others:
@@ -55,7 +65,7 @@ class Matrix:
 
     def add(self, h: Tensor, x: Tensor) -> None:
         """h [B, out] += the product with x [B, in]."""
-        if self.left is not None:
+        if self.left is not None or self.chunked:
             h += self(x)
             return
         for part, block in self._parts(x):
@@ -76,6 +86,21 @@ class Linear:
 
     def add(self, h: Tensor, x: Tensor) -> None:
         h += self(x)
+
+
+@cache
+def rows_alike(inputs: int, outputs: int, threads: int) -> bool:
+    """Whether a row's float32 product is the same beside any number of others: tried, since each library, processor
+    and shape has kernels of its own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(size, generator=generator) for size in ((256, inputs), (inputs, outputs)))
+    whole, added = x @ weight, torch.addmm(torch.ones(256, outputs), x, weight)
+    return all(
+        torch.equal(x[:rows] @ weight, whole[:rows])
+        and torch.equal(torch.addmm(torch.ones(rows, outputs), x[:rows], weight), added[:rows])
+        for rows in (2, 3, 7, 8, 13, 30, 64, 200)
+    )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
