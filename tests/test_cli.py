@@ -77,6 +77,17 @@ def test_every_command_has_help_with_an_example_that_parses(command, helps):
         assert flag in out
 
 
+@pytest.mark.parametrize("group", [[], *([name] for name in GROUPS)], ids=" ".join)
+def test_lists_of_commands_tell_each_whole_in_80_columns(group):
+    listed = good(*group, "--help").partition("Commands:")[2].splitlines()[1:]
+    assert listed and all(len(line) <= 80 and not line.endswith("...") for line in listed)
+
+
+def test_help_uses_a_wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert 100 < max(map(len, good("encode", "--help").splitlines())) <= 120
+
+
 @pytest.mark.parametrize("preset", preset_names())
 def test_the_commands_that_a_preset_names_parse(preset, helps):
     about = read_preset(preset)["about"]
@@ -231,6 +242,53 @@ def test_bad_input_gets_one_line_a_hint_and_no_target(bad, case):
         assert "\nerror: " in f"\n{err}" and "\n\nhint: " in err, err  # on a busy machine after what it does so long
     assert sorted(p.name for p in bad.iterdir()) == before
     assert not (bad / "pwned").exists()
+
+
+@pytest.mark.parametrize(("name", "given"), [("encode", ""), ("probe", "f.zarr"), ("scaling forecast", "fit.json")])
+def test_what_is_missing_is_shown_by_an_example(name, given):
+    code, out, err = called(*name.split(), *given.split())
+    assert (code, out) == (2, "") and "error: Missing" in err
+    assert f"hint: for example pixseq {name} " in err and f"pixseq {name} --help" in err
+
+
+@pytest.mark.parametrize("words", ["pretrain t.zarr --steps abc", "bench --rounds 0", "sample m -o y.png --top-p x"])
+def test_a_value_that_is_refused_is_named(bad, words):
+    err = called(*words.split(), folder=bad).err
+    assert f": '{words.split()[-1]}' should be" in err and "Input" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("encode good --palette m -o o.zarr", "`pixseq show MODEL --lineage` names the palette"),
+        ("features m good -o o.zarr", "pictures become one by `pixseq encode`"),
+        ("probe t.zarr --test t.zarr", "what `pixseq features MODEL TOKENS` makes"),
+        ("evaluate m t8.zarr", "`pixseq show m --lineage` names it"),
+    ],
+)
+def test_a_wrong_kind_is_told_the_command_that_helps(bad, words, hint):
+    assert hint in called(*words.split(), folder=bad).err
+
+
+def test_a_stage_ends_with_what_came_out(work):
+    """The last words of those that make an artifact, before its path."""
+    model = [*TINY, "--steps", 2, "--batch-size", 4, "-o"]
+    for words, said in (
+        (["palette", "fit", "good", "--colors", 4, "--size", 8, "-o", "b.json"], "4 colours for 2,560 pixels, mean sq"),
+        (["encode", "good", "--palette", "p.json", "--size", 8, "--views", 2, "-o", "b.zarr"], "80 rows of 64 tokens"),
+        (["encode", "good", "--scheme", "pixels", "--size", 8, "-o", "px.zarr"], "40 pictures"),
+        (["pretrain", "t.zarr", "--val-fraction", 0.2, *model, "b"], "2 steps in 0s; best at step "),
+        (["pretrain", "t.zarr", *model, "c"], "nothing tells how good it is"),
+        (["features", "m", "t.zarr", "-o", "bf.zarr"], "3 layers of width 16 of 40 rows"),
+    ):
+        code, _, err = called(*words, folder=work)
+        last = err.splitlines()[-1]
+        assert code == 0 and last.startswith(words[0]) and re.search(re.sub("in .s", "in ..?s", said), last), err
+
+
+def test_show_tells_a_recipe_key_by_key(work):
+    shown = good("show", "m", folder=work)
+    assert re.search(r"(?m)^config\.train\.lr  ", shown) and " ..." not in shown.partition("inputs.")[0]
 
 
 def test_sigterm_exits_130_and_says_how_to_go_on(work):

@@ -8,6 +8,7 @@ from scaling_fits import CHINCHILLA, numbers_of, one_fit, write
 
 from pixseq.artifacts.fit import StudyFit
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.cli.scaling import _fit_tables
 from pixseq.errors import PixseqError
 from pixseq.studies import compare, fit, forecast
 
@@ -24,6 +25,14 @@ def made(tmp_path_factory):
             lines.append(f"{sizes},{loss},{1 - loss / 20},{loss - 1},1.5,500,{1 if len(lines) > 2 else ''}")
     path.write_text("\n".join(lines) + "\n")
     return fit.run(path, path.with_name("fit.json"), resamples=20)
+
+
+def test_what_holds_for_several_methods_is_told_once(made):
+    lines = _fit_tables(made).splitlines()
+    flags = {(one["metric"], flag) for one in made["fits"] for flag in one["flags"]}
+    for metric, flag in flags:
+        assert sum(line.startswith(f"{metric} at 16 (") and line.endswith(f"): {flag}") for line in lines) == 1
+    assert sum(len(one["flags"]) for one in made["fits"]) > len(flags) > 2
 
 
 def test_a_fit_is_read_as_it_was_written_key_for_key(made):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from program import good
+from program import called, good
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -354,6 +354,15 @@ def test_options_that_cannot_be_used_are_usage_errors(pair, given, message):
         probe.run(*pair, **given)
 
 
+def test_few_test_images_are_warned_of(pair, tmp_path):
+    few = write(tmp_path / "few.zarr", layered(slice(600, 625), seed=1), CLASSES[600:625])
+    _, _, said = called("probe", pair[0], "--test", few, "--c", "1e-3,1e-2", "--layers", "1")
+    assert said.splitlines()[-1] == (
+        "warning: test has 25 images: chance alone moves an accuracy on so few by 10 points"
+    )
+    assert "chance" not in called("probe", *pair[:1], "--test", pair[1], "--c", "1e-3", "--layers", "1").err
+
+
 def test_more_iterations_are_advised_only_where_they_ran_out():
     rows = [
         {"layer": 0, "converged": True, "n_iter": 9, "gradient": 1e-5},
@@ -361,5 +370,5 @@ def test_more_iterations_are_advised_only_where_they_ran_out():
         {"layer": 2, "converged": False, "n_iter": 12, "gradient": 3e-4},
     ]
     cut, rounded = probe._unconverged(rows, 50)
-    assert "layers [1]" in cut and "raise --max-iter" in cut and "2.0e-03" in cut
-    assert "layers [2]" in rounded and "rounding" in rounded and "--max-iter" not in rounded
+    assert "at layer 1 " in cut and "raise --max-iter" in cut and "2.0e-03" in cut
+    assert "at layer 2 " in rounded and "rounding" in rounded and "--max-iter" not in rounded

@@ -562,7 +562,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    refuses(tmp_path / "x.parquet", "pyarrow is not installed", hint="pixseq[parquet]")
+    refuses(tmp_path / "x.parquet", "pyarrow is not installed", hint="pip install pyarrow")
 
 
 # ----------------------------------------------------------------------------------------------------- WebDataset

@@ -182,6 +182,10 @@ def test_a_full_disk_while_saving_is_said(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(PixseqError, match=r"cannot write .*state.pt"):
         pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", limits=Limits(save_minutes=0))
+    left = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: left)
+    with pytest.raises(PixseqError, match=r"^the disk is full: .*state.pt could not be written$"):
+        pretrain.run(tokens, tmp_path / "n", recipe(), device="cpu", limits=Limits(save_minutes=0))
 
 
 def test_a_time_limit_stops_resumably(tokens, tmp_path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, "Tensor"]
 DEEPEST_STATE = 8  # levels
+FULL = 1 << 20  # bytes: a disk with less that fails to take a file is full
 BEGIN_ANEW = "begin anew with --overwrite and no --resume"
 
 
@@ -139,10 +140,11 @@ def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
         atomic.flush(new)
         os.replace(new, path)
     except Exception as error:
-        new.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
+        new.unlink(missing_ok=True)
+        full = f"the disk is full: {path} could not be written"
         raise PixseqError(
-            f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
+            full if free < FULL else f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
             "make room, then repeat the command, with --resume where it has that",
         ) from error
 

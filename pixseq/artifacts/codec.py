@@ -189,7 +189,7 @@ class Codec:
             raise PixseqError(
                 f"{path} has the palette {self.palette_id or 'unknown'}, "
                 f"{other_path} was encoded with {other.palette_id or 'an unknown one'}",
-                "encode the pictures with the same palette"
+                f"encode the pictures with the same palette; `pixseq show {path} --lineage` names it"
                 if known
                 else "give the one without it the palette: --palette",
             )

@@ -36,6 +36,9 @@ FORMATS = {
 REMEDIES = {
     ("tokens", "pixels"): "models of patches read pixels: encode the pictures with --scheme pixels",
     ("pixels", "tokens"): "Image GPT reads tokens: encode the pictures with --palette PALETTE",
+    ("tokens", "palette"): "`pixseq show TOKENS --lineage` names the palette that they were made with",
+    ("checkpoint", "palette"): "`pixseq show MODEL --lineage` names the palette that its tokens were made with",
+    ("tokens", "features"): "features are what `pixseq features MODEL TOKENS` makes",
 }
 
 KEYS = {
@@ -185,7 +188,10 @@ def read(path: str | Path) -> Manifest:
     check_exists(path)
     manifest = _embedded(path)
     if not is_manifest(manifest):
-        raise PixseqError(f"{path} is not a pixseq artifact", "pass what a pixseq stage made")
+        raise PixseqError(
+            f"{path} is not a pixseq artifact",
+            "pass what a pixseq stage made; pictures become one by `pixseq encode`",
+        )
     known = FORMATS.get(manifest["kind"])
     if known is None or manifest["format"] > known:
         raise PixseqError(

@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 Commands = dict[str, tuple[Callable[..., None], str]]  # name: function, example (shown at the end of its help)
@@ -156,7 +156,20 @@ def _misused(fault: TyperException) -> None:
     if message.startswith("Usage:"):
         progress.tell(message)
         sys.exit(USAGE)
-    _fail(message.replace("Value error, ", ""), context and f"see {context.command_path} --help", USAGE)
+    hint = None
+    if context is not None:
+        example = context.command.epilog if message.startswith("Missing") else None
+        hint = f"{example.replace('Example: ', 'for example ')}; see" if example else "see"
+        hint += f" {context.command_path} --help"
+    _fail(_with_value(message.replace("Value error, ", ""), fault.__cause__), hint, USAGE)
+
+
+def _with_value(message: str, cause: BaseException | None) -> str:
+    """What pydantic says of an "Input" names what was given in its place."""
+    errors = getattr(cause, "errors", None)
+    if errors is None:
+        return message
+    return message.replace("Input should", f"{errors()[0]['input']!r} should").partition(", unable to parse")[0]
 
 
 def _out_of_memory(fault: Exception) -> bool:

@@ -33,20 +33,23 @@ def bench(
         bool, typer.Option("--memory", help="Also the peak memory of each, in a process of its own.")
     ] = False,
     preset: Annotated[str | None, typer.Option("--preset", help="The model [default: 8 layers of width 256].")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="As model.n_layer=12, may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One key of the model, as model.n_layer=12; may be repeated.")
+    ] = None,
     size: Annotated[int, typer.Option("--size", min=1, max=1024, help="Side of the pictures in pixels.")] = 16,
     colors: Annotated[int, typer.Option("--colors", min=2, max=4096, help="Colours of the palette.")] = 512,
-    classes: Annotated[int, typer.Option("--classes", min=2, help="Of what is probed.")] = 10,
+    classes: Annotated[int, typer.Option("--classes", min=2, help="Classes of what is probed.")] = 10,
     count: Annotated[int, typer.Option("--count", min=32, help="Pictures of palette, encode and probe.")] = 4096,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images at once of pretrain, features and sample.")
     ] = 8,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times that each is timed, at most.")] = 7,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="Of a stage, or with --cost a size: no round begins later.")
+        float,
+        typer.Option("--seconds", min=0, help="Seconds of a stage, or with --cost of a size; no round begins later."),
     ] = 30.0,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of all that computes [default: a core each].")
+        int | None, typer.Option("--threads", min=1, help="Threads of all that computes [default: one a core].")
     ] = None,
     device: o.Device = "auto",
     precision: Annotated[
@@ -58,7 +61,7 @@ def bench(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Time the stages beside other programs that do the same, and beside what this machine can do at most.
+    """Time the stages beside other programs and the machine's limits.
 
     All are timed in turns on drawn data, after a warm-up. A ratio is how many times as long as pixseq it takes, in the
     same precision and against pixseq as it runs where nothing is chosen.

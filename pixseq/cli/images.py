@@ -17,7 +17,7 @@ Resize = Annotated[
     typer.Option("--resize", help="crop: shorter side, then centre crop (paper); squash: as Hugging Face."),
 ]
 Background = Annotated[str, typer.Option("--background", help="Colour under transparent pixels.")]
-OnError = Annotated[choices.OnError, typer.Option("--on-error", help="At pictures that cannot be read.")]
+OnError = Annotated[choices.OnError, typer.Option("--on-error", help="What to do at a picture that cannot be read.")]
 LabelColumn = Annotated[
     str | None,
     typer.Option("--label-column", help="Column or array that holds the labels; none: read none [default: by name]."),
@@ -38,7 +38,9 @@ def palette_fit(
     colors: Annotated[int, typer.Option("--colors", help="Colours of the palette.")] = 512,
     size: Size = 32,
     resize: Resize = "crop",
-    max_images: Annotated[int | None, typer.Option("--max-images", help="Of so many, from all over.")] = None,
+    max_images: Annotated[
+        int | None, typer.Option("--max-images", help="Take only so many pictures, from all over the source.")
+    ] = None,
     refine_steps: Annotated[
         int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: enough].")
     ] = None,
@@ -125,7 +127,7 @@ def encode(
             "for AIM to crop from.",
         ),
     ] = "crop",
-    filter: Annotated[choices.Filter, typer.Option("--filter", help="Of resizing.")] = "bilinear",
+    filter: Annotated[choices.Filter, typer.Option("--filter", help="How pictures are resized.")] = "bilinear",
     resized_side: Annotated[
         int | None,
         typer.Option("--resized-side", help="Shorter side that the centre crop is cut from [default: --size]."),
@@ -138,12 +140,15 @@ def encode(
         int, typer.Option("--views", help="Random resized crops of each image, as the paper trains on; 0: none.")
     ] = 0,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Only so many images, from all over, of every class its share.")
+        int | None, typer.Option("--limit", help="Take only so many images, of every class its share.")
     ] = None,
     val_fraction: Annotated[
-        float | None, typer.Option("--val-fraction", help="Hold out this part of the images, drawn by --seed; --part.")
+        float | None,
+        typer.Option("--val-fraction", help="Part of the images that is held out, drawn by --seed; see --part."),
     ] = None,
-    part: Annotated[choices.Part | None, typer.Option("--part", help="What --val-fraction leaves, or it.")] = None,
+    part: Annotated[
+        choices.Part | None, typer.Option("--part", help="train: what --val-fraction leaves; val: what it holds out.")
+    ] = None,
     background: Background = "white",
     label_column: LabelColumn = None,
     bit_depth: BitDepth = None,
@@ -156,7 +161,10 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn pictures, or palette ids, into tokens; or pictures into pixels (--scheme pixels)."""
+    """Turn pictures into tokens, or into pixels (--scheme pixels).
+
+    Palette ids that others published become tokens, too.
+    """
     talk(quiet, f"encode: {source} as {scheme} at size {size}")
     from pixseq.stages import encode
 
@@ -197,7 +205,7 @@ def decode(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draw random rows of this seed instead.")] = None,
     columns: Columns = None,
     scale: Annotated[int | None, typer.Option("--scale", min=1, help="Screen pixels a pixel.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Also a folder of single PNGs.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Also write a folder of single PNGs.")] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -237,14 +245,14 @@ def sample(
     bit_depth: BitDepth = None,
     max_pixels: MaxPixels = None,
     on_error: OnError = "fail",
-    keep: Annotated[float, typer.Option("--keep", help="Part of the prompt's rows that is given.")] = 0.5,
+    keep: Annotated[float, typer.Option("--keep", help="Part of each prompt's rows that is given.")] = 0.5,
     completions: Annotated[int, typer.Option("--completions", help="Pictures drawn for each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", help="1 is the paper's; 0 is greedy.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Only the k likeliest colours; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest colours of this mass.")] = 1.0,
     seed: o.Seed = 0,
-    tokens: Annotated[Path | None, typer.Option("--tokens", help="Also a tokens store of what was drawn.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Also a folder of single PNGs.")] = None,
+    tokens: Annotated[Path | None, typer.Option("--tokens", help="Also write what was drawn as tokens.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Also write a folder of single PNGs.")] = None,
     columns: Columns = None,
     weights: o.Weights = "model",
     batch_size: o.BatchSize = None,

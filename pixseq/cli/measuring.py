@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,12 +30,12 @@ def features(
     tokens: o.Tokens,
     out: o.Out,
     layers: Annotated[str, typer.Option("--layers", help="all, or a list as 0,4,8.")] = "all",
-    pool: Annotated[choices.Pool, typer.Option("--pool", help="Over positions.")] = "mean",
+    pool: Annotated[choices.Pool, typer.Option("--pool", help="mean over positions, or none: all positions.")] = "mean",
     below: Annotated[
         float | None, typer.Option("--below", help="Average below this part of the rows: what sample --keep draws.")
     ] = None,
     attention: o.Attention = None,
-    dtype: Annotated[choices.FeatureType, typer.Option("--dtype", help="Of what is stored.")] = "float32",
+    dtype: Annotated[choices.FeatureType, typer.Option("--dtype", help="Number type of what is stored.")] = "float32",
     masks: o.Masks = None,
     random_init: Annotated[
         int | None, typer.Option("--random-init", min=0, help="Fresh weights of this seed instead: a baseline.")
@@ -141,9 +141,9 @@ def probe(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fit a classifier on every layer's features and report the accuracy by layer.
+    """Fit a classifier on every layer's features: accuracy by layer.
 
-    attentive reads features made with --pool none: a learned query pools the mean of several layers.
+    --method attentive reads features made with --pool none: a learned query pools the mean of several layers.
     """
     talk(quiet, f"probe: {method} on {features}, tested on {test}")
     from pixseq.numerics.linear_probe import DEFAULT_CS
@@ -235,7 +235,10 @@ def evaluate(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Measure the loss in the units of the model, and accuracy where it has a classifier."""
+    """Measure a model's loss, and accuracy where it has a classifier.
+
+    The loss is in the units of the model: nats a token, or the squared error of patches.
+    """
     talk(quiet, f"evaluate: {model} on {tokens}")
     from pixseq.stages import evaluate
 
@@ -271,7 +274,10 @@ def frechet(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Measure the Fréchet distance of two sets of features, beside its floor and an unbiased companion (KID)."""
+    """Measure the Fréchet distance of two sets of features.
+
+    Beside it stand its floor, real pictures against real, and an unbiased companion (KID).
+    """
     talk(quiet, f"frechet: {a} against {b}")
     from pixseq.stages import frechet
 
@@ -301,7 +307,10 @@ def check(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Certify a checkpoint: causality, cache, loss, palette, parameter count, finite weights. Exits 1 if one fails."""
+    """Certify a checkpoint: its causality, cache, loss and palette.
+
+    Its parameter count and finite weights too. Exits 1 if a check fails.
+    """
     talk(quiet, f"check: {model}")
     from pixseq.stages import check
 
@@ -357,9 +366,8 @@ def show(
         emit(to_json(record))
         return
     rows = [(key, record.get(key)) for key in ("kind", "id", "stage", "version")]
-    rows += [
-        (f"{part}.{key}", value) for part in ("config", "inputs", "summary") for key, value in record[part].items()
-    ]
+    for part in ("config", "inputs", "summary"):
+        rows += _flat(part, record[part], 2 if part == "config" else 1)
     rows += [("made", record["made"].get("at")), ("command", " ".join(map(cell_text, record["argv"])))]
     if verify:
         rows.append(("verified", "content equals its id"))
@@ -369,6 +377,15 @@ def show(
         rows.append((f"rows of {len(listed)} classes", ", ".join([*listed[:CLASSES_SHOWN], *more])))
     shown = [(key, value if isinstance(value, str) else to_json(value)) for key, value in rows]
     emit(table(("key", "value"), [(key, value if len(value) < 200 else value[:200] + " ...") for key, value in shown]))
+
+
+def _flat(name: str, values: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    """Rows of a mapping, down to so many levels: a recipe is read key by key."""
+    for key, value in values.items():
+        if depth > 1 and isinstance(value, Mapping):
+            yield from _flat(f"{name}.{key}", value, depth - 1)
+        else:
+            yield f"{name}.{key}", value
 
 
 def _tree(ancestor: Ancestor, lead: str = "", under: str = "") -> Iterator[str]:

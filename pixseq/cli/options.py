@@ -46,7 +46,7 @@ def extractor(model: Path) -> Path:
     return model
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="What to make.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Path of what is made.", show_default=False)]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the result here.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing target, once the new one is whole.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line on stdout.")]

@@ -11,6 +11,7 @@ from typing import Any
 
 from pixseq import progress
 from pixseq.cli import stdio
+from pixseq.cli.brief import in_brief
 from pixseq.errors import CLOSED_PIPE, PixseqError
 from pixseq.text import json_line, one_line, printable
 
@@ -23,8 +24,10 @@ def talk(quiet: bool, doing: str | None = None) -> None:
 
 
 def made(path: Path, manifest: Mapping[str, Any] | None, as_json: bool) -> None:
-    """What a stage made: its path, or its manifest. None: another rank reports."""
+    """What a stage made: its path, or its manifest; on stderr what came out. None: another rank reports."""
     if manifest is not None:
+        if (brief := in_brief(manifest)) is not None:
+            progress.say(brief)
         emit(to_json(manifest) if as_json else str(path))
 
 

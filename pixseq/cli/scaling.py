@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ def plan(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Lay out a study: cells of several sizes at each budget of compute, with their cost.
+    """Lay out a study: sizes at each budget of compute, and costs.
 
     The smallest grid: data: {train: t.zarr, val: v.zarr}, budgets: [1.0e+12, 1.0e+14], sizes_per_budget: 5
     """
@@ -66,7 +67,8 @@ def plan(
     counting = planned["counting"]
     lines += [_cost(f"{len(planned['cells'])} cells", planned["cells"], counting)]
     if planned["references"]:
-        name = f"{len(planned['references'])} reference models for completions"
+        count = len(planned["references"])
+        name = f"{count} reference model{'s' * (count != 1)} for completions"
         lines += [_cost(name, planned["references"], counting)]
     emit("\n\n".join([*lines, *planned["remarks"]]))
 
@@ -93,7 +95,7 @@ def run(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train and measure the cells of a plan; again after an interruption, it goes on.
+    """Train and measure the cells of a plan, or go on with them.
 
     A cell is trained, scored, probed, and completes held-out pictures, as ordinary artifacts below PLAN/cells/ID.
     """
@@ -129,7 +131,10 @@ def fit(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fit how the best size and data grow with compute, in three ways, for every metric and resolution."""
+    """Fit how the best size and data grow with compute, in three ways.
+
+    For every metric and resolution: parabolas, and two fits of the law of Chinchilla.
+    """
     talk(quiet, f"scaling fit: the runs of {source}")
     from pixseq.studies import fit
 
@@ -156,8 +161,8 @@ def _fit_tables(numbers: dict[str, Any]) -> str:
         rows.append((name, fit["resolution"], fit["method"], *exponents, fit["E"], fit["alpha"], fit["beta"]))
     lines = [table(head, rows)]
     remarks = [f"flops are counted as {numbers['counting'] or 'the runs state them'}", *numbers.get("notes", [])]
-    remarks += [f"{_name(f)}: no fit: {f['refused']}" for f in numbers["fits"] if f["refused"]]
-    remarks += [f"{_name(f)}: {flag}" for f in numbers["fits"] for flag in f["flags"]]
+    remarks += _by_fit((f, f"no fit: {f['refused']}") for f in numbers["fits"] if f["refused"])
+    remarks += _by_fit((f, flag) for f in numbers["fits"] for flag in f["flags"])
     remarks += [
         f"{f['metric']}: seeds of one size differ by {f['seed_spread']:.2%}"
         for f in numbers["fits"]
@@ -173,9 +178,13 @@ def _interval(fit: dict[str, Any], key: str) -> str | None:
     return None if ends is None else "..".join(cell_text(end) for end in ends)
 
 
-def _name(fit: dict[str, Any]) -> str:
-    at = "" if fit["resolution"] is None else f" at {fit['resolution']}"
-    return f"{fit['metric']}{at}, {fit['method']}"
+def _by_fit(said: Iterable[tuple[dict[str, Any], str]]) -> list[str]:
+    """What is said of several methods of one metric is said once: loss at 8 (direct, varpro): ..."""
+    methods: dict[tuple[str, str], list[str]] = {}
+    for fit, text in said:
+        at = "" if fit["resolution"] is None else f" at {fit['resolution']}"
+        methods.setdefault((f"{fit['metric']}{at}", text), []).append(fit["method"])
+    return [f"{name} ({', '.join(by)}): {text}" for (name, text), by in methods.items()]
 
 
 def compare(
@@ -195,7 +204,10 @@ def compare(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Set a study beside what is known of the paper on next-pixel scaling (arXiv 2511.08704)."""
+    """Set a study beside the paper on next-pixel scaling.
+
+    That is arXiv 2511.08704, so far as its numbers are known here.
+    """
     talk(quiet, f"scaling compare: {fit}")
     from pixseq.studies import compare
 
@@ -248,7 +260,10 @@ def forecast(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Tell the compute that targets need, and the years until then if compute keeps growing."""
+    """Tell the compute that targets need, and the years until then.
+
+    The years hold if compute keeps growing at --growth.
+    """
     talk(quiet, f"scaling forecast: by {fit}")
     from pixseq.studies import forecast
 

@@ -12,22 +12,31 @@ from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, table, talk, to_json
 
 Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.", callback=o.made)]
-ValFraction = Annotated[float | None, typer.Option("--val-fraction", help="Or hold out this part of TOKENS.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")]
-GlobalBatch = Annotated[int | None, typer.Option("--batch-size", help="Images a step, over micro-batches and ranks.")]
+ValFraction = Annotated[float | None, typer.Option("--val-fraction", help="Hold out this part of TOKENS instead.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps [default: the recipe's].")]
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option("--batch-size", help="Images a step, over micro-batches and ranks [default: the recipe's]."),
+]
 MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Images at once [default: by memory].")]
-Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate [default: the recipe's].")]
 Augment = Annotated[
     choices.Augment | None,
-    typer.Option("--augment", help="Of training images; resized crops are of pixels."),
+    typer.Option("--augment", help="How training images vary [default: the recipe's]; resized crops are of pixels."),
 ]
-TrainSeed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML of the shape and recipe; over the preset.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="One key, as train.ema=0.999; over the file.")]
+TrainSeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of weights, order, augmentation and masks [default: the recipe's].")
+]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML of shape and recipe; goes over the preset.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One key of the recipe, as train.ema=0.999; goes over the file.")
+]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", help="Minutes after which to stop, resumable (exit 130).")
 ]
-SaveMinutes = Annotated[float, typer.Option("--save-minutes", help="Between saves of the state, the first after 1.")]
+SaveMinutes = Annotated[
+    float, typer.Option("--save-minutes", help="Minutes between saves of the state; the first comes after 1.")
+]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="torch.compile [default: on CUDA, of a run of some minutes]."),
@@ -45,17 +54,27 @@ def _keep_config(out: Path | None, config: Path | None) -> None:
 def pretrain(
     tokens: o.Tokens,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint to make.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="A named shape and recipe, as igpt-s.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="A named shape and recipe: igpt-s, igpt-cifar16, aim-64 ... [default: a small Image GPT]."
+        ),
+    ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option("--from", help="A checkpoint to start from; shape and order are its own.", callback=o.made),
     ] = None,
-    objective: Annotated[choices.Objective | None, typer.Option("--objective", help="Of an Image GPT.")] = None,
-    attention: Annotated[choices.PretrainingAttention | None, typer.Option("--attention", help="Of an AIM.")] = None,
+    objective: Annotated[
+        choices.Objective | None, typer.Option("--objective", help="Objective of an Image GPT [default: ar].")
+    ] = None,
+    attention: Annotated[
+        choices.PretrainingAttention | None, typer.Option("--attention", help="Attention of an AIM [default: prefix].")
+    ] = None,
     order: Annotated[
         str | None,
         typer.Option(
-            "--order", help="raster, column, reversed, spiral-out, checkerboard, random, or a permutation (.npy)."
+            "--order",
+            help="Order of pixels or patches: raster, column, reversed, spiral-out, checkerboard, random, or an .npy.",
         ),
     ] = None,
     val: Val = None,
@@ -82,7 +101,10 @@ def pretrain(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train an Image GPT on tokens, or an AIM on pixels (`encode --scheme pixels`)."""
+    """Train an Image GPT on tokens, or an AIM on pixels.
+
+    Pixels are made by `encode --scheme pixels`.
+    """
     from pixseq.config import PretrainFile, effective, read_preset
     from pixseq.errors import UsageError
 
@@ -151,7 +173,9 @@ def finetune(
     tokens: o.Tokens,
     out: o.Out,
     val: Val = None,
-    val_fraction: ValFraction = None,
+    val_fraction: Annotated[
+        float | None, typer.Option("--val-fraction", help="Hold out this part of TOKENS instead [default: 0.1].")
+    ] = None,
     gen_weight: Annotated[
         float | None, typer.Option("--gen-weight", help="Weight of the generative loss [default: 1.0].")
     ] = None,
@@ -172,7 +196,8 @@ def finetune(
     ] = None,
     attention: o.Attention = None,
     patience: Annotated[
-        int | None, typer.Option("--patience", help="Validations without a better accuracy before the stop.")
+        int | None,
+        typer.Option("--patience", help="Validations without a better accuracy before the stop [default: 5]."),
     ] = None,
     steps: Steps = None,
     batch_size: GlobalBatch = None,
@@ -193,7 +218,11 @@ def finetune(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a classifier on a pretrained model with the joint loss, stopping on validation accuracy."""
+    """Train a classifier on a pretrained model.
+
+    The loss is that of the classes and the generative one together; training stops when validation accuracy does not
+    rise any more.
+    """
     from pixseq.config import FinetuneFile, effective
 
     talk(quiet, f"finetune: {model} on {tokens}")

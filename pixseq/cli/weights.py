@@ -48,9 +48,10 @@ def import_openai(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make a checkpoint of OpenAI's TensorFlow checkpoint, autoregressive or BERT; TensorFlow is not needed.
+    """Make a checkpoint of OpenAI's TensorFlow checkpoint.
 
-    The palette is OpenAI's kmeans_centers.npy, which is not part of the checkpoint.
+    Autoregressive or BERT models; TensorFlow is not needed. The palette is OpenAI's kmeans_centers.npy, which is not
+    part of the checkpoint.
     """
     talk(quiet, f"import: {prefix}")
     from pixseq.interop.bundle import find_prefix
@@ -79,9 +80,10 @@ def import_aim(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make a checkpoint of an AIM backbone of the first version, and of its attentive probe head.
+    """Make a checkpoint of an AIM backbone, and of its probe head.
 
-    No prediction head was published: such a model gives features, probes and, with its head, accuracy.
+    Those of the first version, with an attentive probe. No prediction head was published: such a model gives
+    features, probes and, with its head, accuracy.
     """
     talk(quiet, f"import: {backbone}")
     from pixseq.interop.places import check_file
@@ -105,7 +107,7 @@ def export_hf(
     weights: o.Weights = "model",
     drop: Annotated[
         choices.Drop | None,
-        typer.Option("--drop", help="Of a model with both: no class of transformers carries both."),
+        typer.Option("--drop", help="What is left out of a model with both, which no class of transformers carries."),
     ] = None,
     metrics: Annotated[
         list[Path] | None,
@@ -117,7 +119,10 @@ def export_hf(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write the directory that from_pretrained of transformers opens: weights, processor, model card."""
+    """Write the directory that from_pretrained of transformers opens.
+
+    It holds the weights, the processor and a model card.
+    """
     talk(quiet, f"export: {model}")
     from pixseq.stages import exporting
 

@@ -72,7 +72,7 @@ def decode(
             if width * height > max_pixels:
                 raise BadPicture(f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)")
             if min(width, height) < MIN_SIDE:
-                raise BadPicture(f"{width} x {height} pixels are too few")
+                raise BadPicture(f"{width} x {height} pixels are too few: a side has {MIN_SIDE} or more")
             take(width * height * PIXEL_BYTES - FOLDED * size)
             return _upright(image, background, bit_depth)
     except BadPicture:
@@ -102,7 +102,7 @@ def _formats(file: BinaryIO) -> tuple[str, ...]:
         try:
             from pillow_heif import register_heif_opener
         except ImportError:
-            raise BadPicture("it is HEIC, which needs pillow-heif: pip install 'pixseq[heic]'") from None
+            raise BadPicture("it is HEIC, which needs pillow-heif: pip install pillow-heif") from None
         register_heif_opener()
         return ("HEIF",)
     if not features.check("avif"):

@@ -41,9 +41,7 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise PixseqError(
-            f"{shown(path)} is parquet, and pyarrow is not installed", "pip install 'pixseq[parquet]'"
-        ) from None
+        raise PixseqError(f"{shown(path)} is parquet, and pyarrow is not installed", "pip install pyarrow") from None
 
     of_all_splits = files
     split, files, notes = shards_of_split(path, files, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pixseq.engine.attentive import AttentiveRecipe
 
     Recipe = LayerRecipe | AttentiveRecipe
+
+FEW_TESTED = 100  # images; below it an accuracy is known to five points at best
 
 
 @atomic.owns("probe", "out", "plot")
@@ -277,6 +280,10 @@ def _remark(numbers: Row, recipe: Recipe, max_iter: int) -> None:
             f"test holds {numbers['test_views']} random crops of {numbers['n_test']} images: accuracies are "
             "means over crops, where usually one centre crop an image is scored"
         )
+    if numbers["n_test"] < FEW_TESTED:
+        error = 50 / math.sqrt(numbers["n_test"])
+        images = f"{numbers['n_test']} image{'s' * (numbers['n_test'] > 1)}"
+        progress.warn(f"test has {images}: chance alone moves an accuracy on so few by {error:.0f} points")
     if numbers["classes_only_in_test"]:
         names = ", ".join(numbers["classes_only_in_test"][:5])
         progress.warn(f"test has classes that train lacks, never predicted: {names}")
@@ -285,7 +292,12 @@ def _remark(numbers: Row, recipe: Recipe, max_iter: int) -> None:
     (option, tried), name = recipe.searched, {"c": "C", "lr": "rate"}
     at_end = [row["layer"] for row in numbers["layers"] if row[option] in (tried[0], tried[-1])]
     if at_end and len(tried) > 1:
-        progress.note(f"the best {name[option]} is an end of the list at layers {at_end}: widen --{option}")
+        ends = f"{tried[0]:g} to {tried[-1]:g}"
+        progress.note(f"{_at(at_end)} the best {name[option]} is an end of the list, {ends}: widen --{option}")
+
+
+def _at(layers: Sequence[int]) -> str:
+    return f"at layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _unconverged(rows: Sequence[Row], max_iter: int) -> list[str]:
@@ -298,7 +310,7 @@ def _unconverged(rows: Sequence[Row], max_iter: int) -> list[str]:
     for found, when, way_out in ends:
         if found:
             layers, largest = [row["layer"] for row in found], max(row["gradient"] for row in found)
-            text = f"not converged {when}: layers {layers} (gradient up to {largest:.1e})"
+            text = f"not converged {when} {_at(layers)} (gradient up to {largest:.1e})"
             told.append(f"{text}; {way_out}" if way_out else text)
     return told
 

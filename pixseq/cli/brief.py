@@ -1,0 +1,57 @@
+"""The last line of a stage that makes an artifact: what came out, from its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pixseq.progress import clock
+
+Summary = Mapping[str, Any]
+
+
+def in_brief(manifest: Mapping[str, Any]) -> str | None:
+    """None where the path says it all."""
+    stage = manifest.get("stage")
+    return f"{stage}: {BRIEFS[stage](manifest['summary'])}" if stage in BRIEFS else None
+
+
+def _palette(summary: Summary) -> str:
+    signal = summary["psnr_db"]  # none where no pixel changes
+    decibel = "" if signal is None else f" ({signal:.1f} dB)"
+    fitted = f"{summary['colors']:,} colours for {summary['pixels']:,} pixels"
+    return f"{fitted}, mean squared error {summary['mse']:.1f}{decibel}"
+
+
+def _encoded(summary: Summary) -> str:
+    rows, images = summary["rows"], summary.get("images")
+    of = f" of {images:,} images" if images not in (None, rows) else ""
+    if (entropy := summary.get("unigram_nats_per_token")) is None:
+        return f"{rows:,} pictures{of}"
+    return (
+        f"{rows:,} rows of {summary['tokens_per_row']:,} tokens{of}; a model has to beat their unigram entropy, "
+        f"{entropy:.3f} nats a token"
+    )
+
+
+def _trained(summary: Summary) -> str:
+    steps = f"{summary['steps']:,} steps in {clock(summary['training_seconds'])}"
+    early = ", stopped early" * bool(summary["stopped_early"])
+    best = summary["best"]
+    if best is None:
+        return f"{steps}{early}; without --val or --val-fraction nothing tells how good it is"
+    figures = ", ".join(f"{name} {best[name]:.4f}" for name in ("val_accuracy", "val_loss") if name in best)
+    return f"{steps}{early}; best at step {best['step']:,}: {figures}"
+
+
+def _features(summary: Summary) -> str:
+    return f"{summary['layers']} layers of width {summary['width']:,} of {summary['rows']:,} rows"
+
+
+BRIEFS: dict[str, Callable[[Summary], str]] = {
+    "palette fit": _palette,
+    "encode": _encoded,
+    "pretrain": _trained,
+    "finetune": _trained,
+    "features": _features,
+}
