@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import warnings
 import zipfile
 
+import exports
 import numpy as np
 import pytest
 import torch
@@ -41,11 +43,15 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A network, and its exports of any and of one batch size."""
+    """A network, and its exports of any and of one batch size, and in torch's smaller operators."""
     torch.manual_seed(0)
     folder, net, x = tmp_path_factory.mktemp("pt2"), Net().eval(), torch.rand(3, 3, 6, 6)
     batch = torch.export.Dim("batch", min=1, max=512)
-    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({0: batch},)), folder / "any.pt2")
+    whole = torch.export.export(net, (x,), dynamic_shapes=({0: batch},))
+    torch.export.save(whole, folder / "any.pt2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own use of what it will leave
+        torch.export.save(whole.run_decompositions(), folder / "small.pt2")
     torch.export.save(torch.export.export(net, (x,)), folder / "three.pt2")
     return folder, net
 
@@ -70,7 +76,7 @@ def with_graph(change):
     return edit
 
 
-@pytest.mark.parametrize("name", ["any.pt2", "three.pt2"])
+@pytest.mark.parametrize("name", ["any.pt2", "three.pt2", "small.pt2"])
 def test_an_export_gives_the_features_of_its_network(saved, name):
     folder, net = saved
     images = torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -129,6 +135,7 @@ def test_what_is_not_plainly_a_graph_is_refused_and_nothing_runs(saved, tmp_path
 
 
 REFUSED = "save.default set_data.default manual_seed.default requires_grad_.default warn.default add.out relu.out"
+REFUSED += " mkldnn_rnn_layer.default mul.left_t remainder.int"
 REFUSED += " resize_.default as_strided.default set_.source_Tensor rand.default to_sparse.default _linalg_svd.default"
 
 
@@ -137,6 +144,84 @@ def test_operators_outside_the_list_and_those_that_write_into_a_tensor_are_refus
     path = edited(saved[0] / "any.pt2", tmp_path / "odd.pt2", calling(f"torch.ops.aten.{name}"))
     with pytest.raises(PixseqError, match=f"aten.{name}.*none of the operators"):
         open_exported(path)
+
+
+X, K, W, E, G = (exports.tensor(name) for name in "xkweg")  # E: an expanded W
+NONE = {"as_none": True}
+FLASH = "_scaled_dot_product_flash_attention_for_cpu.default"
+RESIZE = "_upsample_bilinear2d_aa.default"
+
+
+def flash(*sizes):
+    """Attention of x [2, 3, 6, 6] to keys and values of these sizes."""
+    nodes = [exports.call("full.default", name, list(size), 1.0) for name, size in zip("kv", sizes)]
+    return [*nodes, exports.call(FLASH, ["y", "l"], X, K, exports.tensor("v"))]
+
+
+def lstm(*params):
+    """Of steps [2, 1, 1] and one state."""
+    hx, params = ({"as_tensors": [{"name": name} for name in names]} for names in ("hh", params))
+    call = exports.call("lstm.input", ["y", "a", "b"], exports.tensor("s"), hx, params, True, 1, 0.0, *[False] * 3)
+    return [exports.call("full.default", "s", [2, 1, 1], 1.0), exports.call("full.default", "h", [1, 1, 1], 1.0), call]
+
+
+@pytest.mark.parametrize(
+    "nodes, words",
+    [
+        ([exports.call("native_batch_norm.default", "y", X, W, W, W, W, False, 0.1, 1e-5)], "3 channels .* weight"),
+        ([exports.call("_native_batch_norm_legit.default", "y", X, W, W, W, W, False, 0.1, 1e-5)], "3 channels"),
+        ([exports.call("_native_batch_norm_legit.no_stats", "y", X, NONE, W, True, 0.1, 1e-5)], "channels .* bias"),
+        (
+            [exports.call("_native_batch_norm_legit_no_training.default", "y", X, NONE, NONE, W, W, 0.1, 1e-5)],
+            "channels .* running_mean",
+        ),
+        ([exports.call("native_group_norm.default", ["y"], X, E, E, 2, 3, 36, 1, 1e-5)], "weight of .*, strides .0"),
+        (flash((2, 3, 5, 6), (2, 3, 4, 6)), "do not fit"),
+        (flash((1, 3, 5, 6), (1, 3, 5, 6)), "do not fit"),
+        (flash((2, 2, 5, 6), (2, 2, 5, 6)), "do not fit"),
+        (flash((2, 3, 0, 6), (2, 3, 0, 6)), "is empty"),
+        ([exports.call("transpose.int", "k", X, 2, 3), exports.call(FLASH, ["y"], K, K, K)], "head by head"),
+        (lstm("f", "f", "f", "w"), "weights that do not fit"),
+        ([exports.call("grid_sampler_2d.default", "y", X, G, 0, 7, False)], "no padding 7"),
+        ([exports.call("grid_sampler_2d.default", "y", X, G, 3, 0, False)], "no mode 3"),
+        ([exports.call(RESIZE, "y", X, [12, 60], False, 2.0, 2.0)], "60 of 6, .* scale of 2"),
+        (
+            [
+                exports.call("full.default", "k", [9], -(2**63)),
+                exports.call("div.Scalar_mode", "y", K, -1, rounding_mode="trunc"),
+            ],
+            "divided by -1",
+        ),
+        ([exports.call("_operator.mod", "n", 5, 0)], "modulo by zero"),
+    ],
+)
+def test_arguments_that_would_lead_torch_beyond_its_tensors_are_refused(tmp_path, nodes, words):
+    weights = [
+        ("w", [1], [1], bytes(4)),
+        ("g", [2, 1, 1, 2], [2, 2, 2, 1], bytes(16)),
+        ("f", [4, 1], [1, 1], bytes(16)),
+    ]
+    expanded = exports.call("expand.default", "e", W, [3])
+    path = exports.write(tmp_path / "odd.pt2", expanded, *nodes, weights=weights)
+    with pytest.raises(PixseqError, match=f"cannot be run on .*{words}"):
+        open_exported(path).features(torch.rand(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "name, given",
+    [("empty.memory_format", ([2, 5],)), ("empty_like.default", (X,)), ("new_empty.default", (X, [2, 5]))],
+)
+def test_what_memory_held_before_is_no_feature(tmp_path, name, given):
+    path = exports.write(
+        tmp_path / "x.pt2",
+        exports.call(name, "k", *given),
+        exports.call("flatten.using_ints", "y", K, 1),
+    )
+    torch.use_deterministic_algorithms(True)  # then torch fills with what is no number
+    try:
+        assert not open_exported(path).features(torch.rand(2, 3, 6, 6)).any()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_every_operator_on_the_list_is_one_of_aten():

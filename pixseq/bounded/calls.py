@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pixseq.bounded.reach import check_reach
+
 MOST_PARTS = 10_000  # tensors that one call makes: each takes memory however small it is
 MOST_NUMBER = 1 << 63
 LISTS = {"unbind", "split", "unsafe_split", "chunk", "unsafe_chunk", "tensor_split", "vsplit", "lstm", "gru"}
@@ -33,12 +35,14 @@ def check_numbers(args: Sequence[Any], result: Any = 0) -> None:
 def check_call(call: Any, args: Sequence[Any], named: Mapping[str, Any], room: int) -> None:
     """Raises TooLarge for a call of an aten operator whose results or steps take more than `room` bytes together.
 
-    What depends on values, such as the places that are not zero, is measured by them. Raises what the call raises.
+    What depends on values, such as the places that are not zero, is measured by them. Raises what the call raises, and
+    ValueError where torch would not ask whether arguments fit each other.
     """
     schema = call._schema
     given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} | dict(named)
     given |= {a.name: value for a, value in zip(schema.arguments, args)}
     name = schema.name.partition("::")[2]
+    check_reach(name, given)
     if name in LISTS and _parts(given) > MOST_PARTS:
         raise TooLarge(f"{name} would make {_parts(given):,} tensors, more than {MOST_PARTS:,}")
     made = _by_values(name, given)

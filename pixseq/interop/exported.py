@@ -66,7 +66,7 @@ item kron kthvalue layer_norm le leaky_relu lerp less less_equal lift lift_fresh
 linalg_matrix_norm linalg_norm linalg_vecdot linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
 log_softmax logaddexp logical_and logical_not logical_or logical_xor logit logsumexp lstm lstm_cell lt masked_fill
 masked_scatter masked_select matmul max max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices
-max_pool3d max_pool3d_with_indices maximum mean median meshgrid min minimum mish mkldnn_rnn_layer mm mode moveaxis
+max_pool3d max_pool3d_with_indices maximum mean median meshgrid min minimum mish mm mode moveaxis
 movedim mul multiply mv nan_to_num nanmean nansum narrow native_batch_norm native_channel_shuffle native_dropout
 native_group_norm native_layer_norm ne neg negative new_empty new_full new_ones new_zeros nonzero norm not_equal
 numel numpy_T one_hot ones ones_like outer pad pairwise_distance permute pixel_shuffle pixel_unshuffle positive pow
@@ -90,6 +90,7 @@ _native_batch_norm_legit_no_training _scaled_dot_product_flash_attention_for_cpu
 _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa
 """
 OPERATORS = frozenset(_NAMES.split())
+UNFILLED = {"aten::empty", "aten::empty_like", "aten::new_empty"}  # whose results hold what memory held before
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Exported:
                 f"{self.path} takes more than {self.most:,} bytes for {list(images.shape)}: {error}",
                 "export it with a batch of any size, or of fewer pictures",
             ) from error
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError) as error:
+        except Exception as error:  # what does not fit comes as many types
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PixseqError(f"{self.path} cannot be run on {list(images.shape)}: {line}", REMEDY) from None
         if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(images):
@@ -188,7 +189,8 @@ def _called(call: Callable, args: list[Any], named: dict[str, Any], room: int) -
     """What a node returns, no more than `room` bytes of it."""
     if isinstance(call, torch._ops.OpOverload):
         check_call(call, args, named, room)
-        return call(*args, **named)
+        found = call(*args, **named)
+        return found.zero_() if call._schema.name in UNFILLED else found
     if call is operator.getitem:
         if not isinstance(args[0], tuple | list):
             raise TypeError("an item is taken of what is no list")
@@ -337,6 +339,9 @@ def _operator(target: str) -> Callable | None:
     found = getattr(packet, match[2], None) if isinstance(packet, torch._ops.OpOverloadPacket) else None
     if not isinstance(found, torch._ops.OpOverload) or any(each.is_out for each in found._schema.arguments):
         return None  # an overload that writes into a tensor it is given may resize it
+    arguments, results = found._schema.arguments, found._schema.returns
+    if results and not any("Tensor" in str(each.type) for each in (*arguments, *results)):
+        return None  # one of lists, texts or numbers, which no graph calls
     return found
 
 
@@ -372,8 +377,10 @@ def _value(arg: Mapping[str, Any], values: Mapping[str, Any], device: torch.devi
         return _number(value, values)
     if kind in ("as_sym_ints", "as_sym_floats", "as_sym_bools"):
         return [_number(each, values) for each in value]
-    if kind in ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string"):
+    if kind in ("as_int", "as_ints", "as_bool", "as_bools", "as_string"):
         return value
+    if kind in ("as_float", "as_floats"):
+        return [_float(each) for each in value] if kind == "as_floats" else _float(value)
     if kind == "as_device":
         return device
     named: dict[str, Mapping[int, Any]] = {
@@ -387,4 +394,9 @@ def _value(arg: Mapping[str, Any], values: Mapping[str, Any], device: torch.devi
 def _number(value: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
     """A number that stands there, or one that was computed before."""
     ((kind, found),) = value.items()
-    return values[found] if kind == "as_name" else found
+    return values[found] if kind == "as_name" else _float(found) if kind == "as_float" else found
+
+
+def _float(value: Any) -> Any:
+    """torch writes as a text what no number of JSON is."""
+    return float(value) if value in ("Infinity", "-Infinity", "NaN") else value
