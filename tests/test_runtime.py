@@ -317,12 +317,12 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switch is glibc's")
 def test_training_on_a_cpu_takes_no_fresh_pages_for_what_was_freed():
-    def pages_taken():
+    def pages_taken(spare):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(1 << 24)  # 16,384 pages
+        torch.ones((1 << 24) + spare)  # 16,384 pages
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with machine("cpu") as where:
         where.keep_freed_memory()
-    pages_taken()
-    assert pages_taken() < 1000
+    pages_taken(1 << 10)  # small pieces may be put at both ends of what is freed
+    assert pages_taken(0) < 1000

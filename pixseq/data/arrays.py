@@ -202,8 +202,8 @@ def _parts(
         raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
     if wanted.labels and any(member.dtype.kind in "US" for member in answers.values()):
         every = [member for each in (members, *map(_members, beside)) for member in _by_role(each, wanted)[1].values()]
-        texts = {text for member in every for text in _texts(member) if not labels.is_missing(text)}
-        class_names = (labels.names_of(texts) if texts else None) or class_names
+        seen = {text for member in every for text in _texts(member) if not labels.is_missing(text)}
+        class_names = (labels.names_of(seen) if seen else None) or class_names
     return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
 
 

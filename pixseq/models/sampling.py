@@ -45,7 +45,8 @@ class Matrix:
         self.left = None if dtype == torch.float32 else weight.to(dtype)
         self.blocks: tuple[Tensor, ...] = weight.T.contiguous().split(SUM) if self.left is None else ()
         fixed = self.left is None and weight.device.type == "cpu"
-        self.chunked = fixed and not rows_alike(*self.blocks[0].shape, torch.get_num_threads())
+        outputs, inputs = weight.shape
+        self.chunked = fixed and not rows_alike(min(inputs, SUM), outputs, torch.get_num_threads())
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""
