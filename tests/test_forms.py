@@ -247,7 +247,7 @@ def test_heic_names_its_extra_and_other_files_stay_a_note(tmp_path, monkeypatch)
     (tmp_path / "a.png").write_bytes(png(drawn(1)[0]))
     (tmp_path / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50))
     (tmp_path / "c.MOV").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  " + bytes(50))
-    refuses(tmp_path, r"b\.HEIC: it is HEIC.*pip install 'pixseq\[heic\]'", "--on-error skip")
+    refuses(tmp_path, r"b\.HEIC: it is HEIC.*pip install pillow-heif", "--on-error skip")
     assert read(tmp_path, on_error="skip")[0] == [0]
     assert "c.MOV" in open_source(str(tmp_path)).notes[0]
 
