@@ -59,6 +59,7 @@ def test_a_shard_that_is_named_is_read_and_other_splits_do_not_matter(tmp_path):
     [
         (["set-000000", "set-000001", "set-000003"], "set-000002.tar"),
         (["00005", "00007"], "00006.tar"),
+        (["train-000", "train-017"], "train-001.tar"),
         (["x-0-of-2"], "x-1-of-2.tar"),
         (["shard-0", "shard-2"], "shard-1.tar"),
     ],

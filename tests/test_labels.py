@@ -37,6 +37,8 @@ def refuses(path, match, **asked):
     [
         ("label", ["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"]),
         ("label", pa.array(["b", "a", "b"]).dictionary_encode(), [1, 0, 1], ["a", "b"]),
+        ("label", ["big cat", "big cat ", " ant"], [1, 1, 0], ["ant", "big cat"]),  # blanks around are no difference
+        ("className", ["b", "a", "b"], [1, 0, 1], ["a", "b"]),
         ("label", ["10", "9", "0"], [10, 9, 0], None),  # numbers that are written as text stay numbers
         ("cls", [2, 0, 1], [2, 0, 1], None),
         ("class", [2.0, 0.0, 1.0], [2, 0, 1], None),
@@ -69,7 +71,8 @@ def test_which_column_may_be_said_and_candidates_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [[None, 1, 0, 1], [1.0, float("nan"), 0.0, 1.0], [1, 0, -1, 1], ["b", None, "a", "b"]]
+    "values",
+    [[None, 1, 0, 1], [1.0, float("nan"), 0.0, 1.0], [1, 0, -1, 1], ["b", None, "a", "b"], ["b", " ", "a", "b"]],
 )
 def test_rows_without_a_label_are_counted_never_dropped_in_silence(tmp_path, values):
     write_parquet(tmp_path / "x.parquet", {"image": pngs(4), "label": values})

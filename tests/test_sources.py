@@ -257,6 +257,22 @@ def test_emnist_is_turned_upright_and_its_sets_are_told_apart(tmp_path):
     check(open_source(str(file)), images, np.arange(4), "train")
 
 
+@pytest.mark.parametrize("lacking", ["train", "test"])
+def test_idx_labels_without_their_images_are_named(tmp_path, lacking):
+    images, labels = noise(4, 8, 8), np.arange(4, dtype=np.uint8)
+    splits = {"train": "train", "test": "t10k"}
+    for name in splits.values():
+        idx(tmp_path / f"{name}-images-idx3-ubyte", images)
+        idx(tmp_path / f"{name}-labels-idx1-ubyte", labels)
+    other = "test" if lacking == "train" else "train"
+    (tmp_path / f"{splits[lacking]}-images-idx3-ubyte").unlink()
+    said = f"is incomplete: it has {splits[lacking]}-labels-idx1-ubyte, but not the images"
+    refuses(tmp_path, said, split=lacking)
+    check(open_source(str(tmp_path), other), images, labels, other)
+    (tmp_path / f"{splits[other]}-images-idx3-ubyte").unlink()
+    refuses(tmp_path, said, split=lacking)
+
+
 def test_broken_idx_is_named(tmp_path):
     images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
     idx(images, noise(5, 8, 8))

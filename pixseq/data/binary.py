@@ -18,7 +18,7 @@ import numpy as np
 
 from pixseq.bounded.files import open_regular, read_bytes
 from pixseq.data.records import Pixels, Source, Wanted, pick_split, reading
-from pixseq.data.split_names import split_of
+from pixseq.data.split_names import canonical, split_of
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
@@ -82,6 +82,14 @@ def open_idx(path: Path, files: dict[str, list[Path]], wanted: Wanted) -> Source
     splits: dict[str | None, list[str]] = {}
     for stem in images:
         splits.setdefault(split_of(stem), []).append(stem)
+    asked = canonical(wanted.split)
+    answers = [file for stem, file in labels.items() if split_of(stem) == asked]
+    if not images or (answers and asked not in splits):
+        held = (answers or list(labels.values()))[0]
+        raise PixseqError(
+            f"{shown(path)} is incomplete: it has {shown(held.name)}, but not the images of these labels",
+            "copy or download them too",
+        )
     split = pick_split(path, [name for name in splits if name], wanted.split)
     stems = splits[split if split in splits else None]
     if len(stems) > 1:

@@ -20,12 +20,16 @@ Value = int | float | bool | str | None
 
 def is_missing(value: Value) -> bool:
     """Whether a value says that there is no label: none at all, NaN, an empty text, and -1 as held-back labels are."""
-    return value in (None, "", -1, "-1") or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        return value.strip() in ("", "-1")
+    return value in (None, -1) or (isinstance(value, float) and math.isnan(value))
 
 
 def names_of(texts: Iterable[str]) -> list[str] | None:
-    """The classes of labels that are texts, sorted; None where all texts are whole numbers, which stay numbers."""
-    found = sorted(set(texts))
+    """The classes of labels that are texts, without blanks around them, sorted; None where all texts are whole numbers,
+    which stay numbers.
+    """
+    found = sorted({text.strip() for text in texts})
     return None if all(text.isascii() and text.isdigit() for text in found) else found
 
 
@@ -33,7 +37,7 @@ def number(value: Value, classes: dict[str, int] | None) -> int:
     """The class number of a label that is not missing. Raises ValueError for what is no class."""
     if isinstance(value, str):
         if classes is not None:
-            return classes[value]
+            return classes[value.strip()]
         return int(value)
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{value} is no class, which is a whole number or a text")

@@ -84,7 +84,8 @@ def _label(file: Path, usable: list[str], classed: list[str]) -> str | None:
                     return column
         if len(found) == 1 and found is classed:
             return found[0]
-    found = classed or [name for name in usable if set(re.split(r"[^a-z]+", name.lower())) & labels.WORDS]
+    spaced = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in usable}  # className
+    found = classed or [name for name in usable if set(re.split(r"[^a-z]+", spaced[name])) & labels.WORDS]
     if len(found) > 1:
         raise PixseqError(
             f"{shown(file)} has several columns of labels: {few(found)}", "choose one with --label-column NAME"

@@ -135,7 +135,8 @@ def _lacking(matches: list[re.Match], total: int) -> list[str]:
 def _gaps(files: list[Path]) -> list[str]:
     """Of files numbered from 0 or 1, or with zeros before: the numbers between that are missing.
 
-    More gaps than files, or numbers without zeros that begin elsewhere, are no numbering (years, ids).
+    Numbers without zeros that begin elsewhere are no numbering (years, ids), and such with more gaps than files are
+    one only where zeros tell that they begin at 0 or 1.
     """
     series: dict[tuple[str, str], dict[int, str]] = {}
     for file in files:
@@ -149,7 +150,7 @@ def _gaps(files: list[Path]) -> list[str]:
         low, high = min(numbers), max(numbers)
         padded = any(text.startswith("0") and len(text) > 1 for text in numbers.values())
         gaps = high - low + 1 - len(numbers)
-        if gaps and gaps <= len(numbers) and (low < 2 or padded):
+        if gaps and ((padded and low < 2) or (gaps <= len(numbers) and (low < 2 or padded))):
             width = len(numbers[low]) if padded else 1
             lacking += [f"{before}{n:0{width}}{after}" for n in range(low, high) if n not in numbers]
     return lacking

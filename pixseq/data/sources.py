@@ -147,6 +147,8 @@ def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
             raise PixseqError(f"{shown(path)} is an artifact or zarr store, not a source of images", ACCEPTED)
     path, found = _inmost(path)
     labels = found.pop("idx labels", [])
+    if labels and not found and not any(entry.is_dir() for entry in path.iterdir()):
+        found["idx images"] = []  # to be told that they lack
     if "palette ids" in found:
         found.pop("npy", None)  # OpenAI's palette is one, and may lie beside its data
     if len(found) > 1:
