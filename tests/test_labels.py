@@ -148,6 +148,23 @@ def test_json_members_of_other_keys(tmp_path):
     assert labels(tmp_path / "x.tar")[0] == {0: 3, 1: 4}
     assert labels(tmp_path / "x.tar", label_column="breed") == ({0: 1, 1: 0}, ["a", "b"])
     assert "--label-column none" in refuses(tmp_path / "x.tar", "no label nonsense", label_column="nonsense")
+    write_tar(tmp_path / "x.tar", [("0.png", pngs(1)[0]), ("0.json", b'{"Label": "cat", "width": 8}')])
+    assert labels(tmp_path / "x.tar") == ({0: 0}, ["cat"])
+
+
+def test_what_could_hold_labels_is_named(tmp_path):
+    members = [("0.png", pngs(1)[0]), ("0.json", b'{"breed": "pug", "width": 8, "box": [1]}'), ("0.kind.txt", b"a")]
+    write_tar(tmp_path / "x.tar", members)
+    assert "could be: breed, kind.txt (--label-column NAME)" in open_source(str(tmp_path / "x.tar")).labels_from
+    assert labels(tmp_path / "x.tar", label_column="kind.txt") == ({0: 0}, ["a"])
+    np.savez(tmp_path / "x.npz", x=drawn(3), breed=[1, 2, 3], other=np.zeros((3, 4)), scale=1.0)
+    assert "could be: breed (--label-column NAME)" in open_source(str(tmp_path / "x.npz")).labels_from
+    (tmp_path / "set/train").mkdir(parents=True)
+    (tmp_path / "set/train/0.png").write_bytes(pngs(1)[0])
+    for table in ("set/labels.csv", "set/train/metadata.jsonl"):
+        (tmp_path / table).write_text("0.png,cat")
+    said = "there are no class folders, and those that labels.csv, metadata.jsonl may hold are not read"
+    assert open_source(str(tmp_path / "set")).labels_from == said
 
 
 def test_members_of_another_ending(tmp_path):

@@ -12,7 +12,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -204,7 +204,18 @@ def _parts(
         every = [member for each in (members, *map(_members, beside)) for member in _by_role(each, wanted)[1].values()]
         seen = {text for member in every for text in _texts(member) if not labels.is_missing(text)}
         class_names = (labels.names_of(seen) if seen else None) or class_names
-    return {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+    found = {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+    if wanted.labels and not answers:
+        counts = [member.shape[:1] for member in images.values()]
+        could = [key for key, member in members.items() if key and _could_be_labels(member, counts)]
+        more = f"; could be: {few(could)} (--label-column NAME)" if could else ""
+        found = {split: replace(part, labels_from=part.labels_from + more) for split, part in found.items()}
+    return found
+
+
+def _could_be_labels(member: Member, counts: Sequence[tuple[int, ...]]) -> bool:
+    """Whether an array has one value an image of one of the arrays of images."""
+    return member.dtype.kind in "iubfUS" and any(member.shape in (count, (*count, 1)) for count in counts)
 
 
 def _by_role(

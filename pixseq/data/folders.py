@@ -18,7 +18,7 @@ from pixseq.data import foreign, layout
 from pixseq.data.records import ImageFile, Source, parts, pick_split
 from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
-from pixseq.text import shown
+from pixseq.text import few, shown
 
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, HEIC or AVIF"
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -63,6 +63,8 @@ def as_source(
         return np.repeat(np.array([label for *_, label in chosen.pictures], np.int64), sizes)
 
     why = "the class folders" if names is not None else "there are no class folders"
+    if names is None and chosen.tables:
+        why += f", and those that {few(chosen.tables)} may hold are not read"
     has_labels, known = names is not None, None if names is None else labels
     return Source(form, str(path), chosen.split, count, names, has_labels, read, notes, known, labels_from=why)
 

@@ -21,6 +21,7 @@ from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
 from pixseq.text import LISTED, few, shown
 
+TABLES = (".csv", ".tsv", ".jsonl")
 Labelled = list[tuple[str, np.ndarray, int | None]]  # folders, names of pictures in them, their label
 
 
@@ -37,19 +38,22 @@ class Split:
 
 @dataclass(frozen=True)
 class ChosenSplit:
-    """One split as it is read: (folder, names of pictures in it, their label), in order; `others` are no pictures."""
+    """One split as it is read: (folder, names of pictures in it, their label), in order; `others` are no pictures, and
+    `tables` are names of files near them that may hold labels.
+    """
 
     split: str
     class_names: list[str] | None
     pictures: Labelled
     others: list[str]
     notes: list[str]
+    tables: list[str]
 
 
 def choose(tree: Tree, root: str, path: object, wanted: str) -> ChosenSplit:
     """The split of the pictures below `root` that `wanted` names. Raises NoSuchSplit, and PixseqError if unclear."""
     notes: list[str] = []
-    root = _see_through(tree, root, notes)
+    top, root = root, _see_through(tree, root, notes)
     found = _splits(tree, root, notes)
     if found:
         _check_filled(tree, root, found, wanted)
@@ -67,7 +71,9 @@ def choose(tree: Tree, root: str, path: object, wanted: str) -> ChosenSplit:
         pictures: Labelled = [(*each, None) for each in tree.walk(chosen.folder, notes, others)]
     else:
         class_names, pictures = _labelled(tree, found, chosen, chosen.classes, notes, others)
-    return ChosenSplit(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)])
+    beside = dict.fromkeys((top, root, chosen.folder))
+    tables = [name for folder in beside for name in tree.listing(folder).others if name.endswith(TABLES)]
+    return ChosenSplit(split, class_names, pictures, others, [*notes, *debris_note(path, tree.debris)], tables)
 
 
 def archive_root(tree: Tree) -> str:

@@ -31,6 +31,8 @@ from pixseq.text import few, shown
 MAX_MEMBER_BYTES = 1 << 28  # 256 MiB: no picture of 64 megapixels needs more
 MAX_LABEL_BYTES = 1 << 20  # of a .cls or a .json
 LABEL_FIELDS = ("cls", "label", "class", "target")  # endings of members with one label
+NOT_LABELS = {"width", "height", "url", "key", "status", "error_message", "exif", "sha256", "md5"}  # as img2dataset
+OTHERS_LOOKED_AT = 20  # members that may name what holds the labels
 OTHERS_LISTED = 1000  # members that are looked at to say what a tar without pictures holds
 
 
@@ -70,7 +72,11 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
             numbered = found is not None and has_labels and value is not None
             yield ImageFile(name, data, _number(name, value, classes) if numbered else None)
 
-    why = "the .cls or .json members" if has_labels else "no member .cls, or key of a .json, holds any"
+    why = "the .cls or .json members"
+    if not has_labels:
+        could = _could_be(files[0]) if wanted.labels else []
+        why = "no member .cls, or key of a .json, holds any"
+        why += f"; could be: {few(could)} (--label-column NAME)" if could else ""
     names, count, known = None, None, None
     if found is not None:
         names = [shown(name) for name in found.classes] if found.classes else None
@@ -259,10 +265,37 @@ def _label(fields: dict[str, tuple[str, bytes]], column: str | None) -> labels.V
             content = parse_json(data, finite=False)
         except ValueError as error:
             raise PixseqError(f"{shown(name)} is no JSON: {shown(error)}", "mend or remove it") from None
+        if isinstance(content, dict) and column is None:
+            content = {key.lower(): value for key, value in reversed(content.items())}
         for key in labels.NAMES if column is None else (column,):
             if isinstance(content, dict) and key in content:
                 return None if labels.is_missing(content[key]) else content[key]
     return None
+
+
+def _could_be(file: Path) -> list[str]:
+    """What may hold labels besides: the endings of the first members, and the keys of a .json with one value each."""
+    found: dict[str, None] = {}
+    with reading(file), open_tar(file, _mode(file)) as tar:
+        for member in islice(tar, OTHERS_LOOKED_AT):
+            field = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if not member.isfile() or not field or _is_picture(member.name) or debris_in(member.name) is not None:
+                continue
+            if field != "json":
+                found[field] = None
+            elif member.size <= MAX_LABEL_BYTES:
+                found |= dict.fromkeys(_keys(cast(IO[bytes], tar.extractfile(member)).read()))
+    return list(found)
+
+
+def _keys(data: bytes) -> list[str]:
+    """The keys of JSON whose values could be a class."""
+    try:
+        content = parse_json(data, finite=False)
+    except ValueError:
+        return []
+    fields = content.items() if isinstance(content, dict) else ()
+    return [key for key, value in fields if isinstance(value, str | int | float) and key.lower() not in NOT_LABELS]
 
 
 def _number(name: str, value: labels.Value, classes: dict[str, int] | None) -> int:
