@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pixseq import cores, progress, runtime
+from pixseq import cores, progress
 from pixseq.artifacts.metrics import read_log
 from pixseq.bench.models import Undisturbed, Unwritten
 from pixseq.config import PretrainFile, effective
@@ -30,6 +30,8 @@ from pixseq.models.aim import AIM, AimShape, colours_on
 from pixseq.models.attention_mask import prefix_block_mask
 from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.runtime import Machine, _has_bf16_units, machine
+from pixseq.runtime.cuda import on_the_way
+from pixseq.runtime.rates import peak_rate
 from pixseq.stages import pretrain
 
 CPU = torch.device("cpu")
@@ -111,7 +113,7 @@ def test_a_step_waits_for_nothing(objective, optimizer):
         with NothingIsAwaited():
             numbers = accumulate(Machine(CPU, "bf16"), model, model, pretrain.losses, batch, 2)
             numbers["grad_norm"] = gradient_norm(model, run.config.clip_norm)
-            arrived = runtime.on_the_way(numbers)
+            arrived = on_the_way(numbers)
             run.update(0.01)
         assert all(map(math.isfinite, arrived().values()))
 
@@ -309,9 +311,9 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
     used = 64 * 1024 * shape.flops_per_token("exact") * 5 / 2.0 / 989e12
     assert pace.mfu(15) == {"mfu": round(used, 4)} and 0.1 < used < 0.2
     named["name"] = "NVIDIA H100 PCIe"
-    assert runtime.peak_rate(card) == 756e12 and runtime.peak_rate(Machine(card.device, "fp32")) == 51e12
+    assert peak_rate(card) == 756e12 and peak_rate(Machine(card.device, "fp32")) == 51e12
     named["name"] = "Some other card"
-    assert runtime.peak_rate(card) is None and runtime.peak_rate(Machine(CPU, "bf16")) is None
+    assert peak_rate(card) is None and peak_rate(Machine(CPU, "bf16")) is None
     assert cost.Pace(card, shape, config).mfu(15) == {}
 
 

@@ -8,11 +8,11 @@ import torch
 from card import Card
 from test_model import AR, random_model, tokens
 
-from pixseq import progress, runtime
+from pixseq import progress
 from pixseq.models import decoder_step, sampling, static_step
 from pixseq.models.sampling import Decoder, sample
 from pixseq.models.static_step import StaticSteps
-from pixseq.runtime import Machine
+from pixseq.runtime import Machine, cuda
 from pixseq.stages import sample as drawing
 
 CUDA = torch.device("cuda")
@@ -44,7 +44,7 @@ def test_static_steps_draw_the_same_pictures(kept, ends, recorded, as_on_a_card,
     model, card = random_model(AR), Card(monkeypatch)
     plain = drawn(model, kept)
     as_on_a_card()
-    record = partial(runtime.recorded, CUDA) if recorded else lambda steps: steps
+    record = partial(cuda.recorded, CUDA) if recorded else lambda steps: steps
     assert torch.equal(drawn(model, kept, record=record), plain)
     if recorded:
         assert card.log.count("begin") == ends and card.log.count("replay") == AR.n_ctx - kept - 1
@@ -55,7 +55,7 @@ def test_all_ways_to_choose_are_recorded(settings, as_on_a_card, monkeypatch):
     model, card = random_model(AR), Card(monkeypatch)
     plain = drawn(model, 4, **settings)
     as_on_a_card()
-    assert torch.equal(drawn(model, 4, record=partial(runtime.recorded, CUDA), **settings), plain)
+    assert torch.equal(drawn(model, 4, record=partial(cuda.recorded, CUDA), **settings), plain)
     assert card.log.count("replay") == AR.n_ctx - 5
 
 
@@ -80,7 +80,7 @@ def test_logits_of_static_steps_equal_those_of_plain_ones(bf16, as_on_a_card):
 
 def test_steps_run_once_on_a_stream_of_their_own_before_they_are_recorded(monkeypatch):
     card = Card(monkeypatch)
-    a, b = runtime.recorded(CUDA, [lambda: card.log.append("a"), lambda: card.log.append("b")])
+    a, b = cuda.recorded(CUDA, [lambda: card.log.append("a"), lambda: card.log.append("b")])
     made = ["begin", "a", "end", "begin", "b", "end"]
     around = ["side waits for main", "on side", "a", "b", *made, "off side", "main waits for side"]
     assert card.log == around
@@ -94,17 +94,17 @@ def test_where_nothing_can_be_recorded_steps_go_on_as_they_are(as_on_a_card, mon
     as_on_a_card()
     Card(monkeypatch, refuses=RuntimeError("operation not permitted\nwhile capturing"))
     monkeypatch.setattr(progress, "_enabled", True)
-    assert torch.equal(drawn(model, 4, record=partial(runtime.recorded, CUDA)), plain)
+    assert torch.equal(drawn(model, 4, record=partial(cuda.recorded, CUDA)), plain)
     assert capsys.readouterr().err == "no CUDA graph could be made, going on without (operation not permitted)\n"
     Card(monkeypatch, refuses=torch.OutOfMemoryError())
     with pytest.raises(torch.OutOfMemoryError):
-        drawn(model, 4, record=partial(runtime.recorded, CUDA))
+        drawn(model, 4, record=partial(cuda.recorded, CUDA))
 
 
 def test_progress_is_told_of_what_is_done_while_more_waits(monkeypatch):
-    monkeypatch.setattr(runtime, "AHEAD", 2)
+    monkeypatch.setattr(cuda, "AHEAD", 2)
     card = Card(monkeypatch)
-    told = runtime.once_done(CUDA, lambda n: card.log.append(n))
+    told = cuda.once_done(CUDA, lambda n: card.log.append(n))
     for n in (10, 20, 30, 40):
         told(n)
     assert card.log == ["step 0", "step 1", "step 2", "done 0", 10, "step 3", "done 1", 20]
@@ -117,8 +117,8 @@ def test_the_stage_records_its_steps_and_tells_of_all_tokens(as_on_a_card, monke
     settings, reached = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}, []
     plain = drawing.draw_pictures(where, net, starts, 7, 5, settings, 1)
     as_on_a_card()
-    monkeypatch.setattr(drawing, "recorded", lambda device, steps: runtime.recorded(CUDA, steps))
-    monkeypatch.setattr(drawing, "once_done", lambda device, advance: runtime.once_done(CUDA, advance))
+    monkeypatch.setattr(drawing, "recorded", lambda device, steps: cuda.recorded(CUDA, steps))
+    monkeypatch.setattr(drawing, "once_done", lambda device, advance: cuda.once_done(CUDA, advance))
     monkeypatch.setattr(progress.Bar, "show", lambda self: reached.append(self.done))
     assert np.array_equal(drawing.draw_pictures(where, net, starts, 7, 3, settings, 5), plain)
     assert card.log.count("replay") == 2 * (AR.n_ctx - 5)

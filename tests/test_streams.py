@@ -14,7 +14,7 @@ from pixseq.streams import Stream
 PACKAGE = Path(__file__).parent.parent / "pixseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 SEEDING = ("default_rng", "generator", "SeedSequence", "RandomState", "manual_seed", "seed")
-MADE_IN = PACKAGE / "runtime.py"  # where a generator is made of the numbers that it is given
+MADE_IN = PACKAGE / "runtime" / "__init__.py"  # where a generator is made of the numbers that it is given
 AFTER_THE_SEED = {
     *("PROBE_SPLIT", "PROBE_TIE", "PROBE_SUBSET", "CURVATURE_SKETCH"),
     *("ATTENTIVE_ORDER", "FRECHET_FLOOR", "FRECHET_KID"),

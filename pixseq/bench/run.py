@@ -15,7 +15,8 @@ from pixseq.artifacts import atomic
 from pixseq.bench import alone, ceilings, colours, models, peers, reading, rounds
 from pixseq.bench.settings import US, Bench, Copy, Settings, Task
 from pixseq.errors import UsageError
-from pixseq.runtime import machine, peak_rate
+from pixseq.runtime import machine
+from pixseq.runtime.rates import peak_rate
 
 TASKS: dict[str, Callable[[Bench], Task]] = {
     "palette": colours.palette,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixseq.engine.batches import WHOLE
-from pixseq.runtime import to_device
+from pixseq.runtime.cuda import to_device
 from pixseq.streams import Stream
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a crop

@@ -11,7 +11,8 @@ from pixseq import progress
 from pixseq.config import TrainConfig
 from pixseq.engine.state import TrainState
 from pixseq.models.family import Model, Shape
-from pixseq.runtime import Machine, matrix_rate, peak_rate
+from pixseq.runtime import Machine
+from pixseq.runtime.rates import matrix_rate, peak_rate
 
 COMPILING_PAYS = 1e16  # training operations: some minutes of a card
 LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing

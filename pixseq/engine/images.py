@@ -12,7 +12,8 @@ from pixseq.config import TrainConfig
 from pixseq.data.pictures import Pictures, centres, cropped
 from pixseq.engine.augment import augment_pixels, drawn_boxes
 from pixseq.engine.batches import WHOLE, augment, places
-from pixseq.runtime import Machine, to_device
+from pixseq.runtime import Machine
+from pixseq.runtime.cuda import to_device
 
 ON_DEVICE = 1 / 8  # of a device's memory may be images; models and activations need the rest
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue: AIM's training configuration

@@ -67,20 +67,6 @@ class FewLabels:
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How every fit is made: C's to choose from, whether features are scaled, and how many layers run side by side,
-    by which solver.
-    """
-
-    cs: Sequence[float]
-    scaled: bool
-    max_iter: int
-    seed: int
-    workers: int
-    solver: Solver
-
-
-@dataclass(frozen=True)
 class Chosen:
     """What one subset chose, and its log loss in nats a row over the folds."""
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pixseq.engine.step import Batch
-from pixseq.runtime import Machine, bind_thread
+from pixseq.runtime import Machine
+from pixseq.runtime.cuda import bind_thread
 
 
 class Prefetch:

@@ -17,7 +17,8 @@ from pixseq.engine.batches import batch_indices
 from pixseq.engine.images import Images
 from pixseq.models.family import Model
 from pixseq.models.output import Output
-from pixseq.runtime import Machine, generator, pinned, to_device
+from pixseq.runtime import Machine, generator
+from pixseq.runtime.cuda import pinned, to_device
 from pixseq.streams import Stream
 
 

@@ -29,7 +29,8 @@ from pixseq.engine.stopping import Stopping
 from pixseq.engine.validation import Validation
 from pixseq.errors import Diverged, Interrupted, Stop, UsageError
 from pixseq.numerics.schedule import learning_rate, warmup_steps
-from pixseq.runtime import Machine, compiled, on_the_way
+from pixseq.runtime import Machine, compiled
+from pixseq.runtime.cuda import on_the_way
 
 FIRST_SAVE_MINUTES = 1.0  # a run that is lost early was not yet worth waiting for the next ten minutes
 

@@ -24,7 +24,8 @@ from pixseq.engine.parts import part_of_source, prompts_of_store
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model
 from pixseq.models.sampling import Decoder, sample, way_of_steps
-from pixseq.runtime import Machine, generator, machine, once_done, recorded
+from pixseq.runtime import Machine, generator, machine
+from pixseq.runtime.cuda import once_done, recorded
 from pixseq.streams import Stream
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The only file that knows machines: device, precision, seeds, ranks, compilation.
+"""The only room that knows machines: device, precision, seeds, ranks and compilation here, what is a GPU's in cuda.py.
 
 On one CPU process every function here is close to an identity, so that stages have no special cases.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
@@ -21,7 +19,6 @@ from pixseq import progress
 from pixseq.cores import host_memory_bytes, usable_cores
 from pixseq.errors import PixseqError, UsageError
 
-AHEAD = 32  # steps of sampling that a device has before it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -216,139 +213,9 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
     return call
 
 
-def recorded(device: torch.device, steps: Sequence[Callable[[], None]]) -> Sequence[Callable[[], None]]:
-    """Steps as CUDA graphs, one launch each: of those whose numbers all lie in the device's memory, at the same place
-    each time. Each runs once before, so that its kernels are loaded; what that leaves behind is for the caller to set.
-
-    Elsewhere, and where one cannot be recorded, they are what they were.
-    """
-    if device.type != "cuda":
-        return steps
-    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        for step in steps:
-            step()
-        graphs = _graphs(steps, stream)
-    before.wait_stream(stream)
-    return steps if graphs is None else [graph.replay for graph in graphs]
-
-
-def _graphs(steps: Sequence[Callable[[], None]], stream: torch.cuda.Stream) -> list[torch.cuda.CUDAGraph] | None:
-    """They take turns in one memory. None: one of them cannot be recorded, which is told."""
-    graphs, memory = [], torch.cuda.graph_pool_handle()
-    try:
-        for step in steps:
-            graphs.append(torch.cuda.CUDAGraph())
-            with torch.cuda.graph(graphs[-1], pool=memory, stream=stream):
-                step()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        progress.say(f"no CUDA graph could be made, going on without ({str(error).splitlines()[0]})")
-        return None
-    return graphs
-
-
-def once_done(device: torch.device, advance: Callable[[int], None]) -> Callable[[int], None]:
-    """`advance`, but told of a step when the device has done it, while AHEAD more wait for the device, which so is
-    never idle; of these last ones it is not told.
-    """
-    if device.type != "cuda":
-        return advance
-    begun: deque[tuple[torch.cuda.Event, int]] = deque()
-
-    def told(n: int) -> None:
-        begun.append((torch.cuda.Event(blocking=True), n))
-        begun[-1][0].record()
-        if len(begun) > AHEAD:
-            event, done = begun.popleft()
-            event.synchronize()
-            advance(done)
-
-    return told
-
-
-def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """`x` of the CPU's memory where a GPU fetches it from without anybody waiting."""
-    return x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device, or on its way there: what follows on the device comes after it."""
-    return pinned(x, device).to(device, non_blocking=True)
-
-
-def on_the_way(values: Mapping[str, Tensor]) -> Callable[[], dict[str, float]]:
-    """Numbers that a device may still be computing; what is returned waits for them, and for nothing after them."""
-    stacked = torch.stack([value.float() for value in values.values()])
-    host, done = stacked, None
-    if stacked.is_cuda:
-        host = torch.empty(stacked.shape, pin_memory=True).copy_(stacked, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-
-    def arrived() -> dict[str, float]:
-        if done is not None:
-            done.synchronize()
-        return dict(zip(values, host.tolist()))
-
-    return arrived
-
-
-def bind_thread(device: torch.device) -> None:
-    """A thread that touches no other GPU than its process does."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
 def generator(*seed: int) -> torch.Generator:
     """A CPU generator seeded by several numbers, so that streams for different purposes never meet."""
     import numpy as np
 
     state = np.random.SeedSequence(seed).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
-# Dense floating point operations a second of a card by its name, the first that is part of it: in bf16 with sums in
-# fp32, and in fp32 without TF32 (NVIDIA's data sheets).
-PEAKS = {
-    "H100 PCIe": (756e12, 51e12),
-    "H100 NVL": (835e12, 60e12),
-    "H100": (989e12, 67e12),
-    "H200": (989e12, 67e12),
-    "B200": (2250e12, 75e12),
-    "A100": (312e12, 19.5e12),
-    "A10": (125e12, 31.2e12),
-    "L40S": (362e12, 91.6e12),
-    "L4": (121e12, 30.3e12),
-    "RTX 3090": (71e12, 35.6e12),
-    "RTX 4090": (165e12, 82.6e12),
-    "RTX 5090": (210e12, 105e12),
-}
-
-
-def peak_rate(machine: Machine) -> float | None:
-    """What its maker says the card can do in the machine's precision, operations a second; None: not known."""
-    if machine.device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(machine.device)
-    found = next((rates for part, rates in PEAKS.items() if part in name), None)
-    return None if found is None else found[machine.precision != "bf16"]
-
-
-def matrix_rate(machine: Machine) -> float:
-    """Floating point operations a second of a square matrix product in the training precision, of about a second."""
-    dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
-    a = torch.randn(2048, 2048, device=machine.device, dtype=dtype)
-    done, began = 0, 0.0
-    for i in range(6):
-        if i == 1:  # the first one warms up
-            began = time.perf_counter()
-        a @ a
-        done += i > 0
-        if machine.device.type == "cpu" and done and time.perf_counter() - began > 0.5:
-            break
-    if machine.device.type == "cuda":
-        torch.cuda.synchronize()
-    return done * 2 * 2048**3 / (time.perf_counter() - began)
