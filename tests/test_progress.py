@@ -1,5 +1,6 @@
 """Talk on a terminal shows foreign names as they are."""
 
+import re
 import time
 
 import pytest
@@ -30,6 +31,15 @@ def test_names_are_no_markup(terminal, name):
         board.say(f"done {name}")
     drawn = terminal()
     assert drawn.count(safe) >= 3 and f"done {safe}" in drawn
+
+
+def test_times_are_whole_in_80_columns(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress.track("probe", 2, "layers") as bar:
+        bar.note("layer 0: 0.8583 held out, 0.7333 test")
+        bar.advance()
+    drawn = terminal()
+    assert re.search(r"\d:\d\d:\d\d", drawn) and "0.7333 test" in drawn and "…" not in drawn
 
 
 def test_a_stream_has_no_end_to_show(terminal):
