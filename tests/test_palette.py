@@ -184,7 +184,7 @@ def test_fit_faults_leave_no_target(class_folders, tmp_path):
     for fault in ({"colors": 0}, {"max_images": 0}, {"refine_steps": -1}, {"size": 0}, {"resize": "stretch"}):
         with pytest.raises(UsageError):
             stage.run_fit(str(class_folders), out, **fault)
-    with pytest.raises(PixseqError, match="there is no"):
+    with pytest.raises(PixseqError, match="nowhere does not exist"):
         stage.run_fit(str(tmp_path / "nowhere"), out)
     assert list(tmp_path.iterdir()) == []
     saved(out)

@@ -28,7 +28,7 @@ BitDepth = Annotated[
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Pixels that a picture may have [default: 64000000].")
 ]
-Columns = Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the grid.")]
+Columns = Annotated[int | None, typer.Option("--columns", min=1, help="Columns of the grid [default: by count].")]
 
 
 def palette_fit(
@@ -42,7 +42,7 @@ def palette_fit(
         int | None, typer.Option("--max-images", help="Take only so many pictures, from all over the source.")
     ] = None,
     refine_steps: Annotated[
-        int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: enough].")
+        int | None, typer.Option("--refine-steps", help="Lloyd steps over all distinct colours [default: 16].")
     ] = None,
     background: Background = "white",
     label_column: LabelColumn = None,
@@ -204,7 +204,9 @@ def decode(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Draw random rows of this seed instead.")] = None,
     columns: Columns = None,
-    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Screen pixels a pixel.")] = None,
+    scale: Annotated[
+        int | None, typer.Option("--scale", min=1, help="Screen pixels a pixel [default: by size].")
+    ] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Also write a folder of single PNGs.")] = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,

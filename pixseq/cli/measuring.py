@@ -102,7 +102,12 @@ def probe(
             "[default: subset].",
         ),
     ] = None,
-    c: Annotated[str | None, typer.Option("--c", help="Inverse regularisations to choose from, as 0.01,1,100.")] = None,
+    c: Annotated[
+        str | None,
+        typer.Option(
+            "--c", help="Inverse regularisations to choose from, as 0.01,1,100 [default: 0.0001 to 100 by tens]."
+        ),
+    ] = None,
     val_fraction: Annotated[float, typer.Option("--val-fraction", help="Part of FEATURES that chooses C.")] = 0.1,
     standardize: Annotated[
         bool | None,
@@ -120,7 +125,10 @@ def probe(
     heads: Annotated[
         int | None, typer.Option("--heads", help="attentive: attention heads [default: the model's own].")
     ] = None,
-    lr: Annotated[str | None, typer.Option("--lr", help="attentive: rates to choose from, as 0.001,0.01.")] = None,
+    lr: Annotated[
+        str | None,
+        typer.Option("--lr", help="attentive: rates to choose from, as 0.001,0.01 [default: six from 0.0001 to 0.03]."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="attentive: passes [default: 10, or as many as make 300 steps].")
     ] = None,

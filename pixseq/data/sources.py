@@ -110,7 +110,7 @@ def check_there(spec: str) -> None:
         beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
         close = difflib.get_close_matches(path.name, [*beside, *NO_PATHS[:2]], 1)
         raise PixseqError(
-            f"there is no {shown(path)}", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
+            f"{shown(path)} does not exist", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
         )
 
 

@@ -8,6 +8,7 @@ Shapes: N rows (images, or views of them), S the side in pixels, P the pixels of
 from __future__ import annotations
 
 import math
+import shlex
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -143,7 +144,8 @@ def _opened(
         inputs |= labels
         codec = codec if palette is not None else _without_palette(codec)
     elif SCHEMES[scheme].has_palette and palette is None:
-        raise UsageError(f"--scheme {scheme} needs a --palette", "make one with `pixseq palette fit`")
+        fit = f"pixseq palette fit {shlex.quote(source)} --size {prep.size} -o palette.json"
+        raise UsageError(f"--scheme {scheme} needs a --palette", f"make one with `{fit}`")
     for note in opened.notes:
         progress.note(note)
     inputs["source"] = describe(opened)
