@@ -1,5 +1,6 @@
 """Forms of data as users have them: read where they are the field's own, else refused by what they are."""
 
+import gzip
 import io
 import pickle
 import struct
@@ -94,6 +95,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
         ("x.7z", b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "unpack"),
         ("x.h5", b"\x89HDF\r\n\x1a\n", "is HDF5", "npz"),
         ("x.tfrecord-00000-of-00002", b"\x10\x00\x00", "is TFRecord", "parquet"),
+        ("x-train.arrow", b"\xff\xff\xff\xff\x10", "is an Arrow file", r"x-train.arrow').to_parquet('x-train.parquet"),
+        ("x.npy.gz", gzip.compress(b"\x93NUMPY"), "is compressed with gzip", "unpack"),
+        ("x.pkl", pickle.dumps({}, 2), "is a pickle, which is not read", "npz"),
         ("list.txt", b"a.png\n", "is a table or text", "SOURCE -"),
         ("x.npz", b"", "it is empty", "again"),
     ],
@@ -122,6 +126,20 @@ def test_what_datasets_saved_to_disk(tmp_path):
     (tmp_path / "train/data-00000-of-00001.arrow").write_bytes(b"x")
     refuses(tmp_path, "save_to_disk", "load_from_disk")
     refuses(tmp_path / "train", "save_to_disk", "to_parquet")
+
+
+def test_a_cache_of_downloads_is_read_by_its_names(tmp_path):
+    cache = tmp_path / "datasets--x--y"
+    write_parquet(cache / "blobs/0", {"image": pngs(2)})
+    (cache / "snapshots/abc/data").mkdir(parents=True)
+    (cache / "snapshots/abc/data/test-0-of-1.parquet").symlink_to(cache / "blobs/0")
+    source = open_source(str(tmp_path), "test")
+    assert (source.name, source.split, source.count) == ("parquet", "test", 2)
+
+
+def test_a_file_of_torch_save(tmp_path):
+    write_zip(tmp_path / "x.pt", [("x/data.pkl", b""), ("x/version", b"3")])
+    refuses(tmp_path / "x.pt", "is a file of torch.save, which is not read", "npz")
 
 
 def test_several_configurations_or_sources_in_a_folder(tmp_path):

@@ -183,6 +183,7 @@ def test_labels_npy_beside(tmp_path, values):
     names = ["a", "b"] if values.dtype.kind == "U" else None
     np.save(tmp_path / "images.npy", drawn(3))
     np.save(tmp_path / "labels.npy", values)
+    (tmp_path / "._labels.npy").write_bytes(b"\0\5\x16\7")  # as macOS leaves it
     assert labels(tmp_path / "images.npy") == labels(tmp_path) == ({0: 1, 1: 0, 2: 1}, names)
     np.savez(tmp_path / "x.npz", images=drawn(3), targets=values)
     assert labels(tmp_path / "x.npz") == ({0: 1, 1: 0, 2: 1}, names)

@@ -26,6 +26,7 @@ from pixseq.data.decode import NARROW, to_bytes
 from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading
 from pixseq.data.shards import incomplete, shards_of_split
 from pixseq.data.split_names import canonical, split_of
+from pixseq.data.tree import is_debris
 from pixseq.errors import PixseqError
 from pixseq.text import few, shown
 
@@ -280,7 +281,11 @@ def _labels_beside(file: Path, wanted: Wanted) -> Member | None:
         its_split, its_role = _role(other.stem)
         its_rest = _without(its_role, LABEL_KEYS)
         asked = wanted.label_column == other.stem
-        if other == file or not (asked or (its_rest != its_role and its_split == split and its_rest in (rest, ""))):
+        if (
+            other == file
+            or is_debris(other.name)
+            or not (asked or (its_rest != its_role and its_split == split and its_rest in (rest, "")))
+        ):
             continue
         found.setdefault("asked" if asked else its_rest, []).append(other)
     if wanted.label_column is not None:
@@ -399,7 +404,10 @@ def _arrangement(member: Member, bit_depth: int | None, most: int) -> Callable[[
 
     def scaled(rows: np.ndarray) -> np.ndarray:
         if bit_depth is not None and rows.max() >= 1 << bit_depth:
-            raise PixseqError(f"{member} holds the value {rows.max()}, beyond --bit-depth {bit_depth}")
+            most = int(rows.max())
+            raise PixseqError(
+                f"{member} holds the value {most}, beyond --bit-depth {bit_depth}", f"--bit-depth {most.bit_length()}"
+            )
         return to_pixels(to_bytes(rows, bit_depth or 16))
 
     return scaled

@@ -161,7 +161,11 @@ def _from_16_bit(image: Image.Image, bit_depth: int | None) -> tuple[Image.Image
     if bit_depth is None:
         return Image.fromarray(to_bytes(values, 16)), _within(int(values.max()))
     if values.max() >= 1 << bit_depth:
-        raise BadPicture(f"it holds the value {values.max()}, beyond --bit-depth {bit_depth}")
+        most = int(values.max())
+        raise BadPicture(
+            f"it holds the value {most}, beyond --bit-depth {bit_depth}",
+            f"if all are of one detector, --bit-depth {most.bit_length()}; mend or remove it otherwise",
+        )
     return Image.fromarray(to_bytes(values, bit_depth)), []
 
 

@@ -39,12 +39,23 @@ def refuse_file(file: Path) -> None:
         head = handle.read(HEAD_BYTES)
     if not head:
         raise PixseqError(f"{shown(file)} is damaged: it is empty", "copy or download it again")
+    if kind_of(file) == "idx-labels":
+        raise PixseqError(f"{shown(file)} holds the labels of a set", "name the file of its images, beside it")
     kind = special(head)
     if kind in NOT_READ:
         what, _, hint = NOT_READ[kind].removeprefix("it ").partition(": ")
         raise PixseqError(f"{shown(file)} {what}", hint or None)
     if ".tfrecord" in file.name:
         raise PixseqError(f"{shown(file)} is TFRecord, which is not read", "write it as .tar shards or as parquet")
+    if file.suffix == ".arrow":
+        raise PixseqError(
+            f"{shown(file)} is an Arrow file, which is not read",
+            f"write it as parquet: datasets.Dataset.from_file({str(file)!r}).to_parquet('{file.stem}.parquet')",
+        )
+    if kind_of(file) == "pickle":
+        raise PixseqError(
+            f"{shown(file)} is a pickle, which is not read, since it may run code", "save its arrays as .npz"
+        )
     if file.suffix in TEXTS:
         raise PixseqError(
             f"{shown(file)} is a table or text, which holds no pictures",
@@ -72,7 +83,7 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
         if file.is_symlink() and file.name.endswith(SHARDS) and not file.exists():
             raise PixseqError(
                 f"{shown(file)} is a link to a file that is not there",
-                "fetch it: with `git annex get` where git-annex made the link",
+                "download it again, or fetch it with `git annex get` where git-annex made the link",
             )
     read = {file.name for files in found.values() for file in files}
     for name in others:

@@ -25,14 +25,15 @@ NOT_READ = {
     "JPEG XL": "it is JPEG XL, which is not read: convert it, for example to PNG",
     "JPEG 2000": "it is JPEG 2000, which is not read: convert it, for example to PNG",
     "DICOM": "it is DICOM, which is not read: convert it to 16-bit PNG",
-    "PDF": "it is PDF, which is not read",
+    "PDF": "it is PDF, which is not read: convert its pages to PNG",
     "7z": "it is a 7z archive, which is not read: unpack it",
     "RAR": "it is a RAR archive, which is not read: unpack it",
     "Zstandard": "it is compressed with Zstandard, which is not read: unpack it",
     "HDF5": "it is HDF5 (or MATLAB 7.3), which is not read: save its arrays as .npz",
     "MATLAB": "it is a MATLAB file, which is not read: save its arrays as .npz",
     "Arrow": "it is an Arrow file, which is not read: write it as parquet",
-    "SQLite": "it is an SQLite data base, which is not read",
+    "SQLite": "it is an SQLite data base, which is not read: write its pictures to files",
+    "gzip": "it is compressed with gzip, which is read of idx files and tars alone: unpack it",
 }
 
 
@@ -60,6 +61,7 @@ STARTS = (
     ("PDF", b"%pdf-"),
     ("7z", b"7z\xbc\xaf\x27\x1c"),
     ("RAR", b"rar!\x1a\x07"),
+    ("gzip", b"\x1f\x8b"),
     ("Zstandard", b"\x28\xb5\x2f\xfd"),
     ("HDF5", b"\x89hdf\r\n\x1a\n"),
     ("MATLAB", b"matlab 5.0 mat-file"),

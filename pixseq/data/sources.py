@@ -135,7 +135,7 @@ def _open_file(path: Path, wanted: Wanted) -> Source | TokenSource:
     if kind == "picture":
         return folders.open_paths(str(path), [str(path)], wanted.split)
     sets = (cifar.BATCH, binary.STL, downsampled.BATCH)
-    if kind == "pickle" or any(each.fullmatch(path.name) for each in sets):
+    if any(each.fullmatch(path.name) for each in sets):
         raise PixseqError(f"{shown(path)} is one file of a set", f"name the folder that holds it: {shown(path.parent)}")
     foreign.refuse_file(path)
     raise PixseqError(f"{shown(path)} is no source of images that pixseq knows", ACCEPTED)
@@ -188,7 +188,9 @@ def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     foreign.refuse_folder(path, top.others, found)
     if found or len(top.folders) > MOST_FOLDERS or depth == DEEPEST:
         return path, found
-    inside = {name: _inmost(path / name, depth + 1) for name in top.folders}
+    # Hugging Face's cache of downloads keeps each file in blobs, and what it is called in snapshots.
+    named = ["snapshots"] if {"blobs", "snapshots"} <= set(top.folders) else top.folders
+    inside = {name: _inmost(path / name, depth + 1) for name in named}
     sources = {name: each for name, each in inside.items() if each[1].keys() - {"pictures", "idx labels"}}
     if len(sources) == 1:
         return next(iter(sources.values()))

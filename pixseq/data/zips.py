@@ -36,6 +36,8 @@ def open_zip(path: Path, wanted: str) -> Source:
             raise ValueError(f"{long[0].filename} declares {long[0].compress_size:,} bytes in a zip of {size:,}")
         tree = ArchiveTree(members, path)
     if not tree.members:
+        if any(name.endswith("/data.pkl") for name in members):
+            raise PixseqError(f"{shown(path)} is a file of torch.save, which is not read", "save its arrays as .npz")
         packed = [name for name in members if name.lower().endswith(PACKED) or "data_batch" in name]
         raise PixseqError(
             f"{shown(path)} holds no pictures, but {few(packed or members) or 'nothing'}",
