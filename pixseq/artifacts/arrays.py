@@ -165,7 +165,8 @@ class StoreWriter:
             int(starts(np.concatenate(self.buffer[PICTURE_SHAPES])[:count])[-1]) if PICTURE_SHAPES in self.specs else 0
         )
         for name, spec in self.specs.items():
-            held = np.concatenate(self.buffer[name], axis=spec.row_axis)
+            some = [rows for rows in self.buffer[name] if rows.shape[spec.row_axis]]
+            held = np.concatenate(some, axis=spec.row_axis) if len(some) > 1 else some[0]  # most are one, and large
             now, later = np.split(held, [pixels if spec.whole else count], axis=spec.row_axis)
             array = array_of(self.group, name)
             start = array.shape[spec.row_axis]

@@ -114,9 +114,10 @@ class Reader:
 
     def _batch(self, held: list[_Result], stop: int) -> Iterator[ImageBatch]:
         """At most one batch: none, if all its pictures were skipped."""
-        images = np.concatenate([result.images for result in held]) if held else np.empty(0)
-        if not len(images):
+        some = [result.images for result in held if len(result.images)]
+        if not some:
             return
+        images = np.concatenate(some) if len(some) > 1 else some[0]  # most are one, and large
         labels = None
         if self.source.has_labels:
             labels = np.concatenate([result.labels for result in held])
