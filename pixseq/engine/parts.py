@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pixseq import progress
-from pixseq.data.described import is_same
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.parts import choose_rows, hold_out, is_mixed
 
@@ -146,6 +145,8 @@ def origin(store: Store) -> dict[str, Any] | None:
 
 def check_apart(ours: Store, theirs: Store, why: str) -> None:
     """Raises PixseqError where two stores hold pictures of one source and are not the two parts of one split."""
+    from pixseq.data.described import is_same
+
     if ours.manifest["id"] == theirs.manifest["id"]:
         raise PixseqError(f"{theirs.path} holds the same images as {ours.path}", f"{why}: encode another split")
     a, b = origin(ours), origin(theirs)
