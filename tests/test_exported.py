@@ -181,6 +181,7 @@ def lstm(*params):
         (flash((2, 2, 5, 6), (2, 2, 5, 6)), "do not fit"),
         (flash((2, 3, 0, 6), (2, 3, 0, 6)), "is empty"),
         ([exports.call("transpose.int", "k", X, 2, 3), exports.call(FLASH, ["y"], K, K, K)], "head by head"),
+        ([exports.call("median.dim", ["y", "i"], E, 0)], "expanded"),
         (lstm("f", "f", "f", "w"), "weights that do not fit"),
         ([exports.call("grid_sampler_2d.default", "y", X, G, 0, 7, False)], "no padding 7"),
         ([exports.call("grid_sampler_2d.default", "y", X, G, 3, 0, False)], "no mode 3"),

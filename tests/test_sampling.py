@@ -197,6 +197,23 @@ def test_a_temperature_at_which_quotients_overflow_takes_the_likeliest_colours(w
         assert torch.equal(sample(model, prompt, uniform, temperature=temperature), likeliest)
 
 
+@pytest.mark.parametrize("position", [4, 5, AR.n_ctx - 1])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 3}])
+def test_nothing_is_drawn_from_logits_that_are_no_numbers(position, settings, way):
+    """Weights are finite, and so large that from one position on what they give is not."""
+    model, prompt = random_model(AR), tokens(AR)[:3, :4]
+    model.wte.data.fill_(2e38)
+    model.wpe.data[position] = 2e38
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sample(model, prompt, torch.rand(3, AR.n_ctx - 4), **settings)
+
+
+@pytest.mark.parametrize("kept, drawn", [(AR.n_ctx, 0), (4, AR.n_ctx - 5), (4, AR.n_ctx - 3)])
+def test_what_is_kept_and_drawn_makes_a_picture(kept, drawn, way):
+    with pytest.raises(ValueError, match=f"{kept} and {drawn} positions of {AR.n_ctx}"):
+        sample(random_model(AR), tokens(AR)[:, :kept], torch.rand(4, drawn))
+
+
 def test_compiled_steps_of_a_tiny_model_do_not_take_samples_without_end(monkeypatch):
     monkeypatch.setattr(decoder_step, "library", lambda dtype: object())
     tiny = random_model(replace(AR, n_layer=1, n_head=1, d_model=1, n_ctx=2))

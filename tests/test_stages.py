@@ -308,6 +308,17 @@ def test_a_loss_that_is_no_number_is_an_error_of_the_model(checkpoints, tokens, 
         to_json({"layers": [{"loss": float("inf")}]})
 
 
+def test_logits_that_are_no_numbers_make_no_picture(checkpoints, tmp_path):
+    model = shutil.copytree(checkpoints["ar"], tmp_path / "m")
+    weights = load_file(model / "model.safetensors")
+    for wild, words in ((2e38, "gives logits that are not finite"), (torch.nan, "weights that are not finite")):
+        large = {name: torch.full_like(weights[name], wild) for name in ("wte", "wpe")}
+        save_file({**weights, **large}, model / "model.safetensors")
+        with pytest.raises(PixseqError, match=words):
+            sample.run(model, tmp_path / "x.png", count=2, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_accuracy_on_images_without_labels_is_not_made_up(checkpoints, tokens, tmp_path):
     sets = ["finetune.steps=2", "finetune.batch_size=8"]
     finetune.run(checkpoints["ar"], tokens, tmp_path / "m", effective(FinetuneFile, sets=sets), device="cpu")

@@ -29,6 +29,8 @@ def check_reach(name: str, given: Mapping[str, Any]) -> None:
         _check_attention(given["query"], given["key"], given["value"])
     elif name == "lstm" and "input" in given:
         _check_lstm(given)
+    elif name == "median" and "dim" in given and 0 in given["self"].stride():
+        raise ValueError("the median along an axis of a tensor that is expanded")
     elif name in SAMPLERS and not {given["interpolation_mode"], given["padding_mode"]} <= {0, 1, 2}:
         raise ValueError(f"{name} knows no mode {given['interpolation_mode']} or no padding {given['padding_mode']}")
     elif name in SMOOTH_RESIZES and "scales_h" in given:  # else the scales are computed

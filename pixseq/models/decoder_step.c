@@ -4,6 +4,7 @@
    threads. B samples, T positions, D width, H heads, K head width. Compiled for weights and kept keys and values in
    float32, or with -DBF16 in bf16; all else is float32. */
 
+#include <float.h>
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -55,6 +56,7 @@ struct step {
     float *embeddings, *places, *uniform;         /* of colours [V, D], of positions [T, D]; in [0, 1), [B, T] */
     int64_t *tokens;                              /* [B, T] */
     int32_t n_layer, n_head, d_model, n_vocab, n_ctx, batch, threads;
+    int32_t wild; /* whether logits were met that are infinite, or no number */
     float eps, temperature;
 };
 
@@ -279,11 +281,16 @@ static void embed(const struct step *s, int row, int position)
 }
 
 /* A row's token at a position, by inversion of the cumulative distribution; at temperature 0 the likeliest. */
-static void choose(const struct step *s, int row, int position)
+static void choose(struct step *s, int row, int position)
 {
     float *p = s->logits + row * columns(s->n_vocab);
     size_t here = (size_t)row * s->n_ctx + position;
-    int last = s->n_vocab - 1, token = 0, n = rounded(s->n_vocab, BLOCK);
+    int last = s->n_vocab - 1, token = 0, n = rounded(s->n_vocab, BLOCK), wild = 0;
+    for (int i = 0; i <= last; i++)
+        wild |= !(fabsf(p[i]) <= FLT_MAX);
+    if (wild)
+#pragma omp atomic write
+        s->wild = 1;
     if (s->temperature == 0) {
         for (int i = 1; i <= last; i++)
             token = p[i] > p[token] ? i : token;

@@ -40,7 +40,7 @@ ARRAYS = (
     *("h", "heads", "attended", "inner", "logits"),
     *("embeddings", "places", "uniform", "tokens"),
 )
-NUMBERS = ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "batch", "threads")
+NUMBERS = ("n_layer", "n_head", "d_model", "n_vocab", "n_ctx", "batch", "threads", "wild")
 
 
 class State(ctypes.Structure):
@@ -95,10 +95,11 @@ class Step:
     ) -> Tensor:
         """The logits [B, V] after prompts int [B, P], uniform [B, T - P] -> tokens int [B, T].
 
-        Some steps at a time, so that nothing leaves the caches for what is done between them.
+        Some steps at a time, so that nothing leaves the caches for what is done between them. Raises FloatingPointError
+        for logits that are infinite or no number.
         """
         p, total = prompt.shape[1], self.shape.n_ctx
-        tokens, numbers = F.pad(prompt, (0, total - p)).contiguous(), F.pad(uniform.float(), (p, 0)).contiguous()
+        tokens, numbers = F.pad(prompt.long(), (0, total - p)).contiguous(), F.pad(uniform.float(), (p, 0)).contiguous()
         self.arrays["logits"][:, : self.shape.n_vocab] = logits
         self.state.tokens, self.state.uniform = tokens.data_ptr(), numbers.data_ptr()
         self.state.temperature = temperature
@@ -109,6 +110,8 @@ class Step:
             last = min(first + at_once, total)
             self._call(self.library.draw, first, last)
             advance(self.batch * (last - first))
+        if self.state.wild:
+            raise FloatingPointError("logits are not finite")
         return tokens
 
     def _call(self, function: Callable[..., object], *positions: int) -> None:

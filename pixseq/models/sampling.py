@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import CDLL
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -272,15 +272,23 @@ def sample(
 
     Both run along the model's sequence, which is the picture in raster order unless its shape says otherwise.
     `advance` is told the number of tokens after every few steps, which a device may yet have to do; `record` makes of
-    its steps what runs them, see StaticSteps. Raises ValueError for a model that draws nothing.
+    its steps what runs them, see StaticSteps. Raises ValueError for a model that draws nothing and for lengths that do
+    not make T, and FloatingPointError where logits are infinite or no number.
     """
     if not model.shape.can_sample:
         raise ValueError("only autoregressive models can be sampled")
+    if not uniform.shape[1] or prompt.shape[1] + uniform.shape[1] != model.shape.n_ctx:
+        raise ValueError(f"{prompt.shape[1]} and {uniform.shape[1]} positions of {model.shape.n_ctx} to keep and draw")
     model, b, temperature = cast(ImageGPT, model), len(prompt), temperature if temperature >= COLDEST else 0.0
     size = samples_together(model, b)
     spare = -b % size
     prompt, uniform = F.pad(prompt, (0, 0, 0, spare)), F.pad(uniform, (0, 0, 0, spare))
-    decoder, choose = Decoder(model, size), partial(draw, temperature=temperature, top_k=top_k, top_p=top_p)
+    decoder, most = Decoder(model, size), torch.zeros((), device=prompt.device)
+
+    def choose(logits: Tensor, number: Tensor) -> Tensor:
+        torch.maximum(most, torch.linalg.vector_norm(logits, torch.inf, dtype=torch.float32), out=most)
+        return draw(logits, number, temperature, top_k, top_p)
+
     static = StaticSteps(decoder, prompt.shape[1], choose, record) if decoder.static else None
     drawn = []
     for starts, numbers in zip(prompt.split(size), uniform.split(size)):
@@ -291,6 +299,8 @@ def sample(
             drawn.append(decoder.compiled.draw(logits, starts, numbers, temperature, advance))
         else:
             drawn.append(_step_by_step(decoder, starts, numbers, choose, advance))
+    if not most.isfinite():
+        raise FloatingPointError("logits are not finite")
     return torch.cat(drawn)[:b]
 
 

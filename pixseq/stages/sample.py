@@ -132,12 +132,21 @@ def _drawn(
     batch_size: int | None,
     settings: dict[str, Any],
 ) -> np.ndarray:
-    """Tokens uint16 [N, T] in raster order: `count` pictures, or all first completions, then all second ones ..."""
+    """Tokens uint16 [N, T] in raster order: `count` pictures, or all first completions, then all second ones ...
+
+    Raises PixseqError for a model that gives no numbers to draw from.
+    """
     kept = 0 if given is None else given.kept
     order = _order(model, net, kept)
     starts = np.zeros((count, 0), np.uint16) if given is None else given.tokens[:, order[:kept]]
     at_once = batch_size or pictures_at_once(where, net)
-    tokens = draw_pictures(where, net, np.tile(starts, (completions, 1)), seed, at_once, settings, completions)
+    try:
+        tokens = draw_pictures(where, net, np.tile(starts, (completions, 1)), seed, at_once, settings, completions)
+    except FloatingPointError:
+        raise PixseqError(
+            f"{model} gives logits that are not finite: nothing can be drawn from them",
+            f"the model diverged or is damaged: pixseq check {model} tells; or sample with --precision fp32",
+        ) from None
     return tokens[:, np.argsort(order)]
 
 
