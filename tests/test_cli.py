@@ -145,6 +145,8 @@ def test_dry_run_shows_the_recipe_and_makes_nothing(work):
         assert plan["parameters"] > 0 and plan["training_flops"] > 0 and plan["flops_counted"] == "exact"
         assert plan["model"].items() >= ({"family": "aim"} if aim else {"objective": "ar"}).items()
         assert plan["preset.expect"]
+    plain = called("pretrain", "t.zarr", "--dry-run", "--device", "cpu", folder=work)
+    assert "note: the shape is the default" in plain.err and "igpt-cifar16" in plain.err
     assert not list(work.glob("*.partial"))
 
 
@@ -281,6 +283,7 @@ def test_a_stage_ends_with_what_came_out(work):
         (["pretrain", "t.zarr", "--val-fraction", 0.2, *model, "b"], "2 steps in 0s; best at step "),
         (["pretrain", "t.zarr", *model, "c"], "nothing tells how good it is"),
         (["features", "m", "t.zarr", "-o", "bf.zarr"], "3 layers of width 16 of 40 rows"),
+        (["features", "pixels", "t.zarr", "-o", "bp.zarr"], "1 layer of width 192 of 40 rows"),
     ):
         code, _, err = called(*words, folder=work)
         last = err.splitlines()[-1]

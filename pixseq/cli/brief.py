@@ -45,7 +45,8 @@ def _trained(summary: Summary) -> str:
 
 
 def _features(summary: Summary) -> str:
-    return f"{summary['layers']} layers of width {summary['width']:,} of {summary['rows']:,} rows"
+    layers = f"{summary['layers']} layer{'s' * (summary['layers'] != 1)}"
+    return f"{layers} of width {summary['width']:,} of {summary['rows']:,} rows"
 
 
 BRIEFS: dict[str, Callable[[Summary], str]] = {

@@ -29,7 +29,7 @@ def announce(name: str, machine: Machine, run: TrainState, images: int, micro: i
     target = f"; it will be {folder.with_suffix('')}" if whole else ""
     progress.say(
         f"{name}: {shape.family} of {shape.n_layer} layers of width {shape.d_model}, {shape.parameter_count():,} "
-        f"parameters, on {images:,} images of {shape.n_ctx:,} positions"
+        f"parameters, on {images:,} image{'s' * (images != 1)} of {shape.n_ctx:,} positions"
     )
     progress.say(
         f"{name}: {config.steps:,} steps of {config.batch_size} images ({epochs:.3g} epochs) on {machine.device} in "

@@ -189,7 +189,12 @@ def remark(data: Data, config: PretrainFile) -> None:
     if data.initial is not None:
         for said in data.initial.remarks():
             progress.note(said)
-    elif config.model == type(config.model)():
+    else:
+        _remark_on_shape(config)
+
+
+def _remark_on_shape(config: PretrainFile) -> None:
+    if config.model == type(config.model)():
         progress.note(f"the shape is the default, not a preset's; presets are {', '.join(preset_names())}")
 
 
@@ -389,6 +394,7 @@ def plan(
         store = open_images(tokens, SHAPES[config.model.family].reads)
         if init_from is None:
             shape = model_shape(config, store)
+            _remark_on_shape(config)
         else:
             initial = open_initial(init_from, config)
             initial.paired(store)
