@@ -82,7 +82,7 @@ def test_unknown_presets_and_malformed_sets_are_named(tmp_path):
         effective(PretrainFile, "igpt-huge")
     with pytest.raises(UsageError, match="key=value"):
         effective(PretrainFile, sets=["train.lr"])
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="does not exist"):
         effective(PretrainFile, file=tmp_path / "none.yaml")
 
 

@@ -168,7 +168,7 @@ def is_manifest(found: Any) -> TypeGuard[Manifest]:
 
 def check_exists(path: Path) -> None:
     """Raises PixseqError where there is nothing, or something unfinished."""
-    if path.name.endswith(".partial"):
+    if path.name.endswith(".partial") and path.exists():
         raise PixseqError(f"{path} is unfinished", "finish it with --resume, or make it again")
     if not path.exists():
         if path.with_name(path.name + ".partial").exists():

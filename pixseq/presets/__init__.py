@@ -32,6 +32,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = read_bytes(path, MOST_YAML).decode()
     except PixseqError as error:
         raise UsageError(error.message, "pass a YAML file") from None
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", "check the path: it names a YAML file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "pass a YAML file") from None
     return _parse_yaml(text, str(path))
