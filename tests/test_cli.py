@@ -265,6 +265,7 @@ def test_a_value_that_is_refused_is_named(bad, words):
         ("encode good --palette m -o o.zarr", "`pixseq show MODEL --lineage` names the palette"),
         ("features m good -o o.zarr", "pictures become one by `pixseq encode`"),
         ("probe t.zarr --test t.zarr", "what `pixseq features MODEL TOKENS` makes"),
+        ("probe m --test t.zarr", "what `pixseq features MODEL TOKENS` makes"),
         ("encode good --size 8 -o o.zarr", "`pixseq palette fit good --size 8 -o palette.json`"),
         ("pretrain t.zarr --config nowhere.yaml -o o", "check the path: it names a YAML file"),
         ("show nowhere.partial", "check the path"),

@@ -39,6 +39,9 @@ REMEDIES = {
     ("tokens", "palette"): "`pixseq show TOKENS --lineage` names the palette that they were made with",
     ("checkpoint", "palette"): "`pixseq show MODEL --lineage` names the palette that its tokens were made with",
     ("tokens", "features"): "features are what `pixseq features MODEL TOKENS` makes",
+    ("pixels", "features"): "features are what `pixseq features MODEL PIXELS` makes",
+    ("checkpoint", "features"): "features are what `pixseq features MODEL TOKENS` makes",
+    ("plan", "metrics"): "a plan that was run is fitted first: `pixseq scaling fit PLAN -o fit.json`",
 }
 
 KEYS = {

@@ -112,7 +112,7 @@ def encode(
         Path | None,
         typer.Option(
             "--palette",
-            help="A palette: ours, OpenAI's .npy, or a preprocessor_config.json. Palette ids can do without.",
+            help="A palette: ours, OpenAI's .npy, or a preprocessor_config.json; not needed for palette ids.",
         ),
     ] = None,
     split: o.Split = "train",
