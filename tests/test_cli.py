@@ -83,6 +83,12 @@ def test_lists_of_commands_tell_each_whole_in_80_columns(group):
     assert listed and all(len(line) <= 80 and not line.endswith("...") for line in listed)
 
 
+def test_commands_are_listed_in_the_order_of_the_chain():
+    listed = re.findall(r"(?m)^  (\w+)  ", good("--help").partition("Commands:")[2])
+    chain = ["palette", "encode", "pretrain", "features", "probe", "finetune", "evaluate", "sample"]
+    assert [name for name in listed if name in chain] == chain
+
+
 def test_help_uses_a_wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert 100 < max(map(len, good("encode", "--help").splitlines())) <= 120

@@ -5,16 +5,26 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from pixseq import __version__, progress, signals
 from pixseq.cli import bench, images, measuring, scaling, stdio, training, weights
 from pixseq.errors import BUG, CLOSED_PIPE, INPUT, INTERRUPTED, USAGE, PixseqError, Stop
 
+
+class _ChainFirst(TyperGroup):
+    """Lists palettes, a group of commands, where the chain begins: before the commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: name != "palette")
+
+
 app = typer.Typer(
+    cls=_ChainFirst,
     help="Pretrain generative models on pixels: Image GPT and AIM as chains of stages that read and write artifacts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
