@@ -38,7 +38,6 @@ from pixseq.artifacts.layout import (
 )
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
-from pixseq.cores import threads
 from pixseq.errors import PixseqError, UsageError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -473,12 +472,14 @@ def write_text(path: Path, text: str) -> None:
 
 def flush(path: Path) -> None:
     """fsync a file, or a folder and all in it: its files side by side, so that many share one commit of the disk's."""
+    from concurrent.futures import ThreadPoolExecutor
+
     if not path.is_dir():
         _fsync(path)
         return
     found = list(os.walk(path))
-    with threads(FLUSHED_AT_ONCE) as pool:
-        pool.map(_fsync, [Path(folder, name) for folder, _, names in found for name in names])
+    with ThreadPoolExecutor(FLUSHED_AT_ONCE, "flushing") as pool:
+        list(pool.map(_fsync, [Path(folder, name) for folder, _, names in found for name in names]))
     for folder, _, _ in found:
         _fsync(Path(folder))
 
