@@ -299,6 +299,14 @@ def test_a_stage_ends_with_what_came_out(work):
         assert code == 0 and last.startswith(words[0]) and re.search(re.sub("in .s", "in ..?s", said), last), err
 
 
+def test_encode_ends_with_how_pictures_were_converted(work, tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 9)).save(tmp_path / "a.png")
+    Image.new("CMYK", (8, 8)).save(tmp_path / "b.jpg")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    err = called("encode", tmp_path, "--scheme", "gray", "--size", 8, "-o", "conv.zarr", folder=work).err
+    assert "3 rows of 64 tokens (converted: 1 transparent, on --background; 1 CMYK)" in err
+
+
 def test_show_tells_a_recipe_key_by_key(work):
     shown = good("show", "m", folder=work)
     assert re.search(r"(?m)^config\.train\.lr  ", shown) and " ..." not in shown.partition("inputs.")[0]

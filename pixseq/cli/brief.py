@@ -9,6 +9,14 @@ from pixseq.progress import clock
 
 Summary = Mapping[str, Any]
 
+CONVERTED = {  # what is counted of pictures that did not stay as they were
+    "exif_rotated": "turned as EXIF says",
+    "alpha_composited": "transparent, on --background",
+    "animated_first_frame": "animated, the first frame",
+    "cmyk": "CMYK",
+    "sixteen_bit": "of 16 bits",
+}
+
 
 def in_brief(manifest: Mapping[str, Any]) -> str | None:
     """None where the path says it all."""
@@ -26,6 +34,8 @@ def _palette(summary: Summary) -> str:
 def _encoded(summary: Summary) -> str:
     rows, images = summary["rows"], summary.get("images")
     of = f" of {images:,} images" if images not in (None, rows) else ""
+    if met := [f"{summary[key]:,} {what}" for key, what in CONVERTED.items() if key in summary]:
+        of += f" (converted: {'; '.join(met)})"
     if (entropy := summary.get("unigram_nats_per_token")) is None:
         return f"{rows:,} pictures{of}"
     return (
