@@ -1,4 +1,4 @@
-"""Every configuration dataclass with every default, and the strict YAML reading that fills them.
+"""Every configuration dataclass with every default and its range; schema.py fills them.
 
 Precedence: dataclass default < --preset < --config < --set < flag.
 """
@@ -6,43 +6,16 @@ Precedence: dataclass default < --preset < --config < --set < flag.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 from pixseq.choices import Augment, Objective, PretrainingAttention, Target
 from pixseq.errors import UsageError
-from pixseq.presets import guess, read_preset, read_yaml
 from pixseq.presets import preset_names as preset_names
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a number of a configuration may be; NaN and infinity never."""
-
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-    def holds(self, value: float) -> bool:
-        return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        bounds = dataclasses.asdict(self).items()
-        return " and ".join(f"{name.replace('_', ' ')} {bound:,}" for name, bound in bounds if bound is not None)
-
+from pixseq.presets import read_preset, read_yaml
+from pixseq.schema import Range, Typed, check_ranges, filled, sections
 
 Count = Annotated[int, Range(at_least=1)]
 Whole = Annotated[int, Range(at_least=0)]
@@ -71,9 +44,6 @@ SizeRange = Annotated[float, Range(at_least=1.05, at_most=1e6)]
 Ratio = Annotated[float, Range(at_least=1e-9, at_most=1e9)]
 Seeds = Annotated[int, Range(at_least=1, at_most=1000)]
 
-BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -85,6 +55,9 @@ class ModelConfig:
     objective: Objective = "ar"
     family: ClassVar[str] = "igpt"  # the default: it stands in no file
     image_size: ClassVar[int | None] = None  # pictures have the size that they are stored in
+    instead: ClassVar[Mapping[str, str]] = {  # of keys that another family has
+        "attention": "an Image GPT has one attention pattern: causal where its objective is ar, bidirectional of bert"
+    }
 
 
 @dataclass(frozen=True)
@@ -102,16 +75,9 @@ class AimConfig:
     target: Target = "norm-pixels"
     n_codes: Codes = 512  # of the k-means of patches that target codes predicts
     attention: PretrainingAttention = "prefix"
-
-
-FAMILIES = {"igpt": ModelConfig, "aim": AimConfig}
-# family: what its shape has no key for, and what is so instead
-INSTEAD = {
-    "igpt": {
-        "attention": "an Image GPT has one attention pattern: causal where its objective is ar, bidirectional of bert"
-    },
-    "aim": {"objective": "an AIM has one objective, to predict the next patch: model.target says what of it"},
-}
+    instead: ClassVar[Mapping[str, str]] = {  # of keys that another family has
+        "objective": "an AIM has one objective, to predict the next patch: model.target says what of it"
+    }
 
 
 @dataclass(frozen=True)
@@ -305,11 +271,11 @@ def effective(
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {text} is not of the form key=value", "for example --set model.n_layer=12")
-        _put(values, key.strip(), _Shell(value.strip()))
+        _put(values, key.strip(), Typed(value.strip()))
     for key, value in (flags or {}).items():
         if value is not None:
             _put(values, key, value)
-    config = _fill(kind, values, place="")
+    config = filled(kind, values)
     check(config)
     return config
 
@@ -318,32 +284,20 @@ def as_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def check(config: Any, place: str = "") -> None:
+def check(config: Any) -> None:
     """Raises UsageError for a value outside the range that stands beside its field, and for values that do not go
     together.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    for key in (f.name for f in dataclasses.fields(config)):
-        value, allowed = getattr(config, key), _range(hints[key])
-        for each in value if isinstance(value, tuple) else [value]:
-            if dataclasses.is_dataclass(each):
-                check(each, f"{place}{key}.")
-            elif allowed and each is not None and not allowed.holds(each):
-                raise UsageError(f"{place}{key} is {each}, it must be {allowed}")
-    if isinstance(config, ModelConfig | AimConfig):
-        _check_shape(config)
-    if isinstance(config, TrainConfig) and config.lr * config.weight_decay > 1:
-        raise UsageError(
-            f"{place}weight_decay {config.weight_decay:g} at lr {config.lr:g} takes more away than the weights are",
-            f"it must be at most {1 / config.lr:g} there; 0.05 and 0.1 are usual",
-        )
-
-
-def _range(hint: Any) -> Range | None:
-    """The range of a field of that type, be it optional or one of several."""
-    if typing.get_origin(hint) is Annotated:
-        return next((each for each in hint.__metadata__ if isinstance(each, Range)), None)
-    return next((found for each in typing.get_args(hint) if (found := _range(each))), None)
+    for place, section in sections(config):
+        check_ranges(section, place)
+        if isinstance(section, ModelConfig | AimConfig):
+            _check_shape(section)
+        if isinstance(section, TrainConfig) and section.lr * section.weight_decay > 1:
+            decay = f"{place}weight_decay {section.weight_decay:g} at lr {section.lr:g}"
+            raise UsageError(
+                f"{decay} takes more away than the weights are",
+                f"it must be at most {1 / section.lr:g} there; 0.05 and 0.1 are usual",
+            )
 
 
 def _check_shape(model: ModelConfig | AimConfig) -> None:
@@ -358,10 +312,6 @@ def _check_shape(model: ModelConfig | AimConfig) -> None:
                 f"model.{key} is {getattr(model, key)}, it must be a multiple of 4",
                 "its positions are sines and cosines of rows and of columns",
             )
-
-
-class _Shell(str):
-    """A value typed on the command line: the field's type reads it, so that 3e-4 is a number there."""
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -381,106 +331,6 @@ def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _fill(kind: type, values: Any, place: str) -> Any:
-    if not isinstance(values, dict):
-        raise UsageError(f"{place.rstrip('.')} is {values!r}, not a section", "write its keys below it, indented")
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    filled = {}
-    for key, value in values.items():
-        if key not in known:
-            raise _unknown(str(key), kind, place)
-        section, several = _section(hints[key], value), _tuple_of(hints[key], value)
-        if section and isinstance(value, str):
-            value = getattr(section, "words", {}).get(value, value)
-        if several:
-            filled[key] = _several(several, value, f"{place}{key}")
-        elif section:
-            filled[key] = _fill(section, {} if value is None else value, f"{place}{key}.")
-        else:
-            filled[key] = _typed(hints[key], value, f"{place}{key}")
-    for f in dataclasses.fields(kind):
-        if f.name not in filled and f.default is f.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{place}{f.name} is not given", f"keys here: {', '.join(sorted(known))}")
-    return kind(**filled)
-
-
-def _unknown(key: str, kind: type, place: str) -> UsageError:
-    """Of a key that a section of `kind` has not; one of a model of another family is told as such."""
-    known = {f.name for f in dataclasses.fields(kind)}
-    listed = f"keys here: {', '.join(sorted(known))}"
-    ours = next((name for name, each in FAMILIES.items() if each is kind), "")
-    theirs = [name for name, each in FAMILIES.items() if ours and key in {f.name for f in dataclasses.fields(each)}]
-    if theirs:
-        what = f"{place}{key} is of models of family {theirs[0]}, and this one is of {ours}"
-        return UsageError(what, INSTEAD[ours].get(key, f"leave it out; {listed}"))
-    return UsageError(f"unknown key {place}{key}", f"{guess(key, known)}{listed}")
-
-
-def _tuple_of(hint: Any, value: Any) -> Any:
-    """The type of what a tuple holds; None where `hint` is no tuple, or may be none and `value` is."""
-    hints = [hint, *(typing.get_args(hint) if value is not None else ())]
-    found = [each for each in hints if typing.get_origin(each) is tuple]
-    return typing.get_args(found[0])[0] if found else None
-
-
-def _several(kind: Any, value: Any, key: str) -> tuple:
-    """One or more of `kind`: a list, one alone, or the two ends of a range of numbers."""
-    if isinstance(value, dict) and value.keys() == {"from", "to"}:
-        value = [value["from"], value["to"]]
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise UsageError(f"{key} is empty", "name at least one")
-    if dataclasses.is_dataclass(kind):
-        return tuple(_fill(cast(type, kind), each, f"{key}.") for each in values)
-    return tuple(_typed(kind, each, key) for each in values)
-
-
-def _section(hint: Any, value: Any) -> Any:
-    """The dataclass of a section, by its `family` where there are several; None for a plain value."""
-    kinds = [kind for kind in typing.get_args(hint) or [hint] if dataclasses.is_dataclass(kind)]
-    if len(kinds) < 2:
-        return kinds[0] if kinds else None
-    family = str(value.pop("family", ModelConfig.family)) if isinstance(value, dict) else ModelConfig.family
-    if family not in FAMILIES:
-        raise UsageError(
-            f"model.family is {family!r}", f"{guess(family, FAMILIES)}one of: {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[family]
-
-
-def _typed(hint: Any, value: Any, key: str) -> Any:
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value in choices:
-            return str(value)
-        raise UsageError(f"{key} is {value!r}", f"{guess(str(value), choices)}one of: {', '.join(choices)}")
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None or value == "null":
-            return None
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
-    if hint is str and isinstance(value, str):
-        return str(value)
-    if hint is bool:
-        if isinstance(value, bool) or (isinstance(value, str) and value.lower() in BOOLS):
-            return BOOLS[str(value).lower()]
-        raise UsageError(f"{key} is {value!r}, not true or false")
-    if isinstance(value, _Shell) and hint in (int, float):
-        try:
-            return hint(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, str) and re.fullmatch(PLAIN_NUMBER, value.strip()):
-        return float(value)  # YAML 1.1 reads 1e-3, which has no decimal point, as text
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
-    quoted = ": write it in quotes" if hint is str and not isinstance(value, dict | list) else ""
-    raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}{quoted}")
-
-
 def restored(kind: type, values: Mapping[str, Any]) -> Any:
     """The dataclass that `as_dict` has turned into a mapping."""
-    return _fill(kind, dict(values), place="")
+    return filled(kind, values)

@@ -1,5 +1,7 @@
 """What pixseq raises when something is wrong, and the exit code each kind of fault gets."""
 
+from collections.abc import Iterable
+
 INPUT = 1  # an input or artifact is at fault
 USAGE = 2  # the command line or configuration is at fault
 DIVERGED = 3  # training met a non-finite loss
@@ -14,6 +16,14 @@ MOST_SHOWN = 2000  # characters of a message: a foreign value in it may have mil
 def shortened(text: str) -> str:
     """The beginning and the end of a long text."""
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]} ... {text[-MOST_SHOWN // 4 :]}"
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: the nearest of the known words, if one is near."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 class PixseqError(Exception):

@@ -12,7 +12,7 @@ FLOORS = [
     ("choices", "cores", "errors", "streams", "text"),
     ("numerics", "progress", "signals"),
     ("bounded",),
-    ("presets",),
+    ("presets", "schema"),
     ("config",),
     ("models", "artifacts", "data", "interop", "runtime"),
     ("engine", "drawing"),

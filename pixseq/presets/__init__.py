@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.structure import MOST_YAML, parse_yaml
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import PixseqError, UsageError, guess
 
 
 def preset_names() -> list[str]:
@@ -55,8 +53,3 @@ def _parse_yaml(text: str, place: str) -> dict[str, Any]:
             f"{place} holds a {type(found).__name__}, not keys and values", "for example model: {n_layer: 8}"
         )
     return found
-
-
-def guess(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}? " if close else ""
