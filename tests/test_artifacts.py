@@ -102,6 +102,7 @@ def test_what_is_read_back_is_all_of_it_in_order_however_many_chunks_at_once(
 def test_all_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
     """Each file and each folder; a folder after what is in it."""
     flushed = []
+    monkeypatch.setattr(atomic, "FLUSHED_SOON", 7)
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}"))))
     with atomic.writing(tmp_path / "x") as partial:
         (partial / "a" / "b").mkdir(parents=True)
