@@ -45,7 +45,9 @@ SETTING = (
     r"|n ctx|tokens per (image|pixel)|seq(uence)? len(gth)?|context length"
     r"|patch size|((global|micro) )?batch( size)?|iterations?|iters?|max steps"
     r"|((max|min|learning|peak) )*(lr|rate)|weight decay|dropout|warmup( steps)?|beta ?[12]|momentum|grad clip|images"
-    r"|seconds|runtime|relative time.*|timestamp|(wall )?time|created|gpu hours|world size|sweep|index"
+    r"|seconds|runtime|relative time.*|timestamp|(wall )?time|created|world size|sweep|index"
+    r"|(gpu|tpu|chip|device)s? (hours|days)|(total |training )?(pf|petaflops?|exaflops?|zettaflops?)( s)? days?"
+    r"|(cost|price)( usd)?|mfu|throughput|(tokens|images|samples)( per)? (seconds?|sec|s)|(peak )?memory( gi?b)?"
     r"|frechet (floor )?n|frechet floor"
 )
 DONE = ("done", "finished", "completed", "complete", "success", "succeeded")
