@@ -264,6 +264,16 @@ def test_what_is_packed_tells_its_size_before_it_is_unfolded(packing):
             unfolded_size(packing, b"none of that", 1000)
 
 
+@pytest.mark.parametrize("left", [3, 12, 16, -1])
+def test_blosc_is_not_asked_to_unfold_what_is_cut_short(left):
+    """It would read on behind it."""
+    import numcodecs
+
+    packed = bytes(numcodecs.Blosc().encode(bytes(1000)))
+    with pytest.raises(ValueError, match=r"it has \d+ bytes of"):
+        unfolded_size("blosc", packed[:left], 1 << 20)
+
+
 def test_holes_are_told_from_data(tmp_path):
     (tmp_path / "whole").write_bytes(bytes(65 << 20))
     with open_regular(tmp_path / "whole") as file:

@@ -126,6 +126,7 @@ def test_weights_that_share_memory_come_apart(folder, weights):
         {3: torch.ones(1)},
         {"x": torch.eye(3).to_sparse()},
         {"x": torch.empty(3, device="meta")},
+        {"x": torch._nested_view_from_buffer(torch.ones(4), *torch.tensor([[[2, 2]], [[2, 1]]]), torch.tensor([0]))},
     ],
     ids=lambda change: str(next(iter(change))),
 )

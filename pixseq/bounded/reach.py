@@ -60,14 +60,12 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _check_lstm(given: Mapping[str, Any]) -> None:
     """Of each layer and direction weights [4 H, width] and [4 H, H], biases [4 H]; states of all [L, B, H]."""
     (state, cell), x = given["hx"], given["input"]
-    if state.shape != cell.shape:
+    if state.shape[-1] != cell.shape[-1]:
         return  # a projection follows: torch asks itself
     directions, of_one = 1 + given["bidirectional"], 2 + 2 * given["has_biases"]
     cells, wide = given["num_layers"] * directions, state.shape[-1]
-    fits = (
-        state.shape == (cells, x.shape[0 if given["batch_first"] else 1], wide)
-        and len(given["params"]) == cells * of_one
-    )
+    states = (cells, x.shape[0 if given["batch_first"] else 1], wide)
+    fits = state.shape == cell.shape == states and len(given["params"]) == cells * of_one
     for i, each in enumerate(given["params"]):
         width = x.shape[2] if i < directions * of_one else wide * directions
         fits &= each.shape == ((4 * wide, width), (4 * wide, wide), (4 * wide,), (4 * wide,))[i % of_one]

@@ -74,7 +74,9 @@ def is_plain(x: Any) -> bool:
     """Whether it is a tensor whose numbers are all there."""
     import torch
 
-    return isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta and not x.is_quantized
+    if not isinstance(x, torch.Tensor):
+        return False
+    return x.layout == torch.strided and not (x.is_meta or x.is_quantized or x.is_nested)
 
 
 def _pickles(file: BinaryIO) -> Iterator[bytes]:

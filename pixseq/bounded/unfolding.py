@@ -24,10 +24,18 @@ def unfolded_size(packing: str, data: bytes, most: int) -> int:
         raise ValueError(f"it is damaged: {error}") from None
 
 
+def _blosc_size(data: bytes) -> int:
+    """Raises ValueError where less is there than is stated: blosc reads as much, whatever is there."""
+    stated = int.from_bytes(data[12:16], "little")
+    if len(data) < max(stated, 16):
+        raise ValueError(f"it has {len(data):,} bytes of {stated:,}")
+    return int.from_bytes(data[4:8], "little")
+
+
 # What states its size at the beginning, for which memory is taken: blosc's header, and numcodecs' own before lz4.
 STATED: dict[str, Callable[[bytes], int]] = {
     "zstd": zstd_size,
-    "blosc": lambda data: int.from_bytes(data[4:8], "little"),
+    "blosc": _blosc_size,
     "lz4": lambda data: int.from_bytes(data[:4], "little"),
 }
 MAKERS: dict[str, Callable[[], Any]] = {
