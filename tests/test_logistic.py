@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from pixseq.numerics import logistic
+from pixseq.numerics import blocks, curvature, logistic
 from pixseq.numerics.labelled import Labelled, held_out_split, standardize
 from pixseq.numerics.linear_probe import SOLVERS, Solver, linear_probe, one_blas_thread
 from pixseq.numerics.logistic import LogisticPath
@@ -86,15 +86,15 @@ def test_along_the_path_it_ends_no_higher_than_scikit_learn(name):
 def test_large_sets_are_fitted_in_float32_and_blocks_as_well(monkeypatch):
     X, y, *_ = digits()
     exact = [LogisticPath(X, y).fit(c).objective for c in CS]
-    monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
+    monkeypatch.setattr(blocks, "EXACT_CELLS", 0)
     for rows in (2048, 100):
-        monkeypatch.setattr(logistic, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(blocks, "BLOCK_ROWS", rows)
         assert [LogisticPath(X, y).fit(c).objective for c in CS] == pytest.approx(exact, rel=1e-6, abs=1e-6)
 
 
 def test_the_curvature_is_the_change_of_the_gradient():
     X, y, *_ = digits(300)
-    rows, rng = logistic.Rows(X, y, 10), np.random.default_rng(0)
+    rows, rng = blocks.Rows(X, y, 10), np.random.default_rng(0)
     at, way = (logistic.torch.from_numpy(rng.standard_normal((X.shape[1] + 1, 10)) / 20) for _ in range(2))
     beyond, before = (logistic.evaluate(rows, at + side * 1e-5 * way).gradient for side in (1, -1))
     assert logistic.curve(rows, at, way).numpy() == pytest.approx(((beyond - before) / 2e-5).numpy(), abs=1e-8)
@@ -110,9 +110,9 @@ def test_fits_that_are_sure_of_their_rows_need_few_steps():
 
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     X, y, *_ = digits()
-    monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
-    monkeypatch.setattr(logistic, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(logistic, "SHARED_PRODUCTS", 0)
+    monkeypatch.setattr(blocks, "EXACT_CELLS", 0)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(blocks, "SHARED_PRODUCTS", 0)
     one, many = (LogisticPath(X, y, threads=threads).fit(0.1) for threads in (1, 5))
     assert (one.weights == many.weights).all() and one.objective == many.objective
 
@@ -120,9 +120,9 @@ def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
 def test_a_sketch_of_the_curvature_serves_where_both_sides_are_long(monkeypatch):
     X, y, *_ = drawn(400, 100, 3, 0.3)
     exact = [LogisticPath(X, y).fit(c) for c in CS]
-    monkeypatch.setattr(logistic, "FULL_SIDE", 50)
-    monkeypatch.setattr(logistic, "EXACT_CELLS", 0)
-    monkeypatch.setattr(logistic, "SKETCHED", 20)
+    monkeypatch.setattr(curvature, "FULL_SIDE", 50)
+    monkeypatch.setattr(blocks, "EXACT_CELLS", 0)
+    monkeypatch.setattr(curvature, "SKETCHED", 20)
     for c, expected in zip(CS, exact):
         found = LogisticPath(X, y).fit(c)
         assert found.objective == pytest.approx(expected.objective, rel=1e-6, abs=1e-6) and found.converged

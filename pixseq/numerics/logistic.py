@@ -11,11 +11,8 @@ classes, as there, the penalty is on their difference. It is convex, so what dif
   Newton's method, each step solved by conjugate gradients from products of the Hessian with a direction.
 - C's ascend, each fit starting from the one before.
 
-An evaluation, like such a product, is one pass over the rows in blocks that stay in cache, or come to the device one by
-one where they do not fit there. Blocks are added up in their order: results do not depend on the number of threads.
+An evaluation, like such a product, is one pass over the rows (blocks.py); what is known beforehand is in curvature.py.
 Products are float32, sums over blocks and all vectors float64; small sets are float64 throughout.
-
-Wide rows, more features than rows, are turned into axes of their own first, which loses nothing.
 
 Shapes: n rows, D features, K classes, r directions of the eigendecomposition; theta [D + 1, K] is W above b, of
 features whose mean was taken off (by algebra: no copy is made).
@@ -24,22 +21,16 @@ features whose mean was taken off (by algebra: no copy is made).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pixseq.streams import Stream
+from pixseq.numerics.blocks import Rows, block_slices
+from pixseq.numerics.curvature import Spectrum, are_wide, narrowed, spectrum
 
-BLOCK_ROWS = 2048  # some MB of features: in a core's cache between the two products
-BLOCK_CELLS = 1 << 23  # at most, of a block's rows against features or classes
-SHARED_PRODUCTS = 1 << 24  # of a pass, fewer of which several threads finish no sooner than one
-EXACT_CELLS = 1 << 22  # of X, up to which all is float64
-FULL_SIDE = 2048  # features of G, or wide rows, up to which all eigenvectors are found
-SKETCHED = 512  # directions of G beyond that
 PAIRS, PAIR_BYTES = 40, 1 << 29  # of L-BFGS: its memory, and what it may take
 LEFT, FEWEST = 5e-7, 5  # a fit ends where what is left to fall is less, relative: the next step times those taken
 NATS = 1.0  # below which an objective counts as so much: of sure classifiers the last digits tell nothing
@@ -81,112 +72,8 @@ class Classifier:
 
     def _logits(self, X: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         weights = self.weights.astype(X.dtype)
-        for rows in _slices(len(X), X.shape[1], len(self.classes)):
+        for rows in block_slices(len(X), X.shape[1], len(self.classes)):
             yield rows, (X[rows] @ weights).astype(np.float64) + self.intercept
-
-
-class Rows:
-    """Features [n, D] with their class numbers y [n], read block by block on a device by several threads."""
-
-    def __init__(self, X: np.ndarray, y: np.ndarray, K: int, device: str = "cpu", threads: int = 1):
-        self.device = torch.device(device)
-        self.dtype = torch.float64 if X.size <= EXACT_CELLS else torch.float32
-        self.n, self.D = X.shape
-        self.X = torch.from_numpy(X)
-        self.y = torch.from_numpy(y.astype(np.int64)).to(self.device)
-        if self.dtype == torch.float64 or self._fits():
-            self.X = self.X.to(self.device, self.dtype)
-        self.slices = _slices(self.n, self.D, K, BLOCK_ROWS if self.device.type == "cpu" else BLOCK_CELLS)
-        large = X.size * K >= SHARED_PRODUCTS and min(threads, len(self.slices)) > 1
-        several = large and self.device.type == "cpu"
-        self.pool = ThreadPoolExecutor(threads) if several else None  # for all passes: making one takes half of a pass
-        self.mean = sum(self.map(lambda X, _: X.sum(0, dtype=torch.float64))) / self.n
-
-    def _fits(self) -> bool:
-        """On the device: always where it is the CPU, whose memory already holds float32."""
-        if self.device.type == "cpu":
-            return True
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return 4 * self.X.numel() < free // 2
-
-    def map(self, of_block: Callable[[Tensor, Tensor], tuple | Tensor]) -> Iterator:
-        """`of_block` of every block's X and y, in order."""
-
-        def part(rows: slice) -> Any:
-            return of_block(self.X[rows].to(self.device, self.dtype, non_blocking=True), self.y[rows])
-
-        yield from (map if self.pool is None else self.pool.map)(part, self.slices)
-
-
-def _slices(n: int, D: int, K: int, most: int = BLOCK_CELLS) -> list[slice]:
-    size = max(1, min(most, BLOCK_CELLS // max(D, K)))
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-# ---- curvature
-
-
-class Spectrum(NamedTuple):
-    """G = Q diag(values) Q' on the directions Q [D, r], and about `rest` on all others."""
-
-    Q: Tensor | None  # None: the axes themselves
-    values: Tensor
-    rest: float | None  # None: there are no others
-
-    def solve(self, right: Tensor, shares: Tensor, ridge: float) -> Tensor:
-        """(shares_k G + ridge)^-1 applied to column k of `right` [D, K] float64."""
-        scale = 1 / (self.values[:, None] * shares + ridge)
-        if self.Q is None:
-            return right * scale
-        along = self.Q.T @ right.to(self.Q.dtype)
-        if self.rest is None:
-            return (self.Q @ (along * scale).to(self.Q.dtype)).double()
-        others = 1 / (self.rest * shares + ridge)
-        return right * others + (self.Q @ (along * (scale - others)).to(self.Q.dtype)).double()
-
-
-def spectrum(rows: Rows) -> Spectrum:
-    """Of the covariance of the rows: all of it, or of wide ones a sketch."""
-    mean = rows.mean.to(rows.dtype)
-    if rows.D > FULL_SIDE:
-        return _sketch(rows, mean)
-    gram = sum(rows.map(lambda X, _: ((X - mean).T @ (X - mean)).double())) / rows.n
-    values, Q = torch.linalg.eigh(gram.to(rows.dtype))
-    return Spectrum(Q, values.double().clamp_min(0), None)
-
-
-def narrowed(X: np.ndarray, device: str) -> tuple[np.ndarray, Tensor, Spectrum]:
-    """Rows [n, D] of more features than rows -> the same rows in axes of their own, float64 [n, r], these axes [D, r]
-    and the curvature.
-
-    Exact: the best weights lie where the rows do, so r < n coordinates tell them.
-    """
-    centred = torch.from_numpy(X).to(device).double()
-    centred -= centred.mean(0)
-    values, U = torch.linalg.eigh(centred @ centred.T)
-    kept = values > 1e-12 * values[-1]
-    kept[-1] = True  # also of rows that are all equal
-    sizes = values[kept].clamp_min(0).sqrt()
-    axes = centred.T @ (U[:, kept] / sizes.clamp_min(1e-100))
-    return (U[:, kept] * sizes).cpu().numpy(), axes, Spectrum(None, sizes**2 / len(X), None)
-
-
-def _sketch(rows: Rows, mean: Tensor) -> Spectrum:
-    """Nystrom's approximation from G's product with random directions (Frangella, Tropp and Udell 2023, algorithm 2.1).
-
-    The least value found stands for all directions left out: rather too large, which costs steps, than too small.
-    """
-    rng = np.random.default_rng([0, Stream.CURVATURE_SKETCH])
-    drawn = torch.linalg.qr(torch.from_numpy(rng.standard_normal((rows.D, SKETCHED))))[0].to(rows.device)
-    narrow = drawn.to(rows.dtype)
-    Y = sum(rows.map(lambda X, _: ((X - mean).T @ ((X - mean) @ narrow)).double())) / rows.n
-    shift = torch.finfo(rows.dtype).eps * Y.norm()
-    Y = Y + shift * drawn
-    core = drawn.T @ Y
-    lower = torch.linalg.cholesky((core + core.T) / 2 + shift * torch.eye(SKETCHED, device=rows.device))
-    Q, singular, _ = torch.linalg.svd(torch.linalg.solve_triangular(lower, Y.T, upper=False).T, full_matrices=False)
-    values = (singular**2 - shift).clamp_min(0)
-    return Spectrum(Q.to(rows.dtype), values, float(values[-1]))
 
 
 # ---- the objective
@@ -279,7 +166,7 @@ class LogisticPath:
         self.max_iter, self.tol = max_iter, tol
         self.axes: Tensor | None = None
         self.spectrum: Spectrum | None = None
-        if len(X) < X.shape[1] and len(X) <= FULL_SIDE:
+        if are_wide(X):
             inner, self.axes, self.spectrum = narrowed(X, device)
             self.rows = Rows(inner, y, len(self.classes), device, threads)
             self.mean = torch.from_numpy(X.mean(0, dtype=np.float64)).to(device)
