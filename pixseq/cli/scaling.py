@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import cell_text, emit, table, talk, to_json
 from pixseq.errors import UsageError
+from pixseq.progress import clock
 from pixseq.text import one_line
 
 Plan = Annotated[
@@ -63,7 +64,7 @@ def plan(
         *("epochs", "seconds", "memory_gigabytes"),
     )
     every = planned["references"] + planned["cells"]
-    lines = [table(head, [[cell[key] for key in head] for cell in every])]
+    lines = [table(head, [_in_short(cell, head) for cell in every])]
     counting = planned["counting"]
     lines += [_cost(f"{len(planned['cells'])} cells", planned["cells"], counting)]
     if planned["references"]:
@@ -73,11 +74,16 @@ def plan(
     emit("\n\n".join([*lines, *planned["remarks"]]))
 
 
+def _in_short(cell: dict[str, Any], head: Sequence[str]) -> list[Any]:
+    """A row of a table; FLOPs by their first digits."""
+    return [float(cell[key]) if key == "flops" and cell[key] is not None else cell[key] for key in head]
+
+
 def _cost(name: str, cells: list[dict[str, Any]], counting: str) -> str:
     known = [cell["seconds"] for cell in cells if cell["seconds"] is not None]
     total = sum(cell["flops"] for cell in cells)
-    hours = f"{sum(known) / 3600:.2f} hours of training here" if known else "for how long here was not measured"
-    return f"{name}, {total:.3g} FLOPs ({counting}), {hours}"
+    time = f"about {clock(sum(known))} of training here" if known else "for how long here was not measured"
+    return f"{name}, {total:.3g} FLOPs ({counting}), {time}"
 
 
 def run(
@@ -109,7 +115,7 @@ def run(
         emit(to_json(done))
         return
     head = ("id", "status", "params", "tokens", "flops", "loss", "accuracy", "frechet_distance", "reason")
-    rows = [[row[key] for key in head] for row in done["cells"]]
+    rows = [_in_short(row, head) for row in done["cells"]]
     emit(f"{table(head, rows)}\n\nflops are counted as {done['counting']}")
 
 

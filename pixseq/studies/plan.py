@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.codec import Codec
@@ -112,8 +111,6 @@ def _planned(config: GridFile, out: str | Path, timed: bool, device: str, precis
         summary["references"] = [each.to_json() for each in references]
     judge.forget(out)
     write_plan(out, as_dict(config), inputs, cells, summary)
-    for remark in remarks:
-        progress.note(remark)
     return _document(config.flops, cells, references, remarks)
 
 
