@@ -152,7 +152,7 @@ class Bar:
         text = f"  {self.text}" if self.text else ""
         if self.done == self.start:
             return f"{self.name}: {self.count()}, none yet after {clock(time.monotonic() - self.began)}{text}"
-        return f"{self.name}: {self.count()}, {self.rate():.3g}/s{left}{text}"
+        return f"{self.name}: {self.count()}, {per_second(self.rate())}{left}{text}"
 
 
 class RichBar(Bar):
@@ -164,7 +164,7 @@ class RichBar(Bar):
         self.task = progress.add_task(printable(name), total=total, completed=start, count=self.count(), note="")
 
     def show(self) -> None:
-        count = f"{self.count()} {self.rate():.3g}/s"
+        count = f"{self.count()} {per_second(self.rate())}"
         self.progress.update(self.task, completed=self.done, count=count, note=printable(self.text))
 
 
@@ -253,6 +253,11 @@ def board(head: Sequence[str]) -> Iterator[Board]:
 
 def _on_terminal() -> bool:
     return _enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def per_second(rate: float) -> str:
+    """A rate for people: 0.12/s, 12.3/s, 1,234,568/s."""
+    return f"{rate:,.0f}/s" if rate >= 999.5 else f"{rate:.3g}/s"
 
 
 def clock(seconds: float) -> str:

@@ -42,6 +42,11 @@ def test_times_are_whole_in_80_columns(terminal, monkeypatch):
     assert re.search(r"\d:\d\d:\d\d", drawn) and "0.7333 test" in drawn and "…" not in drawn
 
 
+def test_rates_are_plain_numbers():
+    rates = [progress.per_second(rate) for rate in (0.1234, 12.34, 999.4, 999.6, 12_345.6, 1_234_567.8)]
+    assert rates == ["0.123/s", "12.3/s", "999/s", "1,000/s", "12,346/s", "1,234,568/s"]
+
+
 def test_a_stream_has_no_end_to_show(terminal):
     with progress.track("encode", None, "images") as bar:
         bar.advance(37)

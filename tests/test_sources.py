@@ -103,7 +103,7 @@ def test_placed_digits_are_the_same_whenever_they_are_read():
 
 def test_a_missing_split_is_an_error_with_both_sides(tmp_path):
     refuses("digits-placed", "digits-placed has the splits test, train, not val", "val")
-    refuses("digits-place", "there is no digits-place", hint="digits-placed")
+    refuses("digits-place", "digits-place does not exist", hint="digits-placed")
     refuses("digits", "digits has the splits test, train, not val", "val")
     np.save(tmp_path / "x.npy", noise(4, 8, 8))
     assert open_source(str(tmp_path / "x.npy")).split == "all"
@@ -112,9 +112,9 @@ def test_a_missing_split_is_an_error_with_both_sides(tmp_path):
 
 def test_nothing_there_and_nothing_known(tmp_path):
     (tmp_path / "cats.npz").write_bytes(b"what is this")
-    refuses(tmp_path / "cat.npz", "there is no", hint="cats.npz")
+    refuses(tmp_path / "cat.npz", "does not exist", hint="cats.npz")
     refuses(tmp_path / "cats.npz", "no source of images", hint="a source is")
-    refuses("digit", "there is no digit", hint="digits")
+    refuses("digit", "digit does not exist", hint="digits")
     (tmp_path / "empty").mkdir()
     refuses(tmp_path / "empty", "holds no pictures")
     (tmp_path / "t.zarr").mkdir()
