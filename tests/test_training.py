@@ -25,6 +25,7 @@ from pixseq.engine import training
 from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.image_store import read_all
 from pixseq.engine.images import Images
+from pixseq.engine.intermediate import kept_steps
 from pixseq.engine.step import share_of_batch
 from pixseq.engine.training import Limits
 from pixseq.errors import Diverged, Interrupted, PixseqError, UsageError
@@ -224,10 +225,10 @@ def test_colours_of_tokens_cannot_be_mixed(tokens, tmp_path):
 
 
 def test_steps_to_keep_lie_in_the_run():
-    assert pretrain.kept_steps("every:5", 12) == {5, 10} and pretrain.kept_steps("every:12", 12) == set()
+    assert kept_steps("every:5", 12) == {5, 10} and kept_steps("every:12", 12) == set()
     for keep in ("every:13", "every:0", "0", "13", "soon"):
         with pytest.raises(UsageError, match="names no steps"):
-            pretrain.kept_steps(keep, 12)
+            kept_steps(keep, 12)
 
 
 def test_the_best_weights_are_those_of_the_saved_state(tokens, tmp_path, monkeypatch):

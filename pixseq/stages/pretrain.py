@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.codec import Codec
@@ -26,6 +25,7 @@ from pixseq.engine.cost import expected_seconds, micro_batch_images
 from pixseq.engine.image_store import open_images, seen_codec
 from pixseq.engine.images import Images
 from pixseq.engine.initial import InitialCheckpoint
+from pixseq.engine.intermediate import IntermediateCheckpoints, kept_steps, step_folder
 from pixseq.engine.opening import check_fraction, check_memory, held_out, read_images, some_of, split_rows
 from pixseq.engine.run_folder import recipe_of, run_folder, run_summary
 from pixseq.engine.state import TrainState, averaged_weights
@@ -81,7 +81,9 @@ def run(
                 check_memory(data.shape, where, TRAINED_BYTES)
                 model = placed(first_model(data, config), where)
                 begun = TrainState(model, config.train, folder.state)
-                keeper = IntermediateCheckpoints(writer, Path(out), recipe, overwrite, resume, kept, begun)
+                keeper = IntermediateCheckpoints(
+                    writer.write, where.leads, Path(out), recipe, overwrite, resume, kept, begun
+                )
                 end = train(
                     Training(
                         where,
@@ -248,7 +250,7 @@ class Writer:
     data: Data
     flags: Mapping[str, Any]
 
-    def write(self, folder: Path, end: Mapping[str, Any], with_best: bool) -> Manifest:
+    def write(self, folder: Path, end: Mapping[str, Any], with_best: bool = False) -> Manifest:
         """The last weights as `model`, their average as `ema`, and those of the best validation, which stand in the
         run's folder, as `best`.
         """
@@ -266,70 +268,6 @@ class Writer:
         return finish_checkpoint(
             folder, weights, asdict(shape), data.codec, "pretrain", config, self.flags, data.inputs, summary
         )
-
-
-class IntermediateCheckpoints:
-    """--keep: checkpoints of a run on its way, OUT-step1000 beside `out`, from where it has `begun`; where a shorter
-    run is extended, of its end too. Raises PixseqError where one that is still to be made is there already, unless this
-    very run has kept it before it was interrupted.
-    """
-
-    def __init__(
-        self,
-        writer: Writer,
-        out: Path,
-        recipe: Mapping[str, Any],
-        overwrite: bool,
-        resume: bool,
-        steps: set[int],
-        begun: TrainState,
-    ):
-        self.writer, self.out, self.overwrite = writer, out, overwrite
-        ahead = {step for step in steps if step >= begun.step}
-        self.steps = {step for step in ahead if not (resume and is_of(step_folder(out, step), recipe))}
-        for step in self.steps if writer.where.leads else ():
-            atomic.check_target(step_folder(out, step), overwrite)
-        if begun.validated:
-            self.after_step(begun)
-
-    def after_step(self, run: TrainState) -> None:
-        if run.step not in self.steps or not self.writer.where.leads:
-            return
-        with atomic.writing(step_folder(self.out, run.step), self.overwrite, "pretrain --keep") as folder:
-            folder.mkdir()
-            shutil.copyfile(atomic.partial_path(self.out) / "log.jsonl", folder / "log.jsonl")
-            self.writer.write(folder, {**run.snapshot(), "stopped_early": False}, with_best=False)
-
-
-def kept_steps(keep: str | None, steps: int) -> set[int]:
-    """The steps that --keep names, below the last. Raises UsageError for a text that names none."""
-    if keep is None:
-        return set()
-    every, colon, number = keep.partition(":")
-    try:
-        if colon and every == "every" and 0 < int(number) <= steps:
-            return set(range(int(number), steps, int(number)))
-        named = {int(part) for part in keep.split(",")}
-    except ValueError:
-        named = set()
-    if not named or min(named) < 1 or max(named) > steps:
-        raise UsageError(f"--keep {keep!r} names no steps of 1 to {steps}", "for example 1000,2000 or every:500")
-    return named - {steps}
-
-
-def step_folder(out: str | Path, step: int) -> Path:
-    out = Path(out)
-    return out.with_name(f"{out.name}-step{step}")
-
-
-def is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint stands at `path` that a run of `recipe` has kept, before it was interrupted."""
-    if not (path / "manifest.json").is_file():
-        return False
-    record = manifest.read(path)
-    flags = {key: value for key, value in recipe.items() if key not in ("config", "inputs")}
-    parents = {role: parent.get("id") for role, parent in record["inputs"].items()}
-    return parents == recipe["inputs"] and record["config"] == {**recipe["config"], **flags}
 
 
 def tokens_seen(config: PretrainFile, shape: Shape, end: Mapping[str, Any] | None = None) -> int:
