@@ -259,6 +259,11 @@ def test_what_is_missing_is_shown_by_an_example(name, given):
     assert f"hint: for example pixseq {name} " in err and f"pixseq {name} --help" in err
 
 
+def test_a_thousand_names_from_a_shell_are_told_in_one_line():
+    code, _, err = called("encode", *(f"photos/{i}.jpg" for i in range(1000)), "--palette", "p.json", "-o", "o.zarr")
+    assert code == 2 and len(err) < 500 and "their folder, or - and their paths on stdin" in err
+
+
 @pytest.mark.parametrize("words", ["pretrain t.zarr --steps abc", "bench --rounds 0", "sample m -o y.png --top-p x"])
 def test_a_value_that_is_refused_is_named(bad, words):
     err = called(*words.split(), folder=bad).err
@@ -275,6 +280,8 @@ def test_a_value_that_is_refused_is_named(bad, words):
         ("encode good --size 8 -o o.zarr", "`pixseq palette fit good --size 8 -o palette.json`"),
         ("pretrain t.zarr --config nowhere.yaml -o o", "check the path: it names a YAML file"),
         ("show nowhere.partial", "check the path"),
+        ("encode https://host/x.zip --palette p.json -o o.zarr", "nothing is downloaded: fetch it first"),
+        ("encode good --palette p.json --out", "see pixseq"),
         ("evaluate m t8.zarr", "`pixseq show m --lineage` names it"),
     ],
 )

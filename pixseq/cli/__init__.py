@@ -32,6 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
+LONGEST = 200  # characters of what is said of a command line, into which a shell may put a thousand names
+
 Commands = dict[str, tuple[Callable[..., None], str]]  # name: function, example (shown at the end of its help)
 COMMANDS: Commands = {
     "encode": (images.encode, "pixseq encode photos/ --palette palette.json --size 32 -o train.zarr"),
@@ -166,12 +168,15 @@ def _misused(fault: TyperException) -> None:
     if message.startswith("Usage:"):
         progress.tell(message)
         sys.exit(USAGE)
-    hint = None
+    hint = f"see {'pixseq' if context is None else context.command_path} --help"
     if context is not None:
-        example = context.command.epilog if message.startswith("Missing") else None
-        hint = f"{example.replace('Example: ', 'for example ')}; see" if example else "see"
-        hint += f" {context.command_path} --help"
-    _fail(_with_value(message.replace("Value error, ", ""), fault.__cause__), hint, USAGE)
+        command = context.command
+        if message.startswith("Missing") and command.epilog:
+            hint = f"{command.epilog.replace('Example: ', 'for example ')}; {hint}"
+        elif "extra argument" in message and any(parameter.metavar == "SOURCE" for parameter in command.params):
+            hint = f"many pictures are one SOURCE: their folder, or - and their paths on stdin; {hint}"
+    message = _with_value(message.replace("Value error, ", ""), fault.__cause__)
+    _fail(message if len(message) <= LONGEST else f"{message[:LONGEST]} ...", hint, USAGE)
 
 
 def _with_value(message: str, cause: BaseException | None) -> str:

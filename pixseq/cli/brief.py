@@ -33,19 +33,17 @@ def _palette(summary: Summary) -> str:
 
 def _encoded(summary: Summary) -> str:
     rows, images = summary["rows"], summary.get("images")
-    of = f" of {images:,} images" if images not in (None, rows) else ""
+    of = f" of {_count(images, 'image')}" if images not in (None, rows) else ""
     if met := [f"{summary[key]:,} {what}" for key, what in CONVERTED.items() if key in summary]:
         of += f" (converted: {'; '.join(met)})"
     if (entropy := summary.get("unigram_nats_per_token")) is None:
-        return f"{rows:,} pictures{of}"
-    return (
-        f"{rows:,} rows of {summary['tokens_per_row']:,} tokens{of}; a model has to beat their unigram entropy, "
-        f"{entropy:.3f} nats a token"
-    )
+        return f"{_count(rows, 'picture')}{of}"
+    tokens = f"{_count(rows, 'row')} of {summary['tokens_per_row']:,} tokens{of}"
+    return f"{tokens}; a model has to beat their unigram entropy, {entropy:.3f} nats a token"
 
 
 def _trained(summary: Summary) -> str:
-    steps = f"{summary['steps']:,} steps in {clock(summary['training_seconds'])}"
+    steps = f"{_count(summary['steps'], 'step')} in {clock(summary['training_seconds'])}"
     early = ", stopped early" * bool(summary["stopped_early"])
     best = summary["best"]
     if best is None:
@@ -55,8 +53,12 @@ def _trained(summary: Summary) -> str:
 
 
 def _features(summary: Summary) -> str:
-    layers = f"{summary['layers']} layer{'s' * (summary['layers'] != 1)}"
-    return f"{layers} of width {summary['width']:,} of {summary['rows']:,} rows"
+    layers, rows = _count(summary["layers"], "layer"), _count(summary["rows"], "row")
+    return f"{layers} of width {summary['width']:,} of {rows}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 BRIEFS: dict[str, Callable[[Summary], str]] = {

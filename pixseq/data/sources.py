@@ -107,10 +107,13 @@ def check_there(spec: str) -> None:
     """Raises PixseqError where `spec` names a path with nothing at it."""
     path = Path(spec)
     if spec not in NO_PATHS and not path.exists():
+        if "://" in spec:
+            raise PixseqError(f"{shown(spec)} is no path", "nothing is downloaded: fetch it first, then name it")
         beside = os.listdir(path.parent) if os.access(path.parent, os.R_OK) else []
         close = difflib.get_close_matches(path.name, [*beside, *NO_PATHS[:2]], 1)
         raise PixseqError(
-            f"{shown(path)} does not exist", f"did you mean {shown(path.with_name(close[0]))}?" if close else ACCEPTED
+            f"{shown(path)} does not exist",
+            f"did you mean {shown(path.with_name(close[0]))}?" if close else f"nothing is downloaded; {ACCEPTED}",
         )
 
 
