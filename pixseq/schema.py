@@ -18,6 +18,7 @@ from pixseq.errors import UsageError, guess
 
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
+MOST_EXACT = 1 << 53  # whole numbers up to it are exact as floats
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def check_ranges(config: Any, place: str = "") -> None:
         value, allowed = getattr(config, key), _range(hints[key])
         for each in value if isinstance(value, tuple) else [value]:
             if allowed and each is not None and not allowed.holds(each):
-                raise UsageError(f"{place}{key} is {each}, it must be {allowed}")
+                finite = "" if math.isfinite(each) else "finite, "
+                raise UsageError(f"{place}{key} is {each}, it must be {finite}{allowed}")
 
 
 def sections(config: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -155,6 +157,14 @@ def _section(kinds: Mapping[str, type], value: Any, place: str) -> Any:
     return filled(kinds[family], value, place, {name: kind for name, kind in kinds.items() if name != family})
 
 
+def _whole(value: Any) -> int | None:
+    """1e3, 1.5e2 and 100.0 as the whole numbers that they plainly are; None for all else."""
+    if isinstance(value, str) and re.fullmatch(PLAIN_NUMBER, value.strip()) and re.search("[.eE]", value):
+        value = float(value)
+    exact = isinstance(value, float) and value.is_integer() and abs(value) <= MOST_EXACT
+    return int(value) if exact else None
+
+
 def _typed(hint: Any, value: Any, key: str) -> Any:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
@@ -182,6 +192,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
+    if hint is int and (whole := _whole(value)) is not None:
+        return whole
     wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
     quoted = ": write it in quotes" if hint is str and not isinstance(value, dict | list) else ""
     raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}{quoted}")

@@ -43,7 +43,10 @@ def test_every_preset_reads_and_says_what_to_expect(name):
         ("train:\n  lr: fast\n", "'fast'", "a number"),
         ("train:\n  lr: '1_0'\n", "'1_0'", "a number"),
         ("train:\n  lr: 'inf'\n", "'inf'", "a number"),
-        ("train:\n  steps: 1e3\n", "'1e3'", "a whole number"),
+        ("train:\n  steps: 1e-3\n", "'1e-3'", "a whole number"),
+        ("train:\n  steps: 1.55e1\n", "'1.55e1'", "a whole number"),
+        ("train: {steps: 1e20}", "'1e20'", "a whole number"),
+        ("train: {lr: 1e400}", "train.lr is inf, it must be finite, above 0", ""),
         ("sequence: {order: 3}", "order is 3", "text"),
         ("sequence: {order: 3}", "order is 3", "write it in quotes"),
         ("train: {steps: 1:30}", "train.steps is '1:30'", "a whole number"),
@@ -105,3 +108,12 @@ def test_a_number_without_a_decimal_point_is_one(tmp_path, text):
     assert effective(GridFile, None, grid).budgets == (1e12, 1e14)
     assert effective(GridFile, None, grid).shapes.aspect_ratio == 30
     assert effective(PretrainFile, sets=[f"train.lr={text.strip(chr(39))}"]).train.lr == 1e-3
+
+
+@pytest.mark.parametrize("text", ["1e3", "1E+3", "1.0e3", "1000.0", "10e2"])
+def test_a_whole_number_with_an_exponent_is_one(tmp_path, text):
+    for config in (
+        effective(PretrainFile, None, write(tmp_path, f"train: {{steps: {text}}}\n")),
+        effective(PretrainFile, sets=[f"train.steps={text}"]),
+    ):
+        assert config.train.steps == 1000 and isinstance(config.train.steps, int)
