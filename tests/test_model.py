@@ -188,7 +188,7 @@ def test_flops_agree_with_torchs_counter(monkeypatch):
 def test_without_gradients_the_same_numbers_come_in_fewer_passes(shape, monkeypatch):
     model, x = random_model(shape), tokens(shape)
     masked = model.draw_masks(len(x), torch.Generator().manual_seed(5))
-    monkeypatch.setattr(inference, "NUMBERS", 1)  # an MLP in several parts
+    monkeypatch.setattr(inference, "NUMBERS", 1)  # an image at a time, and its MLP in several parts
     monkeypatch.setattr(inference, "LEAST_ROWS", 7)
     for how in ({"pooled": True}, {"unpooled": True}, {"pooled": True, "first": 3, "last": 1}):
         plain = model(x, masked, **how)
@@ -200,6 +200,18 @@ def test_without_gradients_the_same_numbers_come_in_fewer_passes(shape, monkeypa
     assert len(plain.features) == 2 and plain.logits is None
     whole = model(x, masked, unpooled=True).features[1][:, 3:].mean(1)
     torch.testing.assert_close(plain.features[1], whole)
+
+
+@torch.no_grad()
+def test_features_of_many_images_are_made_of_a_few_at_a_time(monkeypatch):
+    model, x, normed = random_model(AR), tokens(AR, 7), inference.normed
+    whole = model(x, logits=False, pooled=True).features
+    lengths = []
+    monkeypatch.setattr(inference, "normed", lambda h: lengths.append(len(h.flatten(0, -2))) or normed(h))
+    monkeypatch.setattr(inference, "NUMBERS", 2 * AR.n_ctx * 4 * AR.d_model)
+    for ours, theirs in zip(model(x, logits=False, pooled=True).features, whole, strict=True):
+        assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+    assert max(lengths) == 2 * AR.n_ctx
 
 
 def everything(output) -> list[torch.Tensor]:

@@ -256,13 +256,14 @@ class ImageGPT(Ordered):
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """tokens int [B, T] and masked bool [B, T] (bert) in the order of the sequence -> h^0 [B, T, D]."""
-        content = F.embedding(tokens, self.wte)
         if self.shape.objective == "ar" and self.shape.shifted:
-            sos = self.sos.to(content.dtype).expand(len(tokens), 1, -1)
-            content = torch.cat([sos, content[:, :-1]], dim=1)
-        elif masked is not None:
-            content = content * ~masked[..., None]
-        return content + self.position_embeddings()[: tokens.shape[1]]
+            content = F.embedding(F.pad(tokens[:, :-1], (1, 0)), self.wte)
+            content[:, 0] = self.sos
+        else:
+            content = F.embedding(tokens, self.wte)
+            if masked is not None:
+                content = content * ~masked[..., None]
+        return content.add_(self.position_embeddings()[: tokens.shape[1]])
 
     def forward(
         self,
@@ -281,35 +282,31 @@ class ImageGPT(Ordered):
         with `last`, and below L nothing is predicted.
         """
         h = self.embed(self.to_sequence(tokens), None if masked is None else self.to_sequence(masked))
-        features = []
 
-        def keep(n: Tensor, gain: Tensor | None = None) -> None:
+        def read(n: Tensor) -> Tensor:
             if pooled:
-                n = self.to_grid(n) if first else n
-                mean = n[:, first:].mean(1, dtype=torch.float32)
-                features.append(mean if gain is None else mean * gain)
-            elif unpooled:
-                features.append(self.to_grid(n if gain is None else n * gain))
+                return (self.to_grid(n) if first else n)[:, first:].mean(1, dtype=torch.float32)
+            return self.to_grid(n) if unpooled else n[:, :0].clone()
 
         last = self.shape.n_layer if last is None else last
         blocks, norm = list(self.blocks)[:last], self.ln_f if last == self.shape.n_layer else self.blocks[last].ln_1
+        features: list[Tensor] = []
         if inference.applies(blocks, h):
-            n, gain = inference.normed(inference.run(blocks, h, keep)), norm.weight
-            keep(n, gain)
-            n = n * gain
+            features, n = inference.run(blocks, norm.weight, h, read), h
         elif not (pooled or unpooled) and branches.applies(blocks, h):
             n = norm(branches.run(blocks, h))
         else:
             for block in blocks:
                 h, n = block(h)
-                keep(n)
+                features.append(read(n))
             n = norm(h)
-            keep(n)
+            features.append(read(n))
+        asked = features if pooled or unpooled else None
         if last < self.shape.n_layer:
-            return Output(None, features or None, None)
+            return Output(None, asked, None)
         return Output(
             logits=self.to_grid(self.head(n)) if logits and self.shape.head else None,
-            features=features or None,
+            features=asked,
             class_logits=self.classifier(n.mean(1, dtype=torch.float32)) if self.shape.n_classes else None,
         )
 

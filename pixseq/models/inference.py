@@ -1,8 +1,9 @@
 """Image GPT's blocks where no gradient is needed, on a CPU: the same numbers from fewer passes over memory.
 
 What multiplies the input of a matrix is multiplied into it (the gains of norms, the 1.702 of quick-gelu, which is
-silu(1.702 x) / 1.702), products are added to the residual stream as they are made, and an MLP takes so many rows at a
-time as stay in the caches. Shapes: B images, T positions, D width, N = B * T.
+silu(1.702 x) / 1.702), and products are added to the residual stream as they are made. A block takes so many images,
+and its MLP so many rows, at a time as stay in the caches: of a larger batch only the stream is larger.
+Shapes: B images, T positions, D width, N = B * T.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 from pixseq.models import gradients
 
 if TYPE_CHECKING:
-    from pixseq.models.igpt import Block  # which imports this module
+    from pixseq.models.igpt import Attention, Block  # which imports this module
 
 EPS, SLOPE = 1e-5, 1.702  # of RMSNorm, of quick-gelu
-# Of an MLP's inner activations at once. Rows come in multiples of ROWS, so that the tiles of a matrix product, hence
-# the order of its sums, are those of all rows at once.
+# Of inner activations of an MLP at once. Its rows come in multiples of ROWS, so that the tiles of a matrix product,
+# hence the order of its sums, are those of all rows at once.
 NUMBERS, ROWS, LEAST_ROWS = 1 << 20, 64, 256
 
 
@@ -37,25 +38,44 @@ def are_plain(blocks: Sequence[Block]) -> bool:
     return all(type(m) is nn.Linear for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc, b.mlp.proj))
 
 
-def run(blocks: Sequence[Block], h: Tensor, keep: Callable[[Tensor, Tensor], None]) -> Tensor:
-    """h^0 [B, T, D], which is overwritten -> h^L. Of each block `keep` gets its input without the gain, and the gain.
+def run(blocks: Sequence[Block], gain: Tensor, h: Tensor, read: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """h^0 [B, T, D], which becomes n^L, and the last norm's gain [D] -> what `read` gives of every n^l.
 
+    `read` sees n [b, T, D] of some images at a time, before the gain, by which what it gives [b, ..., D] is multiplied.
     Computes as autocast says.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else h.dtype
-    stream = h.flatten(0, 1)
+    parts = h.split(max(NUMBERS // (4 * h[0].numel()), 1))
+    features = []
     with torch.autocast("cpu", enabled=False):
         for block in blocks:
-            attn, mlp = block.attn, block.mlp
-            n = normed(stream)
-            keep(n.view_as(h), block.ln_1.weight)
-            qkv = F.linear(n.to(dtype), (attn.qkv.weight * block.ln_1.weight).to(dtype))
-            y = attn.attend(qkv.unflatten(0, h.shape[:2])).flatten(0, 1)
-            add_product(stream, y, attn.proj.weight.to(dtype))
-            fc, proj = (mlp.fc.weight * (SLOPE * block.ln_2.weight)).to(dtype), mlp.proj.weight.to(dtype)
-            for part in stream.split(max(NUMBERS // len(fc) // ROWS * ROWS, LEAST_ROWS)):
-                add_product(part, F.silu(F.linear(normed(part).to(dtype), fc), inplace=True), proj, 1 / SLOPE)
-    return stream.view_as(h)
+            weights = folded(block, dtype)
+            found = [through(block.attn, weights, part, read) for part in parts]
+            features.append(torch.cat(found) * block.ln_1.weight)
+        found = [read(part.copy_(normed(part))) for part in parts]
+    features.append(torch.cat(found) * gain)
+    h.mul_(gain)
+    return features
+
+
+def folded(block: Block, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The weights of qkv, proj, fc and proj, with what multiplies their inputs."""
+    attn, mlp = block.attn, block.mlp
+    qkv, fc = attn.qkv.weight * block.ln_1.weight, mlp.fc.weight * (SLOPE * block.ln_2.weight)
+    return tuple(weight.to(dtype) for weight in (qkv, attn.proj.weight, fc, mlp.proj.weight))
+
+
+def through(attn: Attention, weights: tuple[Tensor, ...], h: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """h [b, T, D], which becomes the block's output -> what `read` gives of its norm."""
+    qkv, attn_proj, fc, mlp_proj = weights
+    n, stream = normed(h), h.flatten(0, 1)
+    found, x = read(n), F.linear(n.to(qkv.dtype), qkv)
+    del n
+    add_product(stream, attn.attend(x).flatten(0, 1), attn_proj)
+    del x
+    for part in stream.split(max(NUMBERS // len(fc) // ROWS * ROWS, LEAST_ROWS)):
+        add_product(part, F.silu(F.linear(normed(part).to(fc.dtype), fc), inplace=True), mlp_proj, 1 / SLOPE)
+    return found
 
 
 def normed(h: Tensor) -> Tensor:
