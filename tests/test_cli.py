@@ -396,6 +396,11 @@ def commands_in(text: str) -> list[list[str]]:
     return [line.split() for line in re.findall(r"(?m)^\s*(?:\w+=\$\()?(pixseq [^)\n#|>]*)", joined)]
 
 
+def test_every_command_has_words_for_what_it_does_where_that_takes_long():
+    for path in (ROOT / "pixseq" / "cli").glob("*.py"):
+        assert "talk(quiet)" not in path.read_text(), path
+
+
 DOCUMENTS = [Path("README.md"), Path("pipelines/layers.mk"), Path("pipelines/digits/summary.py")]
 DOCUMENTS += [
     path.relative_to(ROOT)

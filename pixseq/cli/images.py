@@ -91,7 +91,7 @@ def palette_show(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw a palette's colours, in order, as PNG."""
-    talk(quiet)
+    talk(quiet, f"palette show: {palette}")
     from pixseq.stages.palette import run_show
 
     made(out, run_show(palette, out=out, columns=columns, overwrite=overwrite), json)
@@ -213,7 +213,7 @@ def decode(
     quiet: o.Quiet = False,
 ) -> None:
     """Turn tokens, or pixels, back into pictures."""
-    talk(quiet)
+    talk(quiet, f"decode: {tokens}")
     from pixseq.stages import decode
 
     made(

@@ -359,7 +359,7 @@ def show(
     quiet: o.Quiet = False,
 ) -> None:
     """Show what an artifact is, how it was made, and from what."""
-    talk(quiet)
+    talk(quiet, f"show: {'reading all of ' * verify}{artifact}")
     from pixseq.stages import show
 
     if lineage:
