@@ -1,6 +1,7 @@
 """Certificates: a sound checkpoint passes, and every planted fault is caught by the line that is about it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def test_the_quick_path_is_certified_as_closely_as_it_rounds(sound, aim, pixels)
     for model, images in (sound, (aim["prefix"], pixels)):
         result = check.run(model, images, device="cpu", precision="bf16")
         assert result["ok"] and result["precision"] == "bf16"
+    paired = next(each for each in result["checks"] if each["name"] == "pairing")
+    assert re.fullmatch(r"\d+x\d+", paired["figure"])  # pixels have no palette to name
 
 
 def test_a_mask_off_by_one_is_caught(sound, monkeypatch):

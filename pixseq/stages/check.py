@@ -103,12 +103,14 @@ def _palette(checkpoint: Checkpoint) -> Iterator[Check]:
 
 
 def _pairing(checkpoint: Checkpoint, store: Store) -> Check:
+    """The figure is the palette of the pictures, or their size where they have none."""
+    figure = store.codec.palette_id or store.codec.size
     try:
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path)
         image_store.some_images(store, part_of_store(store, IMAGES)[0])
     except PixseqError as error:
-        return Check("pairing", False, str(store.codec.palette_id), error.message)
-    return Check("pairing", True, str(store.codec.palette_id), "model and tokens: one palette, size and scheme")
+        return Check("pairing", False, figure, error.message)
+    return Check("pairing", True, figure, "model and tokens: one palette, size and scheme")
 
 
 def _images(net: Model, store: Store | None, codec: Codec, seed: int) -> Tensor:
