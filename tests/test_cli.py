@@ -19,6 +19,7 @@ from PIL import Image
 from program import called, good, until
 
 from pixseq.cli import COMMANDS, GROUPS
+from pixseq.cli.brief import in_brief
 from pixseq.cli.output import emit
 from pixseq.cli.stdio import Patient
 from pixseq.config import preset_names, read_preset
@@ -304,6 +305,11 @@ def test_a_stage_ends_with_what_came_out(work):
         code, _, err = called(*words, folder=work)
         last = err.splitlines()[-1]
         assert code == 0 and last.startswith(words[0]) and re.search(re.sub("in .s", "in ..?s", said), last), err
+
+
+def test_a_summary_of_another_version_is_no_fault():
+    assert in_brief({"stage": "pretrain", "summary": {"steps": 3}}) is None
+    assert in_brief({"stage": "features", "summary": {"layers": 1, "width": None, "rows": 2}}) is None
 
 
 def test_encode_ends_with_how_pictures_were_converted(work, tmp_path):

@@ -19,9 +19,12 @@ CONVERTED = {  # what is counted of pictures that did not stay as they were
 
 
 def in_brief(manifest: Mapping[str, Any]) -> str | None:
-    """None where the path says it all."""
+    """None where the path says it all, or the summary, of another version's run that was finished, tells less."""
     stage = manifest.get("stage")
-    return f"{stage}: {BRIEFS[stage](manifest['summary'])}" if stage in BRIEFS else None
+    try:
+        return f"{stage}: {BRIEFS[stage](manifest['summary'])}" if stage in BRIEFS else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _palette(summary: Summary) -> str:
