@@ -275,6 +275,7 @@ def test_a_value_that_is_refused_is_named(bad, words):
     ("words", "hint"),
     [
         ("encode good --palette m -o o.zarr", "`pixseq show MODEL --lineage` names the palette"),
+        ("encode good --palette good -o o.zarr", "hint: a palette is a .json of `pixseq palette fit`"),
         ("features m good -o o.zarr", "pictures become one by `pixseq encode`"),
         ("probe t.zarr --test t.zarr", "what `pixseq features MODEL TOKENS` makes"),
         ("probe m --test t.zarr", "what `pixseq features MODEL TOKENS` makes"),

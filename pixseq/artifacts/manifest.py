@@ -33,6 +33,7 @@ FORMATS = {
 }
 
 # What to do where one kind (first) was given for another.
+FOREIGN = "pass what a pixseq stage made; pictures become one by `pixseq encode`"
 REMEDIES = {
     ("tokens", "pixels"): "models of patches read pixels: encode the pictures with --scheme pixels",
     ("pixels", "tokens"): "Image GPT reads tokens: encode the pictures with --palette PALETTE",
@@ -191,10 +192,7 @@ def read(path: str | Path) -> Manifest:
     check_exists(path)
     manifest = _embedded(path)
     if not is_manifest(manifest):
-        raise PixseqError(
-            f"{path} is not a pixseq artifact",
-            "pass what a pixseq stage made; pictures become one by `pixseq encode`",
-        )
+        raise PixseqError(f"{path} is not a pixseq artifact", FOREIGN)
     known = FORMATS.get(manifest["kind"])
     if known is None or manifest["format"] > known:
         raise PixseqError(

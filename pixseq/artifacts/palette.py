@@ -95,7 +95,8 @@ def load_palette(path: str | Path, inside: bool = False) -> Palette:
     try:
         record = manifest.expect(path, *(("palette", "tokens", "checkpoint") if inside else ("palette",)))
     except PixseqError as error:
-        raise PixseqError(error.message, f"{error.hint}; a palette is {FORMS}") from None
+        hint = "" if error.hint == manifest.FOREIGN else f"{error.hint}; "
+        raise PixseqError(error.message, f"{hint}a palette is {FORMS}") from None
     if record["kind"] == "palette":
         raise PixseqError(f"{path} has a palette's manifest, but no colors", "the file is damaged: fit it again")
     return _from_codec(path, record)
