@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import Spec, StoreWriter
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 
 
 @pytest.fixture(scope="session", autouse=True)

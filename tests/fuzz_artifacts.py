@@ -51,7 +51,8 @@ def store(folder, kept):
 
 def whole_pictures(folder, kept):
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec, StoreWriter
+    from pixseq.artifacts.specs import PICTURE_SHAPES, Spec
+    from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.image_store import open_images, read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
@@ -79,7 +80,8 @@ def whole_pictures(folder, kept):
 
 def features(folder, kept):
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import Spec, StoreWriter
+    from pixseq.artifacts.specs import Spec
+    from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.feature_pair import open_pair
 
     for name, seed in (("a", 0), ("b", 1)):
@@ -215,7 +217,8 @@ def grid(folder, kept):
 def partial(folder, kept):
     """What an interrupted encode left, gone on with; and the records of a training run."""
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import Spec, StoreWriter
+    from pixseq.artifacts.specs import Spec
+    from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.artifacts.unfinished import run_folder
 
     specs, recipe = {"tokens": Spec("uint16", (None, 4)), "labels": Spec("int32", (None,))}, {"a": 1, "b": {"c": 2}}

@@ -12,10 +12,12 @@ import zarr
 from conftest import write_tokens
 
 from pixseq.artifacts import arrays, atomic, manifest
-from pixseq.artifacts.arrays import Spec, StoreWriter, open_store, verify
+from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.layout import DRAWN
 from pixseq.artifacts.metrics import Log, read_log, write_metrics
 from pixseq.artifacts.picture import save_png
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.errors import PixseqError
 from pixseq.stages import show
 

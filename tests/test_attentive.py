@@ -13,7 +13,9 @@ from torch import nn
 
 from pixseq import progress
 from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.engine import attentive
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.attentive import AttentiveProbe, SideBySideAdamW

@@ -219,7 +219,8 @@ def test_shapes_of_whole_pictures_are_those_of_the_pixels(tmp_path):
     import numpy as np
 
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec, StoreWriter
+    from pixseq.artifacts.specs import PICTURE_SHAPES, Spec
+    from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.image_store import read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}

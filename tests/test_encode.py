@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 
 from pixseq import progress
 from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.arrays import StoreWriter, open_store, verify
+from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.data.described import describe
 from pixseq.data.sources import open_source
 from pixseq.errors import PixseqError, UsageError

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pixseq.artifacts import specs
-from pixseq.artifacts.arrays import StoreWriter, open_store, verify
+from pixseq.artifacts.arrays import open_store, verify
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.quantize import byte_counts, channel_statistics
 from pixseq.stages import decode, encode, palette, show

@@ -9,7 +9,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.arrays import Spec, StoreWriter, open_store
+from pixseq.artifacts.arrays import open_store
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.engine import probing
 from pixseq.engine.feature_pair import Side
 from pixseq.errors import PixseqError, UsageError

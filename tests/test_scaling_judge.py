@@ -157,7 +157,8 @@ def test_completed_pictures_are_spread_over_the_classes_and_their_originals_are_
 
 def write_sorted(path, tokens, labels):
     from pixseq.artifacts import atomic
-    from pixseq.artifacts.arrays import Spec, StoreWriter
+    from pixseq.artifacts.specs import Spec
+    from pixseq.artifacts.store_writer import StoreWriter
 
     meta = open_store(path.parent / "h.zarr", "tokens").meta
     with atomic.writing(path) as partial:

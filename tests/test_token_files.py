@@ -9,8 +9,9 @@ from conftest import write_tokens
 
 from pixseq import progress
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import StoreWriter, open_store, verify
+from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.data.images import Reader
 from pixseq.data.preparation import Preparation
 from pixseq.data.sources import TokenSource, open_any, open_source

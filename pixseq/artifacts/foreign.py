@@ -12,8 +12,8 @@ import zarr
 from zarr.storage import LocalStore
 
 from pixseq.artifacts import manifest
-from pixseq.artifacts.arrays import UNFINISHED
 from pixseq.artifacts.filters import MOST_BYTES, check_codecs
+from pixseq.artifacts.store_writer import UNFINISHED
 from pixseq.artifacts.stored import MOST_CHUNK, check_folding
 from pixseq.bounded.files import open_regular
 from pixseq.bounded.structure import read_object

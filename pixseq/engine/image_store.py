@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pixseq.artifacts.arrays import PICTURE_SHAPES, Store, open_store
+from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.codec import Codec
-from pixseq.artifacts.specs import CHUNK_PIXELS
+from pixseq.artifacts.specs import CHUNK_PIXELS, PICTURE_SHAPES
 from pixseq.cores import host_memory_bytes
 from pixseq.data.pictures import SHOWN, Pictures, as_seen
 from pixseq.errors import PixseqError

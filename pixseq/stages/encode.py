@@ -31,8 +31,9 @@ from pixseq.errors import PixseqError, UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from pixseq.artifacts.arrays import Spec, StoreWriter
     from pixseq.artifacts.codec import Codec
+    from pixseq.artifacts.specs import Spec
+    from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.data.images import ImageBatch, Reader
     from pixseq.data.preparation import Preparation
     from pixseq.data.sources import Source, TokenSource
@@ -250,7 +251,7 @@ def _reached(codec: Codec, tally: Tally) -> Codec:
 
 def _arrays(codec: Codec, source: Source | TokenSource, views: int) -> dict[str, Spec]:
     """The forms of the arrays of the store; the main one has the name of its kind."""
-    from pixseq.artifacts.arrays import PICTURE_SHAPES, Spec
+    from pixseq.artifacts.specs import PICTURE_SHAPES, Spec
 
     if codec.whole:
         main = Spec("uint8", (None, 3), whole=True)
@@ -278,7 +279,7 @@ def _writer(
     overwrite: bool,
 ) -> StoreWriter:
     """What writes the store, in chunks of about CHUNK_TOKENS, and goes on from an interrupted run of the same."""
-    from pixseq.artifacts.arrays import StoreWriter
+    from pixseq.artifacts.store_writer import StoreWriter
 
     # A run that met a bad picture may go on with --on-error skip: what it wrote is the same.
     recipe = {**config, **{role: parent["id"] for role, parent in inputs.items()}, "on_error": None}
@@ -317,7 +318,7 @@ def _encode(
     """
     import numpy as np
 
-    from pixseq.artifacts.arrays import PICTURE_SHAPES
+    from pixseq.artifacts.specs import PICTURE_SHAPES
     from pixseq.data.images import ImageBatch
 
     tally = Tally(**writer.state)

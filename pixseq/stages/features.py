@@ -18,11 +18,13 @@ import torch
 
 from pixseq import progress
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import Spec, Store, StoreWriter
+from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images

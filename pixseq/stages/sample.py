@@ -12,11 +12,12 @@ import torch
 
 from pixseq import progress
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import Spec, StoreWriter
 from pixseq.artifacts.checkpoint import Checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.choices import OnError, Precision, Weights
 from pixseq.drawing.grids import grid
 from pixseq.engine import image_store, opening

@@ -23,11 +23,13 @@ from typing import Any, TypedDict
 import numpy as np
 
 from pixseq.artifacts import atomic
-from pixseq.artifacts.arrays import Spec, Store, StoreWriter
+from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
+from pixseq.artifacts.specs import Spec
+from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyCompletions
 from pixseq.engine.image_store import open_images, seen_images
