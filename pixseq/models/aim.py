@@ -184,6 +184,8 @@ class AimShape:
 
 
 class Attention(nn.Module):
+    """Multi-head attention under a mask, without biases: [B, K, D] -> [B, K, D]."""
+
     def __init__(self, width: int, n_head: int):
         super().__init__()
         self.n_head = n_head
@@ -197,6 +199,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Four times as wide inside, GELU, without biases: [B, K, D] -> [B, K, D]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.fc = nn.Linear(width, 4 * width, bias=False)
@@ -207,6 +211,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A pre-norm block of the trunk: the residual stream [B, K, D] -> the same after it."""
+
     def __init__(self, width: int, n_head: int):
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(width, NORM_EPS), Attention(width, n_head)
@@ -218,6 +224,8 @@ class Block(nn.Module):
 
 
 class HeadBlock(nn.Module):
+    """A residual MLP of the prediction head: [B, K, W] -> [B, K, W]."""
+
     def __init__(self, width: int):
         super().__init__()
         self.ln, self.mlp = nn.LayerNorm(width, NORM_EPS), MLP(width)

@@ -72,28 +72,17 @@ def run(
     their defaults). Its rows are of windows, the means over `window` neighbouring layers; without `window`, one row:
     the mean over a list of `layers`, or of "all" over the last six. A row's `layer` is the last one of its window.
     """
-    recipe = _recipe(
-        method,
-        inverse_strengths("--c", c),
-        val_fraction,
-        standardize,
-        seed,
-        max_iter,
-        solver,
-        device,
-        lr,
-        {"window": window, "heads": heads, "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay},
-    )
+    cs = inverse_strengths("--c", c)
+    options: dict[str, Any] = {"window": window, "heads": heads, "epochs": epochs}
+    options |= {"batch_size": batch_size, "weight_decay": weight_decay}
+    recipe = _recipe(method, cs, val_fraction, standardize, seed, max_iter, solver, device, lr, options)
     few = _few_labels(method, labels_per_class, trials, low_data_choice)
     _check_concat(method, concat)
     check_png(plot)
     pair = open_pair(features, test)
     chosen, others = _chosen_layers(layers, pair), _baselines(baselines, pair)
     split = _split(pair, val_fraction, seed)
-    for each in (pair, *others.values()):
-        recipe.check(each, split)
-    if isinstance(recipe, LayerRecipe) and few is not None:
-        few.check(pair, chosen, recipe.c)
+    _check_sizes(pair, others, chosen, split, recipe, few)
     numbers = _measure(pair, others, chosen, layers == "all", split, recipe, concat, few)
     _remark(numbers, recipe, max_iter)
     config = {**recipe.config(), "layers": chosen, "concat": concat, "labels_per_class": labels_per_class}
@@ -213,6 +202,16 @@ def _split(pair: Pair, val_fraction: float, seed: int) -> Split:
     except ValueError:
         told = f"every class of {pair.train.store.path} has a single image, which leaves none to choose by"
         raise PixseqError(told, "add images") from None
+
+
+def _check_sizes(
+    pair: Pair, others: dict[str, Pair], chosen: Sequence[int], split: Split, recipe: Recipe, few: FewLabels | None
+) -> None:
+    """Raises PixseqError or UsageError where these features cannot be probed so."""
+    for each in (pair, *others.values()):
+        recipe.check(each, split)
+    if isinstance(recipe, LayerRecipe) and few is not None:
+        few.check(pair, chosen, recipe.c)
 
 
 # ---- measuring
