@@ -151,6 +151,18 @@ def test_blocks_of_which_something_is_not_learnt_or_not_plain_are_left_to_autogr
     assert not branches.applies(list(model.blocks), h)
 
 
+def test_a_block_keeps_ten_widths_a_position_for_its_way_back():
+    """Two norms, queries, keys and values, what attention gives, and an MLP before its quick-gelu."""
+    model = ImageGPT(IgptShape(n_layer=3, n_head=2, d_model=32, n_vocab=17, n_ctx=40))
+    weights, kept = {p.data_ptr() for p in model.parameters()}, {}
+    h = model.embed(torch.zeros(4, 40, dtype=torch.long))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(x.data_ptr(), x), lambda x: x):
+        branches.run(model.blocks, h)
+    numbers = sum(x.numel() for place, x in kept.items() if place not in weights)
+    scales = 2 + 2  # of the norms, and of the attention of each head
+    assert numbers == 3 * 4 * 40 * (10 * 32 + scales)
+
+
 def test_the_way_back_in_c_is_torchs_whatever_the_sizes_and_threads(monkeypatch):
     if attention_backward.library(torch.float32) is None:
         pytest.skip("there is no C compiler")
