@@ -358,7 +358,13 @@ def test_pictures_above_the_limit_need_a_flag(tmp_path):
     with open(large, "wb") as file:
         file.write(b"P5 10000 9000 255\n")
         file.truncate(18 + 10000 * 9000)
-    refuses(large, r"90,000,000|89,478,485|64,000,000", "--on-error skip")
+    refuses(large, r"90,000,000|89,478,485|64,000,000", "with --max-pixels, or pass over")
     assert read(large, max_pixels=90_000_000)[0] == [0]
+    with open(large, "wb") as file:
+        file.write(b"P5 8000 9000 255\n")
+        file.truncate(17 + 8000 * 9000)
+    refuses(
+        large, "8000 x 9000 pixels are more than the 64,000,000 allowed", "with --max-pixels 72000000, or pass over"
+    )
     with pytest.raises(UsageError, match="--max-pixels"):
         Preparation(max_pixels=0)

@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_is_an_error_of_the_model(checkpoints, tokens, 
         to_json({"layers": [{"loss": float("inf")}]})
 
 
-def test_logits_that_are_no_numbers_make_no_picture(checkpoints, tmp_path):
+def test_logits_that_are_no_numbers_make_no_picture_nor_features(checkpoints, tokens, tmp_path):
     model = shutil.copytree(checkpoints["ar"], tmp_path / "m")
     weights = load_file(model / "model.safetensors")
     for wild, words in ((2e38, "gives logits that are not finite"), (torch.nan, "weights that are not finite")):
@@ -316,6 +316,8 @@ def test_logits_that_are_no_numbers_make_no_picture(checkpoints, tmp_path):
         save_file({**weights, **large}, model / "model.safetensors")
         with pytest.raises(PixseqError, match=words):
             sample.run(model, tmp_path / "x.png", count=2, device="cpu")
+    with pytest.raises(PixseqError, match=words):
+        features.run(model, tokens, tmp_path / "f.zarr", device="cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

@@ -70,7 +70,10 @@ def decode(
             image = Image.open(file, formats=_formats(file))
             width, height = image.size
             if width * height > max_pixels:
-                raise BadPicture(f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)")
+                raise BadPicture(
+                    f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)",
+                    f"allow them with --max-pixels {width * height}",
+                )
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"{width} x {height} pixels are too few: a side has {MIN_SIDE} or more")
             take(width * height * PIXEL_BYTES - FOLDED * size)
@@ -79,7 +82,8 @@ def decode(
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPicture(
-            f"it has more than {max(PILLOW_LIMIT, max_pixels):,} pixels: a decompression bomb, or --max-pixels N?"
+            f"it has more than {max(PILLOW_LIMIT, max_pixels):,} pixels: a decompression bomb, or --max-pixels N?",
+            "allow as many pixels as it has with --max-pixels",
         ) from None
     except Image.UnidentifiedImageError:
         raise BadPicture(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture, or cut off early") from None

@@ -36,6 +36,12 @@ def open_model(
     return model, checkpoint
 
 
+def check_finite(model: Model, path: str | Path) -> None:
+    """Raises PixseqError for weights from which nothing can be computed."""
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise PixseqError(f"{path} holds weights that are not finite", "it diverged or is damaged: train it again")
+
+
 def check_memory(shape: Shape, machine: Machine, each: int) -> None:
     """Raises UsageError where a model's weights, at `each` bytes, are more than the machine's device can hold."""
     count, have = shape.parameter_count(), machine.memory_bytes()

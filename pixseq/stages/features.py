@@ -32,7 +32,7 @@ from pixseq.engine.extraction import Extraction
 from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.masks import mask_count, masks_of
-from pixseq.engine.opening import load_weights, use_attention
+from pixseq.engine.opening import check_finite, load_weights, use_attention
 from pixseq.engine.parts import origin
 from pixseq.engine.run_folder import recipe_of
 from pixseq.engine.scores import LossMeter, config_of, loss_in_feature_pass
@@ -204,6 +204,7 @@ def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: FeatureOpt
     net = load_weights(shape, checkpoint, asked.weights)
     if asked.random_init is not None:
         net.init_weights(generator(asked.random_init, Stream.RANDOM_MODEL))
+    check_finite(net, checkpoint.path)
     net = placed(net, where).eval()
     use_attention(net, checkpoint.path, asked.attention)
     return net

@@ -117,8 +117,7 @@ def _open(model: str | Path, where: Machine, weights: str) -> tuple[Model, Check
     if not net.shape.head:
         raise PixseqError(f"{model} has no prediction head: it cannot draw", "it gives features: pixseq features")
     checkpoint.codec.must_have_colours(model, "import it again with --palette kmeans_centers.npy")
-    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
-        raise PixseqError(f"{model} holds weights that are not finite", "it diverged or is damaged: train it again")
+    opening.check_finite(net, model)
     return net, checkpoint
 
 
