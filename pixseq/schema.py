@@ -196,4 +196,6 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         return whole
     wanted = {int: "a whole number", float: "a number", str: "text"}[hint]
     quoted = ": write it in quotes" if hint is str and not isinstance(value, dict | list) else ""
+    if hint is str and isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
+        quoted = f": '{','.join(map(str, value))}'"
     raise UsageError(f"{key} is {value!r}, not {wanted}", f"it must be {wanted}{quoted}")

@@ -49,6 +49,7 @@ def test_every_preset_reads_and_says_what_to_expect(name):
         ("train: {lr: 1e400}", "train.lr is inf, it must be finite, above 0", ""),
         ("sequence: {order: 3}", "order is 3", "text"),
         ("sequence: {order: 3}", "order is 3", "write it in quotes"),
+        ("sequence: {order: [a, 0.1]}", "order is ['a', 0.1], not text", "it must be text: 'a,0.1'"),
         ("train: {steps: 1:30}", "train.steps is '1:30'", "a whole number"),
         ("train: {steps: 017}", "train.steps is '017'", "a whole number"),
         ("train: {augment: no}", "train.augment is 'no'", "one of: none"),
