@@ -68,6 +68,8 @@ def test_which_column_may_be_said_and_candidates_are_named(tmp_path):
     assert "--label-column" in refuses(file, "several columns of labels: label_a, label_b")
     write_parquet(file, {"image": pngs(2), "label": [0.25, 1.0]})
     assert "--label-column none" in refuses(file, "0.25 is no class")
+    write_parquet(file, {"image": pngs(2), "label": pa.array([1, 1 << 63], pa.uint64())})
+    assert "--label-column none" in refuses(file, f"{1 << 63} is no class")
 
 
 @pytest.mark.parametrize(

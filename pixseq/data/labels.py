@@ -16,6 +16,7 @@ NAMES = (
 WORDS = {"label", "labels", "class", "classes", "cls", "category", "target", "targets", "species"}  # in longer names
 
 Value = int | float | bool | str | None
+MOST = (1 << 31) - 1
 
 
 def is_missing(value: Value) -> bool:
@@ -38,9 +39,11 @@ def number(value: Value, classes: dict[str, int] | None) -> int:
     if isinstance(value, str):
         if classes is not None:
             return classes[value.strip()]
-        return int(value)
+        value = int(value)
     if isinstance(value, float) and not value.is_integer():
         raise ValueError(f"{value} is no class, which is a whole number or a text")
     if not isinstance(value, int | float):
         raise ValueError(f"{shown(value)[:40]} is no class, which is a whole number or a text")
+    if abs(value) > MOST:
+        raise ValueError(f"{value} is no class, which is a whole number from 0 to {MOST:,}, or a text")
     return int(value)
