@@ -110,6 +110,12 @@ raise SystemExit(not all(torch.equal(weight(x[:n]), weight(x)[:n]) for n in (2, 
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
 
 
+def test_every_block_of_inputs_is_tried(monkeypatch):
+    """Of 768 inputs 512 are summed first, then 256, by a kernel that may be another."""
+    monkeypatch.setattr(sampling, "rows_alike", lambda inputs, outputs, threads: (inputs, outputs) == (512, 4))
+    assert Matrix(torch.ones(4, 768), torch.float32).chunked and not Matrix(torch.ones(4, 1024), torch.float32).chunked
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_logits_after_prompts_do_not_depend_on_the_batch_to_the_last_bit(bf16, way):
     shape = replace(AR, d_model=128, n_head=4)
@@ -206,6 +212,18 @@ def test_nothing_is_drawn_from_logits_that_are_no_numbers(position, settings, wa
     model.wpe.data[position] = 2e38
     with pytest.raises(FloatingPointError, match="not finite"):
         sample(model, prompt, torch.rand(3, AR.n_ctx - 4), **settings)
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+@pytest.mark.parametrize("keys", [1e30, -1e30])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_nor_where_only_attention_meets_such_numbers(kept, keys, bf16, way):
+    """Queries and keys are finite, their products are not, and values are small."""
+    model = random_model(AR)
+    d, qkv = AR.d_model, model.blocks[0].attn.qkv.weight.data
+    qkv[:d], qkv[d : 2 * d] = 1e30 * qkv[:d], keys * qkv[:d]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), pytest.raises(FloatingPointError, match="not finite"):
+        sample(model, tokens(AR)[:3, :kept], torch.rand(3, AR.n_ctx - kept))
 
 
 @pytest.mark.parametrize("kept, drawn", [(AR.n_ctx, 0), (4, AR.n_ctx - 5), (4, AR.n_ctx - 3)])

@@ -63,10 +63,10 @@ struct step {
 static int rounded(int n, int to) { return (n + to - 1) / to * to; }
 static size_t columns(int n) { return rounded(n, PANEL) + STRIDE; } /* rows do not share the sets of a cache */
 
-static inline float exponential(float x) /* to 2e-7 of itself; x is taken into -87 .. 88 */
+static inline float exponential(float x) /* to 2e-7 of itself; x is taken into -87 .. 88, and stays if no number */
 {
-    x = x > -87.0f ? x : -87.0f;
-    x = x < 88.0f ? x : 88.0f;
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504f), y = 1.9875691500e-4f;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     y = y * x + 1.3981999507e-3f;

@@ -1,7 +1,7 @@
 """Sampling, pixel by pixel, with a KV cache: keys and values are kept (§2, BLOG: temperature 1, no truncation).
 
-Every sample brings its own random numbers, and no row of a product depends on how many there are, so that a picture
-does not depend on which others are drawn beside it.
+Every sample brings its own random numbers, and on a CPU no row of a product depends on how many there are, so that a
+picture does not depend on which others are drawn beside it.
 Shapes: B samples, T positions, P prompt tokens, D width, H heads, K head width, V colours, L layers.
 """
 
@@ -44,9 +44,7 @@ class Matrix:
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.left = None if dtype == torch.float32 else weight.to(dtype)
         self.blocks: tuple[Tensor, ...] = weight.T.contiguous().split(SUM) if self.left is None else ()
-        fixed = self.left is None and weight.device.type == "cpu"
-        outputs, inputs = weight.shape
-        self.chunked = fixed and not rows_alike(min(inputs, SUM), outputs, torch.get_num_threads())
+        self.chunked = not all(rows_alike(*block.shape, torch.get_num_threads()) for block in self.blocks)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""
@@ -77,7 +75,7 @@ class Matrix:
 
 
 class Linear:
-    """The same where kernels are the device's own: they take the weights, whose number is fixed, as left operand."""
+    """The same for a device whose library chooses its kernel: there the number of rows may change the last bits."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.weight = weight.to(dtype)

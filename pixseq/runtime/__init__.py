@@ -1,4 +1,5 @@
-"""The only room that knows machines: device, precision, seeds, ranks and compilation here, what is a GPU's in cuda.py.
+"""The only room that knows machines: device, precision, seeds, ranks and compilation here, what keeps a GPU busy in
+cuda.py, how fast a machine multiplies in rates.py.
 
 On one CPU process every function here is close to an identity, so that stages have no special cases.
 """
