@@ -114,6 +114,13 @@ def test_a_cache_one_position_late_is_caught(sound, monkeypatch):
     assert failing(sound[0]) == {"cache"}
 
 
+def test_a_cache_that_gives_no_numbers_is_caught(sound, monkeypatch):
+    real = sampling.Decoder.step
+    once = lambda self, token, position: real(self, token, position) * (torch.nan if position == 3 else 1)  # noqa: E731
+    monkeypatch.setattr(sampling.Decoder, "step", once)
+    assert failing(sound[0]) == {"cache"}
+
+
 def test_an_input_that_is_not_shifted_is_caught(sound, monkeypatch):
     plain = lambda self, x, masked=None: F.embedding(x, self.wte) + self.wpe[: x.shape[1]]  # noqa: E731
     monkeypatch.setattr(igpt.ImageGPT, "embed", plain)
