@@ -71,9 +71,10 @@ def test_shards_of_webdataset(tmp_path, names, missing):
 
 
 def test_years_and_ids_are_no_numbering(tmp_path):
-    for name in ("2012", "2017", "a7", "a99"):
+    names = ("2012", "2017", "a7", "a99", "b00000000000001", "b20261128120000", "c-0-of-20261128120000")
+    for name in names:
         write_tar(tmp_path / f"{name}.tar", [("0.png", pngs(1)[0])])
-    assert count(tmp_path) == 4
+    assert count(tmp_path) == len(names)
 
 
 @pytest.mark.parametrize(

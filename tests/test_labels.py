@@ -9,6 +9,7 @@ from pictures import drawn, png, pngs, write_parquet, write_tar
 
 from pixseq import progress
 from pixseq.artifacts.arrays import open_store
+from pixseq.data import arrays
 from pixseq.data.images import Reader
 from pixseq.data.preparation import Preparation
 from pixseq.data.sources import open_source
@@ -109,6 +110,26 @@ def test_classes_of_tars_and_npz_are_numbered_over_all_splits(tmp_path):
     assert labels(tmp_path / "tars", "test") == ({0: 1, 1: 1}, ["cat", "dog"])
     assert open_source(str(tmp_path / "tars"), "test").split == "test"
     assert labels(tmp_path / "npz", "test") == ({0: 1}, ["cat", "dog"])
+
+
+def test_shards_with_labels_that_are_texts_are_each_opened_once(tmp_path, monkeypatch):
+    for name in ("train_1", "train_2", "train_3", "test"):
+        np.savez(tmp_path / f"{name}.npz", x=drawn(2), y=["cat", name])
+    opened, members = [], arrays._members
+    monkeypatch.setattr(arrays, "_members", lambda file: opened.append(file.stem) or members(file))
+    assert open_source(str(tmp_path)).class_names == ["cat", "test", "train_1", "train_2", "train_3"]
+    assert sorted(opened) == ["test", "train_1", "train_2", "train_3"]
+
+
+def test_tars_of_class_folders_that_are_splits_by_their_names_alone(tmp_path):
+    for split, names in (("seen", "ba"), ("unseen", "dc")):
+        members = [(f"{name}/{i}.png", data) for name in names for i, data in enumerate(pngs(2))]
+        write_tar(tmp_path / f"{split}-0-of-1.tar", members)
+    for split, numbers in (("seen", [1, 1, 0, 0]), ("unseen", [3, 3, 2, 2])):
+        source = open_source(str(tmp_path), split)
+        assert (source.split, source.class_names) == (split, ["a", "b", "c", "d"])
+        assert [file.label for file in source.read(0, None)] == numbers == source.labels().tolist()
+        assert [file.name for file in source.files] == [f"{split}-0-of-1.tar"]
 
 
 def test_two_pictures_of_one_name_in_tars_of_folders(tmp_path):

@@ -200,7 +200,7 @@ def test_ilsvrc_with_its_flat_val(tmp_path):
     for root in (tmp_path, tmp_path / place):
         assert read(root)[1] == ["n01", "n02"]
         assert read(root, "val")[1] is None and "LOC_val_solution.csv" in notes(root, "val")
-    rows = "ImageId,PredictionString\nILSVRC2012_val_00000002,n01 1 2 3 4 \nILSVRC2012_val_00000001,n02 1 2 3 4 \n"
+    rows = "ImageId,PredictionString\nILSVRC2012_val_00000002,n01 1 2 3 4 \nILSVRC2012_val_00000001,n02 1 2 3 4 \n,\n"
     (tmp_path / "LOC_val_solution.csv").write_text(rows)
     for root in (tmp_path, tmp_path / place):
         assert list(read(root, "val")[2].values()) == [0, 1] and read(root, "val")[1] == ["n01", "n02"]

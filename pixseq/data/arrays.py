@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -88,6 +88,9 @@ class Member:
             yield from stream_rows(handle, self.dtype, self.shape[1:], high - low, to_end=high == self.shape[0])
 
 
+Members = Mapping[str | None, Member]  # the arrays of a file by key
+
+
 @dataclass(frozen=True)
 class LabelledImages:
     """The images of one split in one file: `arrange` makes their rows uint8 [n, H, W] or [n, H, W, 3]."""
@@ -107,15 +110,18 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     if path.is_dir() and files[0].suffix != ".npy":
         of_all_splits = files
         split, files, notes = shards_of_split(path, files, wanted)
-        found = [_parts(file, _members(file), wanted, of_all_splits) for file in files]
+        members = [_members(file) for file in files]
+        # Texts are numbered over all splits, so that a class that one of them lacks shifts no label.
+        if texts := _label_texts(members, wanted):
+            texts |= _label_texts(map(_members, sorted(set(of_all_splits) - set(files))), wanted)
+        found = [_parts(file, each, wanted, texts) for file, each in zip(files, members)]
         if any(list(each) != [None] for each in found):
             raise PixseqError(f"{shown(path)}: its .npz files hold splits of their own", "name one of the files")
         chosen = [each[None] for each in found]
         notes += _check_batches(path, files, wanted.skip)
     else:
-        members: Mapping[str | None, Member]
-        members = {file.stem: npy_member(file) for file in files} if path.is_dir() else _members(path)
-        each = _parts(path, members, wanted)
+        named_arrays: Members = {file.stem: npy_member(file) for file in files} if path.is_dir() else _members(path)
+        each = _parts(path, named_arrays, wanted, _label_texts([named_arrays], wanted))
         named = split_of(path.name)
         by_name = list(each) == [None] and named == canonical(wanted.split)
         split = (
@@ -181,12 +187,18 @@ def _sixteen_bits(path: Path, member: Member, bit_depth: int | None) -> str:
     return f"{said}, but the first reach only {most}: if they have {bits} bits, --bit-depth {bits}" if bits else said
 
 
-def _parts(
-    path: Path, members: Mapping[str | None, Member], wanted: Wanted, beside: Sequence[Path] = ()
-) -> dict[str | None, LabelledImages]:
+def _label_texts(files: Iterable[Members], wanted: Wanted) -> set[str]:
+    """The labels of files, by their arrays, that are texts; what is no label left out."""
+    if not wanted.labels:
+        return set()
+    answers = (member for each in files if None not in each for member in _by_role(each, wanted)[1].values())
+    return {text for member in answers for text in _texts(member) if not labels.is_missing(text)}
+
+
+def _parts(path: Path, members: Members, wanted: Wanted, texts: Collection[str]) -> dict[str | None, LabelledImages]:
     """The images of a file, or of a folder of .npy, by the split their keys carry, None where they carry none.
 
-    Texts are numbered over those of the files `beside` too, so that a class that one of them lacks shifts no label.
+    `texts` are the labels of all that belongs to it.
     """
     if None in members:
         targets = _labels_beside(path, wanted)
@@ -201,10 +213,8 @@ def _parts(
         )
     if wanted.label_column not in (None, NO_LABELS) and not answers:
         raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
-    if wanted.labels and any(member.dtype.kind in "US" for member in answers.values()):
-        every = [member for each in (members, *map(_members, beside)) for member in _by_role(each, wanted)[1].values()]
-        seen = {text for member in every for text in _texts(member) if not labels.is_missing(text)}
-        class_names = (labels.names_of(seen) if seen else None) or class_names
+    if any(member.dtype.kind in "US" for member in answers.values()):
+        class_names = (labels.names_of(texts) if texts else None) or class_names
     found = {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
     if wanted.labels and not answers:
         counts = [member.shape[:1] for member in images.values()]
@@ -220,15 +230,14 @@ def _could_be_labels(member: Member, counts: Sequence[tuple[int, ...]]) -> bool:
 
 
 def _by_role(
-    members: Mapping[str | None, Member], wanted: Wanted
+    members: Members, wanted: Wanted
 ) -> tuple[dict[str | None, Member], dict[str | None, Member], list[str] | None]:
     """The arrays of images and of labels by split, and the names of the classes where an array holds them."""
     images: dict[str | None, Member] = {}
     answers: dict[str | None, Member] = {}
     class_names = None
     for key, member in members.items():
-        if key is None:
-            raise PixseqError(f"{member} is one array, not .npz", "name it .npy")
+        assert key is not None  # of one array alone, which has no labels in its file
         split, role = _role(key)
         if role in CLASS_NAME_KEYS and member.dtype.kind == "U" and len(member.shape) == 1:
             class_names = [shown(name) for name in _texts(member)]

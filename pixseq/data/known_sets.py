@@ -72,7 +72,7 @@ def labelled(tree: Tree, folder: str) -> dict[str, PicturesByFolder] | None:
         above = os.path.dirname(above)
         text = tree.text(above, SOLUTION)
         if text is not None:
-            rows = (line.replace(",", " ").split()[:2] for line in text.split("\n")[1:] if line.strip())
+            rows = (line.replace(",", " ").split()[:2] for line in text.split("\n")[1:] if line.strip(", \t"))
             return _of_one(tree, folder, SOLUTION, ((f"{row[0]}.JPEG", *row[1:]) for row in rows))
     return None
 

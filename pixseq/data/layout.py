@@ -50,12 +50,16 @@ class ChosenSplit:
     tables: list[str]
 
 
-def choose(tree: Tree, root: str, path: object, wanted: str) -> ChosenSplit:
-    """The split of the pictures below `root` that `wanted` names. Raises NoSuchSplit, and PixseqError if unclear."""
+def choose(tree: Tree, root: str, path: object, wanted: str, known: Collection[str] = ()) -> ChosenSplit:
+    """The split of the pictures below `root` that `wanted` names, of the `known` folders that are splits, or of those
+    that are found to be. Raises NoSuchSplit, and PixseqError if unclear.
+    """
     notes: list[str] = []
-    top, root = root, _see_through(tree, root, notes)
-    found = _splits(tree, root, notes)
-    if found:
+    top, root = root, root if known else _see_through(tree, root, notes)
+    found = _as_splits(tree, root, known, notes) if known else _splits(tree, root, notes)
+    if known:
+        split = called = wanted
+    elif found:
         _check_filled(tree, root, found, wanted)
         split, called = _pick(path, found, wanted)
     else:
@@ -189,6 +193,10 @@ def _splits(tree: Tree, root: str, notes: list[str]) -> dict[str, Split]:
         notes.append(f"{tree.called(root)}: beside {few(like)} other folders hold pictures: {few(set(rest) - alike)}")
     if len(tree.listing(root).pictures):
         notes.append(f"{tree.called(root)}: the pictures beside its splits ({few(names)}) are passed over")
+    return _as_splits(tree, root, names, notes)
+
+
+def _as_splits(tree: Tree, root: str, names: Collection[str], notes: list[str]) -> dict[str, Split]:
     splits = {name: _split(tree, name, os.path.join(root, name), notes) for name in names}
     _check_depth(tree, splits)
     return _without_wrappers(splits, notes)

@@ -13,6 +13,7 @@ from pixseq.text import few, shown
 
 OF = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?)(?P<total>\d+)(?P<after>.*)", re.IGNORECASE)
 FOLD = re.compile(r"(?<![a-z])fold[-_. ]?\d+(?![-_. ]?\d)", re.IGNORECASE)  # of a cross-validation
+MOST_SHARDS = 1 << 20  # of a set: greater numbers are dates and ids
 UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".!ut", ".tmp")
 
 
@@ -64,7 +65,8 @@ def splits_of(path: Path, shards: Iterable[Path]) -> tuple[dict[str | None, list
             f"{shown(path)}: {shown(first.name)} names a split, {shown(groups[None][0].name)} does not",
             "give a folder where all shards, or none, carry train or test in their names",
         )
-    return {own: sorted(files, key=ordered.index) for own, files in groups.items()}, called
+    place = {shard: i for i, shard in enumerate(ordered)}
+    return {own: sorted(files, key=place.__getitem__) for own, files in groups.items()}, called
 
 
 def _set_of(shard: Path) -> str | None:
@@ -105,7 +107,7 @@ def _by_folder(files: list[Path]) -> Iterable[list[Path]]:
 
 def _missing(path: Path, files: list[Path]) -> list[str]:
     """Names of shards that the numbers of the others tell of."""
-    counted = [match for file in files if (match := OF.fullmatch(file.name))]
+    counted = [match for file in files if (match := OF.fullmatch(file.name)) and int(match["total"]) <= MOST_SHARDS]
     if not counted:
         return _gaps(files)
     sets: dict[tuple[str, str], list[re.Match]] = {}
@@ -150,7 +152,7 @@ def _gaps(files: list[Path]) -> list[str]:
         low, high = min(numbers), max(numbers)
         padded = any(text.startswith("0") and len(text) > 1 for text in numbers.values())
         gaps = high - low + 1 - len(numbers)
-        if gaps and ((padded and low < 2) or (gaps <= len(numbers) and (low < 2 or padded))):
+        if gaps and ((padded and low < 2 and high <= MOST_SHARDS) or (gaps <= len(numbers) and (low < 2 or padded))):
             width = len(numbers[low]) if padded else 1
             lacking += [f"{before}{n:0{width}}{after}" for n in range(low, high) if n not in numbers]
     return lacking

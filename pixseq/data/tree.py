@@ -228,9 +228,6 @@ class ArchiveTree(Tree):
             self._files[folder][0].append(os.fsencode(base))
             self.members[folder, os.fsencode(base)] = name
 
-    def folder_of(self, name: str) -> str:
-        return _plain(name).rpartition("/")[0]
-
     def _folder(self, folder: str) -> None:
         parts = folder.split("/")
         for i, part in enumerate(parts):

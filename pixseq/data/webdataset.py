@@ -156,22 +156,22 @@ def _of_folders(path: Path, files: list[Path], wanted: str) -> Source | None:
     """Tars of class folders, by the same rules as folders on a disk; None where its members are WebDataset's samples,
     of one key each, or where pictures lie beside folders.
     """
-    return _chosen(path, [("", file) for file in files], wanted)
+    return _chosen(path, {"": files}, wanted)
 
 
 def _of_splits(path: Path, files: list[Path], split: str) -> Source | None:
     """The same of tars that are splits by their names, as if each lay unpacked in a folder of its split."""
     groups, _ = splits_of(path, files)
-    return _chosen(path, [(f"{name}/", file) for name, group in groups.items() for file in group], split)
+    return _chosen(path, {f"{name}/": group for name, group in groups.items()}, split)
 
 
-def _chosen(path: Path, files: list[tuple[str, Path]], wanted: str) -> Source | None:
-    """`files` are tars, each with the folder that its members lie in. Raises PixseqError for two pictures of one name:
-    tars that hold the same may be shards, folds or copies.
+def _chosen(path: Path, tars: dict[str, list[Path]], wanted: str) -> Source | None:
+    """`tars` by the folder that their members lie in: that of their split, or none. Raises PixseqError for two pictures
+    of one name: tars that hold the same may be shards, folds or copies.
     """
     held: dict[str, Path] = {}
     twice = None
-    for folder, file in files:
+    for folder, file in ((folder, file) for folder, files in tars.items() for file in files):
         for name in _names(file):
             if folder + name in held and _is_picture(name):
                 twice = twice or (name, held[folder + name].name, file.name)
@@ -179,9 +179,10 @@ def _chosen(path: Path, files: list[tuple[str, Path]], wanted: str) -> Source | 
     pictures = {name.rpartition(".")[0] for name in held if _is_picture(name)}
     if any(not _is_picture(name) and name.rpartition(".")[0] in pictures for name in held):
         return None
-    tree = ArchiveTree(held, path)
-    root = layout.archive_root(tree)
-    if len(tree.listing(root).pictures):
+    tree, ours = ArchiveTree(held, path), f"{wanted}/"
+    known = tree.folders("") if ours in tars else []
+    root = "" if known else layout.archive_root(tree)
+    if len(tree.listing(root).pictures) or (known and wanted not in known):
         return None
     if twice is not None:
         name, first, second = map(shown, twice)
@@ -189,20 +190,23 @@ def _chosen(path: Path, files: list[tuple[str, Path]], wanted: str) -> Source | 
             f"{shown(path)}: {name} is there twice, in {first} and in {second}",
             "unpack it and name the folder" if first == second else "name one tar, or give pictures other names",
         )
-    chosen = layout.choose(tree, root, path, wanted)
-    label_of = {folder: label for folder, _, label in chosen.pictures}
+    chosen = layout.choose(tree, root, path, wanted, known)
+    label_of = {within: label for within, _, label in chosen.pictures}
+    labelled = {name: label_of[within] for (within, _), name in tree.members.items() if within in label_of}
+    folder, files = (ours, tars[ours]) if known else ("", tars[""])
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         return islice(_in_order(), start, stop)
 
     def _in_order() -> Iterator[ImageFile]:
-        for folder, file in files:
+        for file in files:
             for name, data in _members(file):
-                within = tree.folder_of(folder + name)
-                if _is_picture(name) and within in label_of:
-                    yield ImageFile(f"{file}: {name}", data, label_of[within])
+                if folder + name in labelled:
+                    yield ImageFile(f"{file}: {name}", data, labelled[folder + name])
 
-    return replace(as_source("tar", path, chosen, read), files=[file for _, file in files], shares=True)
+    source = as_source("tar", path, chosen, read)
+    in_order = (lambda: np.array(list(labelled.values()), np.int64)) if source.has_labels else None
+    return replace(source, labels=in_order, files=files, shares=not known)
 
 
 def _names(file: Path) -> Iterator[str]:
