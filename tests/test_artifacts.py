@@ -91,7 +91,10 @@ def test_content_id_is_the_stated_hash():
 
 
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 20])
-@pytest.mark.parametrize("shape, chunks", [((23, 5), (4, 5)), ((2, 23, 5), (1, 4, 5)), ((23,), (4,)), ((0, 5), (4, 5))])
+@pytest.mark.parametrize(
+    "shape, chunks",
+    [((23, 5), (4, 5)), ((2, 23, 5), (1, 4, 5)), ((23,), (4,)), ((0, 5), (4, 5)), ((5, 0), (4, 1))],
+)
 def test_what_is_read_back_is_all_of_it_in_order_however_many_chunks_at_once(
     tmp_path, monkeypatch, at_once, shape, chunks
 ):

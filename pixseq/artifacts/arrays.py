@@ -253,8 +253,8 @@ def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:
 def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
     """C-order blocks of some chunks: the leading indices one by one, then runs of rows. One is read ahead."""
     axis = next((i for i, c in enumerate(array.chunks) if c > 1), array.ndim - 1)
-    row_bytes = math.prod(array.shape[axis + 1 :]) * array.dtype.itemsize
-    rows = array.chunks[axis] * max(BLOCK_BYTES // (array.chunks[axis] * row_bytes), 1)
+    chunk_bytes = array.chunks[axis] * math.prod(array.shape[axis + 1 :]) * array.dtype.itemsize
+    rows = array.chunks[axis] * max(BLOCK_BYTES // max(chunk_bytes, 1), 1)
 
     def read(place: tuple[int | slice, ...]) -> np.ndarray:
         return np.asarray(array[place])
