@@ -118,6 +118,8 @@ def test_a_table_of_runs_as_weights_and_biases_exports_it(read):
             "batch_size": 8,
             "PF-days": 1.5 + i,
             "GPU hours": 3 + i,
+            "gpuHour": 3 + i,
+            "PFLOP/s-days": 1.5 + i,
             "tokens/sec": 900 - i,
             "_step": 400,
             "_timestamp": 1.7e9,

@@ -46,7 +46,8 @@ SETTING = (
     r"|patch size|((global|micro) )?batch( size)?|iterations?|iters?|max steps"
     r"|((max|min|learning|peak) )*(lr|rate)|weight decay|dropout|warmup( steps)?|beta ?[12]|momentum|grad clip|images"
     r"|seconds|runtime|relative time.*|timestamp|(wall )?time|created|world size|sweep|index"
-    r"|(gpu|tpu|chip|device)s? (hours|days)|(total |training )?(pf|petaflops?|exaflops?|zettaflops?)( s)? days?"
+    r"|(gpu|tpu|chip|device)s? ?(hours?|days?)"
+    r"|(total |training )?(pf|[pez]flops?|(peta|exa|zetta)flops?)( s)? ?days?"
     r"|(cost|price)( usd)?|mfu|throughput|(tokens|images|samples)( per)? (seconds?|sec|s)|(peak )?memory( gi?b)?"
     r"|frechet (floor )?n|frechet floor"
 )
