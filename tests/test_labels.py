@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from pictures import drawn, png, pngs, write_parquet, write_tar
+from pictures import drawn, png, pngs, write_parquet, write_tar, write_zip
 
 from pixseq import progress
 from pixseq.artifacts.arrays import open_store
@@ -130,6 +130,15 @@ def test_tars_of_class_folders_that_are_splits_by_their_names_alone(tmp_path):
         assert (source.split, source.class_names) == (split, ["a", "b", "c", "d"])
         assert [file.label for file in source.read(0, None)] == numbers == source.labels().tolist()
         assert [file.name for file in source.files] == [f"{split}-0-of-1.tar"]
+
+
+@pytest.mark.parametrize("write, ending", [(write_tar, "tar"), (write_zip, "zip")])
+def test_a_file_that_is_named_after_a_split_is_read_as_that(tmp_path, write, ending):
+    file = tmp_path / f"test.{ending}"
+    write(file, [(f"{name}/0.png", png) for name, png in zip(("cat", "dog"), pngs(2))])
+    assert labels(file, "test") == labels(file) == ({0: 0, 1: 1}, ["cat", "dog"])
+    with pytest.raises(PixseqError, match="no splits, but split val was asked for"):
+        open_source(str(file), "val")
 
 
 def test_two_pictures_of_one_name_in_tars_of_folders(tmp_path):

@@ -50,9 +50,12 @@ class ChosenSplit:
     tables: list[str]
 
 
-def choose(tree: Tree, root: str, path: object, wanted: str, known: Collection[str] = ()) -> ChosenSplit:
+def choose(
+    tree: Tree, root: str, path: object, wanted: str, known: Collection[str] = (), named: str | None = None
+) -> ChosenSplit:
     """The split of the pictures below `root` that `wanted` names, of the `known` folders that are splits, or of those
-    that are found to be. Raises NoSuchSplit, and PixseqError if unclear.
+    that are found to be; all where there are none, if that is the split that a file is `named` after. Raises
+    NoSuchSplit, and PixseqError if unclear.
     """
     notes: list[str] = []
     top, root = root, root if known else _see_through(tree, root, notes)
@@ -63,7 +66,7 @@ def choose(tree: Tree, root: str, path: object, wanted: str, known: Collection[s
         _check_filled(tree, root, found, wanted)
         split, called = _pick(path, found, wanted)
     else:
-        split = called = pick_split(path, (), wanted)
+        split = called = pick_split(path, (), "all" if named == canonical(wanted) else wanted)
         found = {called: _split(tree, called, root, notes)}
     chosen = found[called]
     others = [os.path.join(chosen.folder, name) for name in tree.listing(chosen.folder).others]

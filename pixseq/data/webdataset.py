@@ -24,6 +24,7 @@ from pixseq.data.folders import as_source
 from pixseq.data.records import ImageFile, NoSuchSplit, Source, Wanted, reading
 from pixseq.data.shards import shards_of_split, splits_of
 from pixseq.data.sniff import PICTURE_SUFFIXES
+from pixseq.data.split_names import split_of
 from pixseq.data.tree import ArchiveTree, debris_in
 from pixseq.errors import PixseqError
 from pixseq.text import few, shown
@@ -190,7 +191,7 @@ def _chosen(path: Path, tars: dict[str, list[Path]], wanted: str) -> Source | No
             f"{shown(path)}: {name} is there twice, in {first} and in {second}",
             "unpack it and name the folder" if first == second else "name one tar, or give pictures other names",
         )
-    chosen = layout.choose(tree, root, path, wanted, known)
+    chosen = layout.choose(tree, root, path, wanted, known, split_of(path.name) if path.is_file() else None)
     label_of = {within: label for within, _, label in chosen.pictures}
     labelled = {name: label_of[within] for (within, _), name in tree.members.items() if within in label_of}
     folder, files = (ours, tars[ours]) if known else ("", tars[""])

@@ -11,6 +11,7 @@ from pathlib import Path
 from pixseq.data import layout
 from pixseq.data.folders import as_source
 from pixseq.data.records import ImageFile, Source, parts, reading
+from pixseq.data.split_names import split_of
 from pixseq.data.tree import ArchiveTree
 from pixseq.data.webdataset import MAX_MEMBER_BYTES
 from pixseq.errors import PixseqError
@@ -43,7 +44,7 @@ def open_zip(path: Path, wanted: str) -> Source:
             f"{shown(path)} holds no pictures, but {few(packed or members) or 'nothing'}",
             "unpack it and name the folder" if packed else "a zip of pictures holds .jpg, .png and their like",
         )
-    chosen = layout.choose(tree, layout.archive_root(tree), path, wanted)
+    chosen = layout.choose(tree, layout.archive_root(tree), path, wanted, named=split_of(path.name))
     for info in members.values():
         if info.file_size > MAX_MEMBER_BYTES:
             raise PixseqError(f"{shown(path)}: {shown(info.filename)} declares {info.file_size} bytes")
