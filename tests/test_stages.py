@@ -464,7 +464,8 @@ def test_two_processes_train_what_one_trains_also_where_one_is_killed_between(to
     half = subprocess.run(
         [*two, tmp_path / "half.py", *tail, "--save-minutes", "0.0001"], capture_output=True, text=True
     )
-    assert half.returncode == 1 and "another process of this run has ended" in half.stderr, half.stderr
+    told = ("another process of this run has ended", "stopped by SIGTERM")  # by torchrun, which may have seen it first
+    assert half.returncode == 1 and any(words in half.stderr for words in told), half.stderr
     assert "this is a bug" not in half.stderr
     assert not (tmp_path / "two").exists() and (tmp_path / "two.partial" / "resume" / "state.pt").exists()
     run = subprocess.run([*two, "-m", "pixseq", *tail, "--resume"], capture_output=True, text=True)
