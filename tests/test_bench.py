@@ -14,7 +14,7 @@ from program import called
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.bench import alone, ceilings, cost, drawn, models, peers, reading, rounds, run
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
-from pixseq.cli.bench import _table
+from pixseq.cli.bench import _share, _table
 from pixseq.engine.state import TrainState
 from pixseq.engine.step import accumulate, share_of_batch
 from pixseq.engine.training import Training
@@ -74,6 +74,11 @@ def test_figures_of_a_row():
 )
 def test_whether_a_machine_is_calm(load, spreads, said):
     assert rounds.unrest(load, 2, spreads) == said
+
+
+def test_shares_are_plain_numbers():
+    told = [_share(share) for share in (None, 0.000049, 0.057, 0.57, 0.997, 1.2)]
+    assert told == ["", "0.0049 %", "5.7 %", "57 %", "100 %", "120 %"]
 
 
 def test_powers_are_those_of_the_large_end():

@@ -130,7 +130,7 @@ def _table(numbers: dict[str, Any]) -> str:
             name = limit["ceiling"], limit["precision"] or ""
             limits[name] = max(limits.get(name, (0.0, "")), (limit["rate"], limit["unit"]))
     head += ["peak memory"] * memory + ["mfu"] * bool(numbers["machine"]["gpu"])
-    shown = [(*name, f"{rate / 1e9:,.3g} G{unit}") for name, (rate, unit) in limits.items()]
+    shown = [(*name, f"{_three(rate / 1e9)} G{unit}") for name, (rate, unit) in limits.items()]
     ceilings = table(("ceiling", "precision", "rate"), shown)
     return "\n".join([table(head, rows), "", *abouts, "", ceilings, "", _machine(numbers)])
 
@@ -176,4 +176,6 @@ def _three(value: float) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2g} %"
+    if value is None:
+        return ""
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
