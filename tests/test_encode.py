@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tarfile
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,6 +123,20 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(folder, tmp_pat
             assert not out.exists() and atomic.partial_path(out).exists()
     assert interruptions and record["id"] == whole["id"] and record["summary"] == whole["summary"]
     assert verify(out) == []
+
+
+def test_a_run_that_fails_ends_its_threads_itself(folder, tmp_path, monkeypatch, small_chunks):
+    """Not when the garbage collector comes by: it may do so in a thread that begins, which then waits for itself."""
+
+    def failing(*args):
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(StoreWriter, "append", failing)
+    with pytest.raises(KeyboardInterrupt) as held:  # and with it all frames
+        encode.run(str(folder / "pictures"), tmp_path / "t.zarr", folder / "p.json", size=8, on_error="skip")
+    pools = [each for each in threading.enumerate() if each not in before and "(_handle" in each.name]
+    assert held and pools == []
 
 
 def test_what_only_lacks_its_name_is_published_where_recipe_and_content_match(folder, tmp_path, monkeypatch):

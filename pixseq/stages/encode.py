@@ -7,11 +7,12 @@ Shapes: N rows (images, or views of them), S the side in pixels, P the pixels of
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -326,12 +327,16 @@ def _encode(
     most = CHUNK_ROWS if source.name in ONE_BY_ONE else CHUNKS_AT_ONCE * CHUNK_ROWS
     at_once = max(min(BATCH_BYTES // (max(prep.views, 1) * prep.size**2 * 3), most), 1)
     reader, encoded = _reading(source, chosen, prep, codec, tally.image, at_once, workers)
-    making = _ahead(reader, encoded)
+    making = _ahead(reader, encoded)  # closed here: threads must not end where garbage happens to be collected
     total = source.count if chosen is None else len(chosen)
     originals = source.shows() if source.shows else None
     narrow = said = False
     written: Future[None] | None = None  # the last batch, while the next is made
-    with progress.track("encode", total, "images", tally.image) as bar, ThreadPoolExecutor(1, "writing") as writing:
+    with (
+        progress.track("encode", total, "images", tally.image) as bar,
+        ThreadPoolExecutor(1, "writing") as writing,
+        contextlib.closing(making),
+    ):
         for batch, counts, new in making:
             tally = tally.plus(batch, new, dict(met + counts), codec.class_names)
             images = batch.numbers if isinstance(batch, ImageBatch) and prep.views > 1 else None
@@ -358,7 +363,7 @@ def _encode(
 
 def _ahead(
     reader: Reader | TokenReader, encoded: Callable[[Any], Encoded]
-) -> Iterator[tuple[ImageBatch | TokenBatch, Counter, Encoded]]:
+) -> Generator[tuple[ImageBatch | TokenBatch, Counter, Encoded]]:
     """Each batch, what was met until it was read, and what it became: some are made while others are read or written.
 
     Where reading fails, those before come first, so that they are not lost.
