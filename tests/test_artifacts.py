@@ -225,6 +225,21 @@ def test_a_store_goes_on_from_its_last_state_whatever_the_chunks(tmp_path, step)
     np.testing.assert_array_equal(zarr.open_group(path, mode="r")["labels"][:], x)
 
 
+@pytest.mark.parametrize("left", [None, 0, 9])
+def test_a_partial_whose_chunks_did_not_reach_the_disk_is_begun_anew(tmp_path, left):
+    """As the power cut leaves it: the record tells of rows whose file is not there, or empty, or cut short."""
+    x, specs, path = np.arange(24, dtype=np.int32), {"labels": Spec("int32", (None,))}, tmp_path / "t"
+    StoreWriter(path, specs, {}, 8).append({"labels": x[:16]}, {"at": 16})
+    assert StoreWriter(path, specs, {}, 8, resume=True).rows == 16
+    chunk = path / "labels/c/0"
+    chunk.unlink() if left is None else os.truncate(chunk, left)
+    writer = StoreWriter(path, specs, {}, 8, resume=True)
+    assert (writer.rows, writer.state) == (0, {})
+    writer.append({"labels": x}, {})
+    writer.finish("features", "s", {}, {}, {}, {})
+    np.testing.assert_array_equal(zarr.open_group(path, mode="r")["labels"][:], x)
+
+
 def test_a_partial_of_an_older_version_goes_on(tmp_path):
     """It does not tell after how many rows its state is: the state itself does, or it is of all that are written."""
     x, specs = np.arange(24, dtype=np.int32), {"labels": Spec("int32", (None,))}

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -127,7 +128,7 @@ def open_store(path: str | Path, *kinds: str) -> Store:
     path = Path(path)
     store = opened(path, manifest.expect(path, *kinds))
     missing, real = [], 0
-    for key in (key for name in store.names for key in chunk_files(store, name)):
+    for key in (key for name in store.names for key in _chunk_files(name, store.arrays[name])):
         if (path / key).is_file():
             real += (path / key).stat().st_size
         else:
@@ -199,9 +200,8 @@ def array_names(path: Path) -> list[str]:
     return sorted(found.parent.name for found in path.glob("*/zarr.json"))
 
 
-def chunk_files(store: Store, name: str) -> Iterator[str]:
+def _chunk_files(name: str, array: zarr.Array) -> Iterator[str]:
     """The files of an array, by the path inside the store (zarr v3 default keys: name/c/i/j)."""
-    array = store.arrays[name]
     for index in _indices([-(-n // chunk) for n, chunk in zip(array.shape, array.chunks)]):
         yield "/".join([name, "c", *map(str, index)])
 
@@ -223,24 +223,24 @@ def verify(path: str | Path) -> list[str]:
 
 def faults(store: Store) -> list[str]:
     """What is missing or damaged of an opened store, MOST_NAMED at most."""
-    path = store.path
-    found: list[str] = []
-    for name in store.names:
-        array = store.arrays[name]
-        for key in chunk_files(store, name):
-            index = [int(i) for i in key.split("/")[2:]]
-            if len(found) == MOST_NAMED:
-                return found
-            if not (path / key).is_file():
-                found.append(f"{key} is missing")
-                continue
-            try:
-                array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks))]
-            except Exception as error:
-                found.append(f"{key} is damaged: {error}")
+    arrays = ((name, store.arrays[name]) for name in store.names)
+    found = list(islice((fault for each in arrays for fault in chunk_faults(store.path, *each)), MOST_NAMED))
     if not found and store_id(store.group, store.manifest["kind"], store.meta) != store.manifest["id"]:
         found.append(f"the content does not match its id {store.manifest['id']}")
     return found
+
+
+def chunk_faults(path: Path, name: str, array: zarr.Array) -> Iterator[str]:
+    """The chunks of an array of the store at `path` that are missing or damaged. Reads them all."""
+    for key in _chunk_files(name, array):
+        index = [int(i) for i in key.split("/")[2:]]
+        if not (path / key).is_file():
+            yield f"{key} is missing"
+            continue
+        try:
+            array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunks))]
+        except Exception as error:
+            yield f"{key} is damaged: {error}"
 
 
 def store_id(group: zarr.Group, kind: str, meta: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from pixseq.artifacts import atomic, layout, manifest
-from pixseq.artifacts.arrays import array_of, faults, open_group, opened, store_id
+from pixseq.artifacts.arrays import array_of, chunk_faults, faults, open_group, opened, store_id
 from pixseq.artifacts.specs import PICTURE_SHAPES, Spec, fill_value
 from pixseq.errors import PixseqError
 from pixseq.numerics.whole import starts
@@ -69,7 +69,9 @@ class StoreWriter:
         self._commit()
 
     def _reopen(self) -> bool:
-        """False where there is nothing to go on from: killed before the first commit."""
+        """False where there is nothing to go on from: killed before the first commit, or what was written did not reach
+        the disk before the power went.
+        """
         if not (self.path / "zarr.json").is_file():
             return False
         group = open_group(self.path, mode="r+")
@@ -93,11 +95,15 @@ class StoreWriter:
             return self.finished is not None
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         self.covered = _covered(unfinished)
-        for name, spec in self.specs.items():
+        for name, spec in sorted(
+            self.specs.items(), key=lambda each: each[1].whole
+        ):  # after the shapes of its pictures
             entries = (
                 int(starts(np.asarray(array_of(group, PICTURE_SHAPES)[: self.rows]))[-1]) if spec.whole else self.rows
             )
             array_of(group, name).resize(spec.sized(entries))
+            if any(chunk_faults(self.path, name, array_of(group, name))):
+                return False
         return True
 
     def _checked(self, group: zarr.Group, unfinished: Any) -> dict[str, Any]:
