@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 import time
 import tracemalloc
 
@@ -388,3 +389,22 @@ def test_whole_pictures_are_no_strips_and_are_held_a_few_at_a_time(tmp_path, mon
     with pytest.raises(PixseqError, match=r"99\.png: 321 x 20 pixels: whole pictures are at most 16 times") as fault:
         list(images.Reader(open_source(str(tmp_path)), prep))
     assert "--resize crop" in fault.value.hint and "--on-error skip" in fault.value.hint
+
+
+def test_a_reader_that_is_left_waits_for_no_thread(monkeypatch):
+    """It ends where garbage is collected, be it in a thread that begins, for which those that end wait."""
+    go, made = threading.Event(), Reader._arrays
+
+    def slow(self, pictures, labels, index):
+        assert index == 0 or go.wait(60)
+        return made(self, pictures, labels, index)
+
+    monkeypatch.setattr(Reader, "_arrays", slow)
+    batches = iter(Reader(arrays(noise(9, 8, 8, 3)), Preparation(size=8), batch_size=1, workers=1))
+    next(batches)
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    waits = closing.is_alive()
+    go.set()
+    assert not waits

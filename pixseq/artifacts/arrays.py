@@ -259,8 +259,9 @@ def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
     def read(place: tuple[int | slice, ...]) -> np.ndarray:
         return np.asarray(array[place])
 
-    with ThreadPoolExecutor(1, "reading") as reading:
-        ahead: Future[np.ndarray] | None = None
+    reading = ThreadPoolExecutor(1, "reading")
+    ahead: Future[np.ndarray] | None = None
+    try:
         for lead in _indices(array.shape[:axis]):
             for start in range(0, array.shape[axis], rows):
                 upcoming = reading.submit(read, (*lead, slice(start, start + rows)))
@@ -269,3 +270,5 @@ def _blocks(array: zarr.Array) -> Iterator[np.ndarray]:
                 ahead = upcoming
         if ahead is not None:
             yield ahead.result()
+    finally:  # without waiting: a generator that is left ends where garbage is collected, in any thread
+        reading.shutdown(wait=False, cancel_futures=True)

@@ -139,17 +139,16 @@ class Reader:
                 yield job()
             return
         window: deque[tuple[Future[_Result], int]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for job in self._jobs():
-                    window.append((pool.submit(job), self._held_by(job)))
-                    while len(window) > 2 * self.workers or sum(size for _, size in window) > IN_FLIGHT_BYTES:
-                        yield window.popleft()[0].result()
-                while window:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for job in self._jobs():
+                window.append((pool.submit(job), self._held_by(job)))
+                while len(window) > 2 * self.workers or sum(size for _, size in window) > IN_FLIGHT_BYTES:
                     yield window.popleft()[0].result()
-            finally:
-                for future, _ in window:
-                    future.cancel()
+            while window:
+                yield window.popleft()[0].result()
+        finally:  # without waiting: a generator that is left ends where garbage is collected, in any thread
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _jobs(self) -> Iterator[partial[_Result]]:
         """The source cut into chunks, none of which crosses the end of a batch."""
