@@ -236,6 +236,15 @@ def test_sample_inputs_of_a_file_are_never_opened(saved, tmp_path, monkeypatch):
     assert open_exported(path).features(torch.rand(2, 3, 6, 6)).shape == (2, 5) and not (tmp_path / "ran").exists()
 
 
+def test_memory_that_ends_is_no_fault_of_the_file(saved, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(exported, "_called", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        open_exported(saved[0] / "any.pt2").features(torch.rand(2, 3, 6, 6))
+
+
 def test_what_is_no_export_is_refused(tmp_path):
     (tmp_path / "x.pt2").write_bytes(b"PK no zip")
     for name, words in (("x.pt2", "no archive"), ("none.pt2", "cannot be read")):

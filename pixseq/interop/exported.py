@@ -165,6 +165,8 @@ class Exported:
                 f"{self.path} takes more than {self.most:,} bytes for {list(images.shape)}: {error}",
                 "export it with a batch of any size, or of fewer pictures",
             ) from error
+        except (MemoryError, torch.OutOfMemoryError):  # a matter of this machine
+            raise
         except Exception as error:  # what does not fit comes as many types
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PixseqError(f"{self.path} cannot be run on {list(images.shape)}: {line}", REMEDY) from None
