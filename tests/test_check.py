@@ -121,6 +121,17 @@ def test_a_cache_that_gives_no_numbers_is_caught(sound, monkeypatch):
     assert failing(sound[0]) == {"cache"}
 
 
+def test_a_leak_that_gives_no_numbers_is_caught(sound, monkeypatch):
+    real, last = igpt.ImageGPT.embed, []
+
+    def embed(self, x, masked=None):
+        last.append(int(x[0, -1]))  # a pixel that nothing may depend on
+        return real(self, x, masked) * (1 if last[-1] == last[0] else torch.nan)
+
+    monkeypatch.setattr(igpt.ImageGPT, "embed", embed)
+    assert "causality" in failing(sound[0])
+
+
 def test_an_input_that_is_not_shifted_is_caught(sound, monkeypatch):
     plain = lambda self, x, masked=None: F.embedding(x, self.wte) + self.wpe[: x.shape[1]]  # noqa: E731
     monkeypatch.setattr(igpt.ImageGPT, "embed", plain)

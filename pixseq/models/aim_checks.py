@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixseq.models.aim import AIM, nearest_code, normalised, patchify, unpatchify
-from pixseq.models.certificates import STILL, Check, some_positions
+from pixseq.models.certificates import STILL, Check, moves, some_positions
 
 
 def certify(net: AIM, x: Tensor, generator: torch.Generator, close: float) -> Iterator[Check]:
@@ -68,7 +68,7 @@ def _causality(net: AIM, x: Tensor, masked: Tensor | None, name: str, generator:
     total, prefix = len(before), 0 if masked is None else int((~masked).sum())
     scale, leaked, moved = float(before.abs().max()), 0.0, 0.0
     for k, other in perturbed(net, x, generator):
-        change = (outputs(net, other, masked)[0] - before).abs().amax(-1)
+        change = moves(outputs(net, other, masked)[0], before).amax(-1)
         # position p predicts target p + 1; in the prefix, all of the prefix is seen and nothing is scored
         unseen = change[max(prefix - 1, 0) : k] if k >= prefix else change[:0]
         later = change[k : total - 1]

@@ -29,3 +29,8 @@ def some_positions(total: int, generator: torch.Generator) -> Iterator[int]:
     """The ends, the middle and some positions between."""
     some = torch.randint(total, (4,), generator=generator).tolist()
     yield from sorted({0, 1 % total, total // 2, max(total - 2, 0), total - 1, *some})
+
+
+def moves(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """How far outputs lie apart, each; infinitely where one is no number, which no comparison would find."""
+    return (after - before).abs().nan_to_num(torch.inf, torch.inf)

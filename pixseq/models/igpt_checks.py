@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models.certificates import STILL, Check, some_positions
+from pixseq.models.certificates import STILL, Check, moves, some_positions
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.objectives import generative_nats, random_mask
 from pixseq.models.sampling import Decoder
@@ -85,7 +85,7 @@ def _causality(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Check:
     before = net(x).logits[0]
     scale, leaked, moved, later = float(before.abs().max()), 0.0, 0.0, 0
     for t, other in _perturbed(net, x, generator):
-        change = (net(other).logits[0] - before).abs().amax(-1)
+        change = moves(net(other).logits[0], before).amax(-1)
         unseen = t + 1 if net.shape.shifted else t
         leaked = max(leaked, float(change[:unseen].max()) if unseen else 0.0)
         moved = max(moved, float(change[unseen:].max()) if unseen < len(change) else 0.0)
@@ -110,8 +110,8 @@ def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Itera
     for t, other in _perturbed(net, x, generator):
         hidden = torch.zeros_like(x, dtype=torch.bool)
         hidden[0, t] = True
-        leaked = max(leaked, float((net(other, hidden).logits - net(x, hidden).logits).abs().max()))
-        change = (net(other, torch.zeros_like(hidden)).logits[0] - before).abs().amax(-1)
+        leaked = max(leaked, float(moves(net(other, hidden).logits, net(x, hidden).logits).max()))
+        change = moves(net(other, torch.zeros_like(hidden)).logits[0], before).amax(-1)
         earlier = min(earlier, float(change[:t].max()) if t else math.inf)
         later = min(later, float(change[t + 1 :].max()) if t + 1 < total else math.inf)
     about = "largest move of a logit when a hidden pixel changes: 0"
