@@ -128,6 +128,12 @@ def test_what_datasets_saved_to_disk(tmp_path):
     refuses(tmp_path / "train", "save_to_disk", "to_parquet")
 
 
+def test_a_folder_of_other_files_holds_no_pictures_whether_or_not_one_is_empty(tmp_path):
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+    refuses(tmp_path, "holds no pictures")
+
+
 def test_a_cache_of_downloads_is_read_by_its_names(tmp_path):
     cache = tmp_path / "datasets--x--y"
     write_parquet(cache / "blobs/0", {"image": pngs(2)})

@@ -93,9 +93,9 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
 
 def refuse_others(others: Sequence[str]) -> None:
     """Raises PixseqError if one of the files of a folder without pictures is something known that is not read."""
-    for name in others:
-        if not name.endswith(TEXTS):
-            refuse_file(Path(name))
+    for file in map(Path, others):
+        if file.suffix not in TEXTS and file.is_file() and file.stat().st_size:
+            refuse_file(file)
 
 
 def several(path: Path, inside: Mapping[str, str]) -> PixseqError:
