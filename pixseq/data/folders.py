@@ -73,7 +73,7 @@ def _instead(others: list[str]) -> str:
     """What there is, by the endings of its names."""
     endings = Counter(os.path.splitext(name)[1].lower() or "without ending" for name in others)
     most = ", ".join(f"{count} {shown(ending)}" for ending, count in endings.most_common(3))
-    return f", but files {most}" if most else ""
+    return f", but other files: {most}" if most else ""
 
 
 def open_paths(spec: str, files: list[str], wanted: str) -> Source:
