@@ -7,7 +7,6 @@ of windows of layers, stands in attentive.py and answers the same questions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from pixseq import progress
 from pixseq.cores import threads, usable_cores
 from pixseq.engine.feature_pair import Pair
-from pixseq.errors import PixseqError, UsageError
+from pixseq.errors import PixseqError
 from pixseq.numerics.knn import NEIGHBOURS, knn_predict
 from pixseq.numerics.labelled import Labelled
 from pixseq.numerics.linear_probe import SOLVERS, Solver, linear_probe, one_blas_thread
@@ -107,22 +106,6 @@ class LayerRecipe:
             return accuracy(found, asked.y, asked.masks, self.seed)
 
         return {"c": None, "val_accuracy": score(fit, held), "test_accuracy": score(train, test), "converged": None}
-
-
-def positive_numbers(flag: str, values: str | Sequence[float], example: str, why: str) -> list[float]:
-    """Numbers above 0, ascending, each once. Raises UsageError for anything else."""
-    try:
-        numbers = sorted({float(part) for part in (values.split(",") if isinstance(values, str) else values)})
-    except ValueError:
-        raise UsageError(f"{flag} {values!r} is no list of numbers", f"for example {example}") from None
-    if not numbers or not all(0 < value < math.inf for value in numbers):
-        raise UsageError(f"{flag} {values!r} must hold positive numbers", why)
-    return numbers
-
-
-def inverse_strengths(flag: str, values: str | Sequence[float]) -> list[float]:
-    """The C's of a logistic regression. Raises UsageError where one cannot be used."""
-    return positive_numbers(flag, values, "0.01,0.1,1", "C is the inverse strength of regularisation")
 
 
 def concat_window(best: int, count: int, layers: int) -> range:

@@ -31,6 +31,7 @@ from pixseq.engine.cost import micro_batch_images
 from pixseq.engine.extraction import Extraction
 from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
+from pixseq.engine.listed import listed_layers
 from pixseq.engine.masks import mask_count, masks_of
 from pixseq.engine.opening import check_finite, load_weights, use_attention
 from pixseq.engine.parts import origin
@@ -321,12 +322,9 @@ def _pixels(store: Store) -> Compute:
 
 def chosen_layers(text: str, shape: Shape) -> list[int]:
     """ "all" or "0,4,8" -> layer numbers between 0 and L. Raises UsageError."""
-    if text == "all":
+    layers = listed_layers("--layers", text)
+    if layers is None:
         return list(range(shape.n_layer + 1))
-    try:
-        layers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UsageError(f"--layers {text!r} is no list of numbers", "all, or for example 0,4,8") from None
     if layers[0] < 0 or layers[-1] > shape.n_layer:
         raise UsageError(
             f"--layers {text} asks for a layer outside 0..{shape.n_layer}", f"a layer is the {shape.hidden_states}"

@@ -14,8 +14,9 @@ from pixseq.artifacts import atomic
 from pixseq.artifacts.picture import check_png
 from pixseq.choices import LogisticSolver, LowDataChoice, ProbeMethod
 from pixseq.engine.feature_pair import Pair, open_pair
+from pixseq.engine.listed import inverse_strengths, listed_layers, positive_numbers
 from pixseq.engine.low_data import FewLabels, probe_few
-from pixseq.engine.probing import LayerRecipe, Row, Split, inverse_strengths, positive_numbers
+from pixseq.engine.probing import LayerRecipe, Row, Split
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.labelled import held_out_split, images_of
 from pixseq.numerics.linear_probe import DEFAULT_CS, MAX_ITER, SOLVERS
@@ -156,12 +157,9 @@ def _check_concat(method: str, concat: int) -> None:
 
 
 def _chosen_layers(layers: str | Sequence[int], pair: Pair) -> list[int]:
-    if layers == "all":
+    wanted = listed_layers("--layers", layers)
+    if wanted is None:
         return list(pair.layers)
-    try:
-        wanted = sorted({int(part) for part in (layers.split(",") if isinstance(layers, str) else layers)})
-    except ValueError:
-        raise UsageError(f"--layers {layers!r} is no list of numbers", "all, or for example 0,4,8") from None
     missing = [layer for layer in wanted if layer not in pair.layers]
     if missing or not wanted:
         raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pixseq.config import GridFile, check
-from pixseq.engine.probing import inverse_strengths
+from pixseq.engine.listed import inverse_strengths, listed_layers
 from pixseq.errors import UsageError
 from pixseq.stages.features import has_layers
 
@@ -33,12 +33,7 @@ def check_ranges(grid: GridFile) -> None:
 
 def probe_layers(grid: GridFile) -> list[int] | None:
     """The layers that are probed, None: all. Raises UsageError for a text that names none."""
-    if grid.probe.layers == "all":
-        return None
-    try:
-        layers = [int(part) for part in grid.probe.layers.split(",")]
-    except ValueError:
-        layers = [-1]
-    if min(layers) < 0:
-        raise UsageError(f"probe.layers is {grid.probe.layers!r}, no list of layers", "all, or for example '1,2'")
+    layers = listed_layers("probe.layers", grid.probe.layers)
+    if layers and layers[0] < 0:
+        raise UsageError(f"probe.layers is {grid.probe.layers!r}", "layers count from 0")
     return layers
