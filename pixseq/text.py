@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection
 
 LISTED = 5  # names that a message lists
@@ -33,6 +34,11 @@ def few(names: Collection[object], most: int = LISTED) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(name) for name in names[:most]) + more
+
+
+def word(name: object) -> str:
+    """One word of a shell, in hints that are commands to paste: quoted where it has blanks or the like."""
+    return shlex.quote(str(name))
 
 
 def json_line(document: str) -> str:

@@ -1,6 +1,8 @@
 """The floors of the house, read from the syntax trees: who may import whom, and where certain words may stand."""
 
 import ast
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,15 @@ def test_stages_do_not_ask_for_the_family(path):
         and any(isinstance(n, ast.Attribute) and n.attr in ("family", "objective") for n in ast.walk(node))
     }
     assert asked == ASKED.get(path.relative_to(PACKAGE).as_posix(), set())
+
+
+PASTED = re.compile(r"(pixseq [a-z ]+|rm -r| -o| --from| --split) $")  # what a path follows in a command
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_paths_in_commands_to_paste_are_quoted(path):
+    """A hint that is a command works as it stands, also for a path with blanks."""
+    for text in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.JoinedStr)):
+        for before, value in itertools.pairwise(text.values):
+            if isinstance(before, ast.Constant) and PASTED.search(before.value):
+                assert calls(value, "word"), ast.unparse(text)

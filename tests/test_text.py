@@ -23,3 +23,7 @@ def test_nothing_that_steers_a_terminal_comes_through(name):
 def test_names_are_counted_beyond_the_first():
     assert text.few("abcdefg") == "a, b, c, d, e and 2 more" and text.few("ab", 1) == "a and 1 more"
     assert text.few("abcde") == "a, b, c, d, e" and text.few([]) == ""
+
+
+def test_a_path_is_one_word_of_a_command():
+    assert text.word("runs/a b's") == "'runs/a b'\"'\"'s'" and text.word("runs/a-1.zarr") == "runs/a-1.zarr"

@@ -24,6 +24,7 @@ from pixseq.artifacts.specs import PICTURE_SHAPES
 from pixseq.artifacts.stored import DAMAGED, BoundedStore, check_array, check_folding
 from pixseq.errors import PixseqError
 from pixseq.numerics.whole import starts
+from pixseq.text import word
 
 BLOCK_BYTES = 16 << 20  # that are read back at once: zarr unfolds its chunks side by side
 MOST_NAMED = 1000  # missing or damaged chunks: then no more are looked for
@@ -102,7 +103,7 @@ class Store:
         except Exception as error:  # zarr and numcodecs raise many types for the same damage
             raise PixseqError(
                 f"{self.path}: array {name} is damaged ({error})",
-                f"`pixseq show {self.path} --verify` names the chunk; make the store again",
+                f"`pixseq show {word(self.path)} --verify` names the chunk; make the store again",
             ) from error
 
     def labels(self) -> np.ndarray | None:

@@ -39,6 +39,7 @@ from pixseq.artifacts.layout import (
 from pixseq.artifacts.renaming import exchange, give_name, restore
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
+from pixseq.text import word
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL)  # some network disks
@@ -319,7 +320,7 @@ def _take(partial: Path, command: str, resumable: bool) -> None:
     if owner is not None and holds_work(partial) and owner["resumable"] and not (mine and resumable):
         raise PixseqError(
             f"{partial} holds an interrupted {owner['command']}, and this is {command}",
-            f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {partial}",
+            f"go on with that by its command and --resume, choose another --out, or give it up: rm -r {word(partial)}",
         )
     if resumable and mine:
         delete_debris(partial)

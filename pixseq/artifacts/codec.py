@@ -16,7 +16,7 @@ import numpy as np
 
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import quantize
-from pixseq.text import few
+from pixseq.text import few, word
 
 MOST_SIDE = 1 << 16  # pixels
 MOST_VOCAB = 65535  # 65535 itself marks tokens that were never written
@@ -189,7 +189,7 @@ class Codec:
             raise PixseqError(
                 f"{path} has the palette {self.palette_id or 'unknown'}, "
                 f"{other_path} was encoded with {other.palette_id or 'an unknown one'}",
-                f"encode the pictures with the same palette; `pixseq show {path} --lineage` names it"
+                f"encode the pictures with the same palette; `pixseq show {word(path)} --lineage` names it"
                 if known
                 else "give the one without it the palette: --palette",
             )

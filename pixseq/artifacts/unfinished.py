@@ -25,6 +25,7 @@ from pixseq.bounded.saved import is_plain
 from pixseq.bounded.structure import read_json, read_object
 from pixseq.bounded.tensors import read_shapes
 from pixseq.errors import PixseqError
+from pixseq.text import word
 
 
 @contextlib.contextmanager
@@ -117,7 +118,8 @@ def can_go_on(target: Path, recipe: Mapping[str, Any]) -> bool:
     steps = more_steps({"config": config, "inputs": inputs, **flags}, recipe)
     if steps is None:
         return False
-    hint = f"train on from its weights, with a schedule of their own: pretrain --from {target}, and another --out"
+    train_on = f"pixseq pretrain --from {word(target)}, and another --out"
+    hint = f"train on from its weights, with a schedule of their own: {train_on}"
     if not is_constant(recipe):
         raise PixseqError(f"{target} is finished: after {steps} steps its learning rate has come down to zero", hint)
     if not has_state(target):

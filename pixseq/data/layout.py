@@ -19,7 +19,7 @@ from pixseq.data.records import NoSuchSplit, pick_split
 from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
 from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
-from pixseq.text import LISTED, few, shown
+from pixseq.text import LISTED, few, shown, word
 
 TABLES = (".csv", ".tsv", ".jsonl")
 Labelled = list[tuple[str, np.ndarray, int | None]]  # folders, names of pictures in them, their label
@@ -343,7 +343,7 @@ def _pick(path: object, found: dict[str, Split], wanted: str) -> tuple[str, str]
     if len(called) > 1:
         raise NoSuchSplit(
             f"{shown(path)} holds more than one {wanted}: {', '.join(map(shown, called))}",
-            f"choose one with --split, such as --split {shown(called[0])}",
+            f"choose one with --split, such as --split {word(called[0])}",
         )
     if not called and not any(split_word(name, list(found)) for name in found):
         raise NoSuchSplit(

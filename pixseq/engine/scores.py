@@ -16,6 +16,7 @@ from pixseq.errors import PixseqError
 from pixseq.models.family import Model, Shape
 from pixseq.models.output import Output
 from pixseq.runtime import Machine
+from pixseq.text import word
 
 
 def images_at_once(net: Model, where: Machine) -> int:
@@ -35,7 +36,7 @@ def facts_of(net: Model, store: Store) -> dict[str, Any]:
 def no_numbers(what: str, model: str | Path) -> PixseqError:
     return PixseqError(
         f"{what}, no number",
-        f"the model diverged or is damaged: pixseq check {model} tells; or measure with --precision fp32",
+        f"the model diverged or is damaged: pixseq check {word(model)} tells; or measure with --precision fp32",
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Generator
@@ -28,6 +27,7 @@ from pixseq.data.described import COUNTED_LABELS, describe, files_of, labels_lin
 from pixseq.engine.encoding import Encoded, Tally, counted, encoder
 from pixseq.engine.parts import Subset, check_held_out, part_of_source
 from pixseq.errors import PixseqError, UsageError
+from pixseq.text import word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +146,7 @@ def _opened(
         inputs |= labels
         codec = codec if palette is not None else _without_palette(codec)
     elif SCHEMES[scheme].has_palette and palette is None:
-        fit = f"pixseq palette fit {shlex.quote(source)} --size {prep.size} -o palette.json"
+        fit = f"pixseq palette fit {word(source)} --size {prep.size} -o palette.json"
         raise UsageError(f"--scheme {scheme} needs a --palette", f"make one with `{fit}`")
     for note in opened.notes:
         progress.note(note)

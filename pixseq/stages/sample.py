@@ -28,6 +28,7 @@ from pixseq.models.sampling import Decoder, sample, way_of_steps
 from pixseq.runtime import Machine, generator, machine
 from pixseq.runtime.cuda import once_done, recorded
 from pixseq.streams import Stream
+from pixseq.text import word
 
 if TYPE_CHECKING:
     from pixseq.data.preparation import Preparation
@@ -145,7 +146,7 @@ def _drawn(
     except FloatingPointError:
         raise PixseqError(
             f"{model} gives logits that are not finite: nothing can be drawn from them",
-            f"the model diverged or is damaged: pixseq check {model} tells; or sample with --precision fp32",
+            f"the model diverged or is damaged: pixseq check {word(model)} tells; or sample with --precision fp32",
         ) from None
     return tokens[:, np.argsort(order)]
 

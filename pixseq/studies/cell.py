@@ -27,6 +27,7 @@ from pixseq.studies import judge as judging
 from pixseq.studies import ladder, rates
 from pixseq.studies.judge import OnMachine, once
 from pixseq.studies.study import DIVERGED, DONE, EXTRACTOR, Study, check_parents
+from pixseq.text import word
 
 SHOWN = 32  # completions in the picture
 FRECHET = {
@@ -57,7 +58,7 @@ def run(study: Study, cell: Cell, device: str = "auto", precision: Precision = "
         raise PixseqError(
             f"{cell.id}: its learning rate waits for the sweep at r{cell.resolution}",
             f"run {rates.sweep_of(study, cell.resolution)[0].id} and the others of the sweep, then: "
-            f"pixseq scaling plan GRID -o {study.path} --recentre",
+            f"pixseq scaling plan GRID -o {word(study.path)} --recentre",
         )
     folder, data = study.folder(cell), study.data(cell)
     if (folder / "result.json").is_file():

@@ -39,6 +39,7 @@ from pixseq.stages import features, pretrain
 from pixseq.streams import Stream
 from pixseq.studies import ladder, rates
 from pixseq.studies.study import Study
+from pixseq.text import word
 
 REFERENCE = "reference"  # in place of an extractor's path
 USUAL_COUNT = 500
@@ -175,7 +176,7 @@ def _train(study: Study, cell: Cell, out: Path, where: OnMachine) -> None:
     if rates.waits(study, planned):
         raise PixseqError(
             f"{planned.id}: its learning rate waits for the sweep at r{planned.resolution}",
-            f"run the sweep first: pixseq scaling run {study.path}",
+            f"run the sweep first: pixseq scaling run {word(study.path)}",
         )
     try:
         pretrain.run(
