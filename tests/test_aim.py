@@ -136,6 +136,19 @@ def test_the_model_is_its_definition(attention):
     assert abs(float(net.losses(whole, x, masked).sum()) - wanted) < 1e-4
 
 
+@pytest.mark.parametrize("attention", ["causal", "prefix"])
+def test_a_frozen_model_gives_the_same_numbers(attention):
+    net, x, where = model(attention=attention), pictures(), Machine(torch.device("cpu"), "bf16")
+    masked = net.draw_masks(len(x), torch.Generator().manual_seed(5))
+    with torch.inference_mode(), where.autocast():
+        before = net(x, masked, pooled=True)
+        net.freeze(where.dtype)
+        after = net(x, masked, pooled=True)
+    pairs = zip([after.logits, *after.features], [before.logits, *before.features], strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert net.blocks[0].mlp.fc.weight.dtype == torch.bfloat16
+
+
 def test_patches_go_by_rows_columns_channels_and_come_back():
     x = torch.arange(4 * 6 * 3).reshape(1, 4, 6, 3)
     patches = patchify(x, 2)

@@ -12,6 +12,7 @@ from pixseq.config import PretrainFile, effective
 from pixseq.models import branches, inference
 from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.models.objectives import class_nats, generative_nats, random_mask, scored_images
+from pixseq.runtime import Machine
 
 AR = IgptShape(n_layer=3, n_head=2, d_model=24, n_vocab=17, n_ctx=20)
 BERT = replace(AR, objective="bert")
@@ -188,7 +189,7 @@ def test_flops_agree_with_torchs_counter(monkeypatch):
 def test_without_gradients_the_same_numbers_come_in_fewer_passes(shape, monkeypatch):
     model, x = random_model(shape), tokens(shape)
     masked = model.draw_masks(len(x), torch.Generator().manual_seed(5))
-    monkeypatch.setattr(inference, "NUMBERS", 1)  # an image at a time, and its MLP in several parts
+    monkeypatch.setattr(inference, "BYTES", 1)  # an image at a time, and its MLP in several parts
     monkeypatch.setattr(inference, "LEAST_ROWS", 7)
     for how in ({"pooled": True}, {"unpooled": True}, {"pooled": True, "first": 3, "last": 1}):
         plain = model(x, masked, **how)
@@ -208,10 +209,25 @@ def test_features_of_many_images_are_made_of_a_few_at_a_time(monkeypatch):
     whole = model(x, logits=False, pooled=True).features
     lengths = []
     monkeypatch.setattr(inference, "normed", lambda h: lengths.append(len(h.flatten(0, -2))) or normed(h))
-    monkeypatch.setattr(inference, "NUMBERS", 2 * AR.n_ctx * 4 * AR.d_model)
+    monkeypatch.setattr(inference, "BYTES", 2 * AR.n_ctx * 4 * AR.d_model * 4)
     for ours, theirs in zip(model(x, logits=False, pooled=True).features, whole, strict=True):
         assert (ours - theirs).norm() < 1e-6 * theirs.norm()
     assert max(lengths) == 2 * AR.n_ctx
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [AR, replace(BERT, n_classes=3)])
+def test_a_frozen_model_gives_the_same_numbers_and_learns_nothing(shape, precision):
+    model, x, where = random_model(shape), tokens(shape), Machine(torch.device("cpu"), precision)
+    masked = model.draw_masks(len(x), torch.Generator().manual_seed(5))
+    with torch.inference_mode(), where.autocast():
+        before = model(x, masked, pooled=True)
+        model.freeze(where.dtype)
+        after = model(x, masked, pooled=True)
+    assert all(torch.equal(*pair) for pair in zip(everything(after), everything(before), strict=True))
+    assert {matrix.weight.dtype for matrix in inference.matrices(model.blocks[0])} == {where.dtype}
+    with pytest.raises(AssertionError):
+        model(x, masked)
 
 
 def everything(output) -> list[torch.Tensor]:

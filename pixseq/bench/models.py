@@ -77,6 +77,7 @@ def features(bench: Bench) -> Task:
     def ours(where: Machine) -> Callable[[], None]:
         images = _images(bench, s.batch_size)
         net, layers = _model(bench, where, images).eval(), list(range(shape.n_layer + 1))
+        net.freeze(where.dtype)
         net.attention = shape.attention_patterns[0]
         masks = mask_count(shape, None)
         compute = extraction.activations(where, net, layers, masks, s.seed, pooled=True, first_position=0)

@@ -165,6 +165,9 @@ class Model(Protocol):
     def set_order(self, order: Tensor) -> None:
         """Run along another sequence."""
 
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Be ready for many forward passes computed in `dtype`, and for nothing else."""
+
     def fit_codes(self, read: Callable, count: int, seed: int) -> None:
         """What it takes from its `count` training images, which `read` gives by number, before it learns."""
 

@@ -188,6 +188,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """`frozen`: its weights are those of inference.py, which alone can take it."""
+
+    frozen = False
+
     def __init__(self, width: int, n_head: int, causal: bool):
         super().__init__()
         self.ln_1, self.attn = RMSNorm(width), Attention(width, n_head, causal)
@@ -195,6 +199,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the block's output and n^l, the normalised input its attention saw."""
+        assert not self.frozen
         n = self.ln_1(h)
         h = h + self.attn(n)
         return h + self.mlp(self.ln_2(h)), n
@@ -253,6 +258,12 @@ class ImageGPT(Ordered):
     def position_embeddings(self) -> Tensor:
         """wpe in the order of the sequence, [T, D]."""
         return self.wpe if self.order is None else self.wpe[self.order]
+
+    def freeze(self, dtype: torch.dtype) -> None:
+        """On a CPU, what multiplies the input of a block's matrix is multiplied into it, too."""
+        if self.wte.device.type == "cpu" and inference.are_plain(self.blocks):
+            inference.freeze(self.blocks, dtype)
+        super().freeze(dtype)
 
     def embed(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """tokens int [B, T] and masked bool [B, T] (bert) in the order of the sequence -> h^0 [B, T, D]."""

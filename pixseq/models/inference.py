@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pixseq.models.igpt import Attention, Block  # which imports this module
 
 EPS, SLOPE = 1e-5, 1.702  # of RMSNorm, of quick-gelu
-# Of inner activations of an MLP at once. Its rows come in multiples of ROWS, so that the tiles of a matrix product,
+# Bytes of inner activations of an MLP at once. Its rows come in multiples of ROWS, so that the tiles of a product,
 # hence the order of its sums, are those of all rows at once.
-NUMBERS, ROWS, LEAST_ROWS = 1 << 20, 64, 256
+BYTES, ROWS, LEAST_ROWS = 1 << 22, 64, 256
 
 
 def applies(blocks: Sequence[Block], h: Tensor) -> bool:
@@ -35,7 +35,19 @@ def applies(blocks: Sequence[Block], h: Tensor) -> bool:
 
 def are_plain(blocks: Sequence[Block]) -> bool:
     """Without low-rank updates."""
-    return all(type(m) is nn.Linear for b in blocks for m in (b.attn.qkv, b.attn.proj, b.mlp.fc, b.mlp.proj))
+    return all(type(matrix) is nn.Linear for block in blocks for matrix in matrices(block))
+
+
+def matrices(block: Block) -> tuple[nn.Linear, ...]:
+    return block.attn.qkv, block.attn.proj, block.mlp.fc, block.mlp.proj
+
+
+def freeze(blocks: Sequence[Block], dtype: torch.dtype) -> None:
+    """Fold plain blocks for good, instead of for every batch. Nothing but `run` takes them from here on."""
+    for block in blocks:
+        for matrix, weight in zip(matrices(block), folded(block, dtype)):
+            matrix.weight = nn.Parameter(weight, requires_grad=False)
+        block.frozen = True
 
 
 def run(blocks: Sequence[Block], gain: Tensor, h: Tensor, read: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -45,7 +57,7 @@ def run(blocks: Sequence[Block], gain: Tensor, h: Tensor, read: Callable[[Tensor
     Computes as autocast says.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else h.dtype
-    parts = h.split(max(NUMBERS // (4 * h[0].numel()), 1))
+    parts = h.split(max(BYTES // (4 * h[0].numel() * dtype.itemsize), 1))
     features = []
     with torch.autocast("cpu", enabled=False):
         for block in blocks:
@@ -60,9 +72,10 @@ def run(blocks: Sequence[Block], gain: Tensor, h: Tensor, read: Callable[[Tensor
 
 def folded(block: Block, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The weights of qkv, proj, fc and proj, with what multiplies their inputs."""
-    attn, mlp = block.attn, block.mlp
-    qkv, fc = attn.qkv.weight * block.ln_1.weight, mlp.fc.weight * (SLOPE * block.ln_2.weight)
-    return tuple(weight.to(dtype) for weight in (qkv, attn.proj.weight, fc, mlp.proj.weight))
+    qkv, attn_proj, fc, mlp_proj = (matrix.weight for matrix in matrices(block))
+    if not block.frozen:
+        qkv, fc = qkv * block.ln_1.weight, fc * (SLOPE * block.ln_2.weight)
+    return tuple(weight.to(dtype) for weight in (qkv, attn_proj, fc, mlp_proj))
 
 
 def through(attn: Attention, weights: tuple[Tensor, ...], h: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
@@ -73,7 +86,7 @@ def through(attn: Attention, weights: tuple[Tensor, ...], h: Tensor, read: Calla
     del n
     add_product(stream, attn.attend(x).flatten(0, 1), attn_proj)
     del x
-    for part in stream.split(max(NUMBERS // len(fc) // ROWS * ROWS, LEAST_ROWS)):
+    for part in stream.split(max(BYTES // (len(fc) * fc.itemsize) // ROWS * ROWS, LEAST_ROWS)):
         add_product(part, F.silu(F.linear(normed(part).to(fc.dtype), fc), inplace=True), mlp_proj, 1 / SLOPE)
     return found
 

@@ -40,6 +40,14 @@ class Ordered(nn.Module):
             raise ValueError("the order is no permutation")
         self.order, self.inverse = order, inverse
 
+    def freeze(self, dtype: torch.dtype) -> None:
+        """Cast every matrix for good to what autocast computes in, instead of for every batch. From here on there are
+        forward passes, nothing is learnt, and the weights are none to save.
+        """
+        for module in self.modules():
+            if type(module) is nn.Linear:
+                module.to(dtype)
+
     def to_sequence(self, x: Tensor) -> Tensor:
         """[B, T, ...] in raster order -> along the sequence."""
         return x if self.order is None else x[:, self.order]

@@ -37,7 +37,12 @@ class Machine:
         """Compute in bf16 with float32 weights, or leave all in float32."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrices are multiplied in."""
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
     def used(self) -> dict[str, str]:
         """What a result says of how it was computed."""

@@ -66,6 +66,7 @@ def run(
     chart = _check_outputs(out, by_position, pictures, overwrite)
     with machine(device, precision) as where:
         net, checkpoint = open_model(model, where, weights, attention)
+        net.freeze(where.dtype)
         store = open_images(tokens, net.shape.reads)
         checkpoint.codec.must_pair(checkpoint.path, store.codec, store.path, classes=net.shape.n_classes > 0)
         labels = _labels(net, store)

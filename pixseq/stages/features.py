@@ -208,6 +208,7 @@ def _net(where: Machine, checkpoint: Checkpoint, shape: Shape, asked: FeatureOpt
     check_finite(net, checkpoint.path)
     net = placed(net, where).eval()
     use_attention(net, checkpoint.path, asked.attention)
+    net.freeze(where.dtype)
     return net
 
 
