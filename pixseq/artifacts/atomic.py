@@ -20,6 +20,7 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -47,7 +48,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EIN
 SOURCES = {"source", "prompt"}  # arguments that name images by a path or by a word
 MOST_BYTES = 1 << 20  # of an owner's record
 FLUSHED_AT_ONCE = 8  # files: one by one a hundred take half a second
-FLUSHED_SOON = 1024  # files that wait for their turn: of a million pictures they would take a gigabyte
+FLUSHED_SOON = 1024  # that wait for their turn: a million chunks would take a gigabyte
 
 
 @dataclass(frozen=True)
@@ -473,22 +474,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """fsync a file, or a folder and all in it: its files side by side, so that many share one commit of the disk's."""
+    """fsync a file, or a folder and all in it, some side by side, so that many share one commit of the disk's."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if not path.is_dir():
-        _fsync(path)
-        return
-    found = list(os.walk(path))
-    files = [Path(folder, name) for folder, _, names in found for name in names]
-    with ThreadPoolExecutor(FLUSHED_AT_ONCE, "flushing") as pool:
-        for start in range(0, len(files), FLUSHED_SOON):
-            list(pool.map(_fsync, files[start : start + FLUSHED_SOON]))
-    for folder, _, _ in found:
-        _fsync(Path(folder))
+    if path.is_dir():
+        with ThreadPoolExecutor(FLUSHED_AT_ONCE, "flushing") as pool:
+            for folders in (False, True):
+                below = (entry.path for entry in _below(path) if entry.is_dir(follow_symlinks=False) == folders)
+                while some := list(islice(below, FLUSHED_SOON)):
+                    list(pool.map(_fsync, some))
+    _fsync(path)
 
 
-def _fsync(path: Path) -> None:
+def _below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """All files and folders in a folder, at whatever depth."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(entry.path)
+
+
+def _fsync(path: str | Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:  # a folder where one may write and not look
