@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pixseq.bounded.files import open_regular
 from pixseq.data.records import reading
-from pixseq.data.sniff import HEAD_BYTES, NOT_READ, kind_of, special
+from pixseq.data.sniff import HEAD_BYTES, NOT_READ, TEXT_SUFFIXES, kind_of, special
 from pixseq.errors import PixseqError
 from pixseq.text import few, shown
 
-# Endings of files that are a source if they hold what they say.
 POINTERS = {"Git LFS pointer", "git-annex pointer"}
-TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+# Endings of files that are a source if they hold what they say.
 SHARDS = (".parquet", ".tar", ".npz", ".npy", ".tgz", ".zip", ".gz", ".bin")
 DECLARED = re.compile(
     r".+[.](parquet|tar|tgz|npz|npy|zip)|.+[.]tar[.]gz|.*(images|labels)[.-]idx[13]\b.*", re.IGNORECASE
@@ -56,7 +55,7 @@ def refuse_file(file: Path) -> None:
         raise PixseqError(
             f"{shown(file)} is a pickle, which is not read, since it may run code", "save its arrays as .npz"
         )
-    if file.suffix in TEXTS:
+    if file.suffix.lower() in TEXT_SUFFIXES:
         raise PixseqError(
             f"{shown(file)} is a table or text, which holds no pictures",
             "a list of paths comes by standard input: cut it to paths and pipe it into SOURCE -",
@@ -94,7 +93,7 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
 def refuse_others(others: Sequence[str]) -> None:
     """Raises PixseqError if one of the files of a folder without pictures is something known that is not read."""
     for file in map(Path, others):
-        if file.suffix not in TEXTS and file.is_file() and file.stat().st_size:
+        if file.suffix.lower() not in TEXT_SUFFIXES and file.is_file() and file.stat().st_size:
             refuse_file(file)
 
 

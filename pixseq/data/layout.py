@@ -21,7 +21,7 @@ from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
 from pixseq.text import LISTED, few, shown, word
 
-TABLES = (".csv", ".tsv", ".jsonl")
+TABLES = (".csv", ".tsv", ".jsonl")  # of labels, often
 Labelled = list[tuple[str, np.ndarray, int | None]]  # folders, names of pictures in them, their label
 
 

@@ -15,7 +15,7 @@ PICTURE_SUFFIXES = {
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".heic", ".heif", ".avif",
 }  # fmt: skip
-
+TEXT_SUFFIXES = {".txt", ".xml", ".json", ".jsonl", ".csv", ".tsv", ".md"}  # a file a picture, often: not opened
 
 # What stands where a file should be, and what is well known but not read: the reason, with the way out.
 NOT_READ = {

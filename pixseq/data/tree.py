@@ -15,7 +15,7 @@ import numpy as np
 
 from pixseq.bounded.files import read_bytes
 from pixseq.data.records import reading
-from pixseq.data.sniff import PICTURE_SUFFIXES, kind_of
+from pixseq.data.sniff import PICTURE_SUFFIXES, TEXT_SUFFIXES, kind_of
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
@@ -28,7 +28,6 @@ LEFT_BY_SYSTEMS = re.compile(
     re.IGNORECASE,
 )
 THUMBNAILS = re.compile(r"_*(thumb(nail)?s|thumbnail)_*", re.IGNORECASE)
-TEXT_SUFFIXES = {".txt", ".xml", ".json", ".csv", ".md"}  # of annotations, a file a picture: not opened
 MOST_TEXT, MOST_LINES = 1 << 24, 1 << 20  # of a list of splits or classes: bytes, and lines
 MAX_PARTS = 100  # of a path in an archive
 
