@@ -23,16 +23,18 @@ from pixseq.numerics import forecast as arithmetic
 from pixseq.numerics.forecast import Frontier
 from pixseq.studies import statements
 from pixseq.studies.fits import BEYOND, OpenFit, finite, measure, open_fit, paired, place
-from pixseq.studies.statements import Row
-
-PAPER_EXPONENT = "a power law for each metric (secondary); its exponents are not known here"
-READING = "as a ratio of exponents: an interpretation"
-PAPER_RATIO = f"3-5 times faster (abstract); {READING}"
-PAPER_RATIO_ELSEWHERE = f"3-5 times faster, stated at 32x32 only (abstract); {READING}"
-PAPER_MORE = "generation needs more data than loss or accuracy (Fig. 1)"
-PAPER_PER_PARAM = "10-20 times that of language (Fig. 1); about 200-400 (secondary)"
-PAPER_PER_PARAM_GENERATION = PAPER_PER_PARAM + "; more data than accuracy or loss need (Fig. 1)"
-PAPER_RESOLUTION = "as resolution rises, model size must grow much faster than data (abstract)"
+from pixseq.studies.statements import (
+    DATA_EXPONENTS,
+    OPTIMAL_TOKENS,
+    PAPER_EXPONENT,
+    PAPER_MORE,
+    PAPER_PER_PARAM,
+    PAPER_PER_PARAM_GENERATION,
+    PAPER_RATIO,
+    PAPER_RATIO_ELSEWHERE,
+    TOKENS_PER_PARAM,
+    Row,
+)
 
 
 @atomic.owns("scaling compare", "out")
@@ -101,7 +103,7 @@ def _exponent(fit: Fit, what: str) -> list[Row]:
 def _per_param(fit: Fit, budget: float, opened: OpenFit) -> Row:
     """Tokens for each parameter of the best model at `budget` FLOPs."""
     paper = PAPER_PER_PARAM_GENERATION if measure(fit.metric) == "generation" else PAPER_PER_PARAM
-    what = f"tokens per parameter at {opened.flops(budget)}"
+    what = f"{TOKENS_PER_PARAM} at {opened.flops(budget)}"
     if fit.refused:
         return _row(what, fit.metric, fit.resolution, None, None, paper)
     log_c = np.array(math.log(budget))
@@ -126,7 +128,7 @@ def _more(fits: Sequence[Fit], budget: float, opened: OpenFit) -> list[Row]:
             draws = [one.tokens.log(np.array(log_c)) for one in paired([over, under])]
             ci = arithmetic.interval(arithmetic.exp(draws[0] - draws[1]), opened.level) if draws else None
         name = f"{over.metric} / {under.metric}"
-        what = f"ratio of optimal tokens at {opened.flops(budget)}"
+        what = f"{OPTIMAL_TOKENS} at {opened.flops(budget)}"
         rows.append(_row(what, name, over.resolution, value, ci, PAPER_MORE))
     return rows
 
@@ -147,7 +149,7 @@ def _ratios(fits: Sequence[Fit], resolution: int | None, level: float, remarks: 
             remarks.append(f"{place(name, resolution)}: no ratio of data exponents, since one of them has no fit")
         else:
             value, ci = _ratio(over, under, level, place(name, resolution), remarks)
-        rows.append(_row("ratio of data exponents", name, resolution, value, ci, paper))
+        rows.append(_row(DATA_EXPONENTS, name, resolution, value, ci, paper))
     return rows
 
 
@@ -184,7 +186,7 @@ def _by_resolution(fits: Sequence[Fit], level: float) -> list[Row]:
         lots = np.array([getattr(one, what).exponent for one in draws]).T
         ci = arithmetic.interval(_slope(doublings, lots), level) if draws else None
         name = f"{what} exponent, change per doubling of resolution"
-        rows.append(_row(name, fits[0].metric, None, float(slope), ci, PAPER_RESOLUTION))
+        rows.append(_row(name, fits[0].metric, None, float(slope), ci, statements.RESOLUTION))
     return rows
 
 
@@ -215,7 +217,7 @@ def _remarks(opened: OpenFit, budget: float) -> list[str]:
         at = "" if resolution is None else f" at {resolution}x{resolution}"
         if not low / BEYOND <= budget <= high * BEYOND:
             remarks.append(
-                f"tokens per parameter{at} are extrapolated to {budget:.3g} FLOPs: budgets from {low:.3g} to "
+                f"{TOKENS_PER_PARAM}{at} are extrapolated to {budget:.3g} FLOPs: budgets from {low:.3g} to "
                 f"{high:.3g} were studied"
             )
     found = {measure(metric) for metric in opened.metrics}

@@ -30,6 +30,20 @@ RESOLUTION = "as resolution rises, model size must grow much faster than data (a
 FIVE_YEARS = "pixel-by-pixel modelling is feasible within five years, at 4-5 times more compute a year (abstract)"
 BOTTLENECK = "compute is the bottleneck, not data (abstract)"
 
+# What it says of the single numbers of a comparison.
+PAPER_EXPONENT = "a power law for each metric (secondary); its exponents are not known here"
+READING = "as a ratio of exponents: an interpretation"
+PAPER_RATIO = f"3-5 times faster (abstract); {READING}"
+PAPER_RATIO_ELSEWHERE = f"3-5 times faster, stated at 32x32 only (abstract); {READING}"
+PAPER_MORE = "generation needs more data than loss or accuracy (Fig. 1)"
+PAPER_PER_PARAM = "10-20 times that of language (Fig. 1); about 200-400 (secondary)"
+PAPER_PER_PARAM_GENERATION = PAPER_PER_PARAM + "; more data than accuracy or loss need (Fig. 1)"
+
+# How the rows of a comparison that statements rest on are called.
+DATA_EXPONENTS = "ratio of data exponents"  # of generation and classification; or, of what PAPER_MORE says, and loss
+OPTIMAL_TOKENS = "ratio of optimal tokens"
+TOKENS_PER_PARAM = "tokens per parameter"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -66,11 +80,11 @@ class Supply:
 
 def judged(opened: OpenFit, rows: Sequence[Row], supply: Supply) -> list[Judged]:
     """Every statement, for every metric and resolution that it speaks of; `rows` are those of the comparison."""
-    found = [_faster(row) for row in rows if row.what == "ratio of data exponents" and "Fig. 1" not in row.paper]
+    found = [_faster(row) for row in rows if row.what == DATA_EXPONENTS and row.paper != PAPER_MORE]
     found = found or [_untold(FASTER, "no fits of both generation and classification")]
-    more = [_more(row) for row in rows if row.what.startswith("ratio of optimal tokens")]
+    more = [_more(row) for row in rows if row.what.startswith(OPTIMAL_TOKENS)]
     found += more or [_untold(MORE, "no fits of both generation and loss or classification")]
-    found += [_per_param(row) for row in rows if row.what.startswith("tokens per parameter")]
+    found += [_per_param(row) for row in rows if row.what.startswith(TOKENS_PER_PARAM)]
     grown = [_resolution(opened, metric) for metric in opened.metrics if len(opened.resolutions) > 1]
     found += grown or [_untold(RESOLUTION, "the study has one resolution")]
     for one in opened.fits:
@@ -110,7 +124,7 @@ def _faster(row: Row) -> Judged:
     if row.resolution != 32 and verdict != CANNOT_TELL:
         verdict, why = CANNOT_TELL, f"the paper speaks of 32x32 alone; here {why}"
     why += "; that a ratio of exponents is meant is an interpretation"
-    here = f"ratio of data exponents {_spelt(row.value, row.ci)}"
+    here = f"{DATA_EXPONENTS} {_spelt(row.value, row.ci)}"
     return Judged(FASTER, row.metric, row.resolution, here, verdict, why)
 
 
