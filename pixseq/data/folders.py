@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pixseq.data import foreign, layout
+from pixseq.data import layout, refusals
 from pixseq.data.records import ImageFile, Source, parts, pick_split
 from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
@@ -31,7 +31,7 @@ def open_folder(path: Path, wanted: str) -> Source:
     if not chosen.pictures:
         others: list[str] = []
         list(tree.walk(str(path), [], others))
-        foreign.refuse_others(others)
+        refusals.refuse_others(others)
         raise PixseqError(
             f"{shown(path)} holds no pictures{_instead(others)}", f"a picture is {FORMATS}, told by its content"
         )

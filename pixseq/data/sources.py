@@ -17,8 +17,8 @@ from pixseq.data import (
     digits,
     downsampled,
     folders,
-    foreign,
     parquet,
+    refusals,
     token_files,
     webdataset,
     zips,
@@ -140,7 +140,7 @@ def _open_file(path: Path, wanted: Wanted) -> Source | TokenSource:
     sets = (cifar.BATCH, binary.STL, downsampled.BATCH)
     if any(each.fullmatch(path.name) for each in sets):
         raise PixseqError(f"{shown(path)} is one file of a set", f"name the folder that holds it: {shown(path.parent)}")
-    foreign.refuse_file(path)
+    refusals.refuse_file(path)
     raise PixseqError(f"{shown(path)} is no source of images that pixseq knows", ACCEPTED)
 
 
@@ -188,7 +188,7 @@ def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     are: what their folders mean is in layout.py.
     """
     found, top = _formats(path)
-    foreign.refuse_folder(path, top.others, found)
+    refusals.refuse_folder(path, top.others, found)
     if found or len(top.folders) > MOST_FOLDERS or depth == DEEPEST:
         return path, found
     # Hugging Face's cache of downloads keeps each file in blobs, and what it is called in snapshots.
@@ -198,7 +198,7 @@ def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     if len(sources) == 1:
         return next(iter(sources.values()))
     if sources:
-        raise foreign.several(path, {name: next(iter(sorted(each[1]))) for name, each in sources.items()})
+        raise refusals.several(path, {name: next(iter(sorted(each[1]))) for name, each in sources.items()})
     return path, found
 
 
@@ -216,7 +216,7 @@ def _formats(path: Path) -> tuple[dict[str, list[Path]], Listing]:
             if format:
                 found.setdefault(format, []).append(file)
             else:
-                foreign.refuse_broken(file)
+                refusals.refuse_broken(file)
     return found, top
 
 
