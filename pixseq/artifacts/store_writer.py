@@ -14,7 +14,7 @@ from pixseq.artifacts import atomic, layout, manifest
 from pixseq.artifacts.arrays import array_of, chunk_faults, faults, open_group, opened, store_id
 from pixseq.artifacts.specs import PICTURE_SHAPES, Spec, fill_value
 from pixseq.errors import PixseqError
-from pixseq.numerics.whole import starts
+from pixseq.numerics.whole import pixel_count
 
 UNFINISHED = "pixseq_unfinished"
 MOST_CHUNKS = 1 << 21  # of an array that is cut back to what is whole: zarr lists them all
@@ -95,12 +95,11 @@ class StoreWriter:
             return self.finished is not None
         self.group, self.rows, self.state = group, unfinished["rows"], unfinished["state"]
         self.covered = _covered(unfinished)
-        for name, spec in sorted(
-            self.specs.items(), key=lambda each: each[1].whole
-        ):  # after the shapes of its pictures
-            entries = (
-                int(starts(np.asarray(array_of(group, PICTURE_SHAPES)[: self.rows]))[-1]) if spec.whole else self.rows
-            )
+        shapes_first = sorted(self.specs.items(), key=lambda each: each[1].whole)
+        for name, spec in shapes_first:
+            entries = self.rows
+            if spec.whole:
+                entries = pixel_count(np.asarray(array_of(group, PICTURE_SHAPES)[: self.rows]))
             array_of(group, name).resize(spec.sized(entries))
             if any(chunk_faults(self.path, name, array_of(group, name))):
                 return False
@@ -146,7 +145,7 @@ class StoreWriter:
         count = counts.pop()
         again = min(max(self.rows - self.given, 0), count)  # of these are written already
         for name, array in rows.items():
-            entries = int(starts(rows[PICTURE_SHAPES][:again])[-1]) if self.specs[name].whole else again
+            entries = pixel_count(rows[PICTURE_SHAPES][:again]) if self.specs[name].whole else again
             self.buffer[name].append(np.split(array, [entries], axis=self.specs[name].row_axis)[1])
         self.given += count
         self.buffered += count - again
@@ -155,9 +154,9 @@ class StoreWriter:
             self._flush(self.buffered - self.buffered % self.chunk_rows)
 
     def _flush(self, count: int) -> None:
-        pixels = (
-            int(starts(np.concatenate(self.buffer[PICTURE_SHAPES])[:count])[-1]) if PICTURE_SHAPES in self.specs else 0
-        )
+        pixels = 0
+        if PICTURE_SHAPES in self.specs:
+            pixels = pixel_count(np.concatenate(self.buffer[PICTURE_SHAPES])[:count])
         for name, spec in self.specs.items():
             some = [rows for rows in self.buffer[name] if rows.shape[spec.row_axis]]
             held = np.concatenate(some, axis=spec.row_axis) if len(some) > 1 else some[0]  # most are one, and large
@@ -195,9 +194,8 @@ class StoreWriter:
         if self.buffered:
             self._flush(self.buffered)
         id = store_id(self.group, kind, meta)
-        format = (
-            1 if kind == "pixels" and PICTURE_SHAPES not in self.specs else None
-        )  # squares are what they always were
+        are_squares = kind == "pixels" and PICTURE_SHAPES not in self.specs
+        format = 1 if are_squares else None  # they are what they always were
         record = manifest.build(kind, id, stage, config, inputs, summary, format)
         if (self.path / layout.OWNER).is_file():  # a partial folder, which says what it was begun with until the end
             atomic.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))

@@ -310,9 +310,8 @@ class AIM(Ordered):
             else:
                 nn.init.xavier_uniform_(tensor, generator=generator)
         if self.shape.n_classes and self.shape.probe_layers:
-            cast(AttentiveProbe, self.classifier).init_weights(
-                generator
-            )  # zeros would be a dead point of an attentive head
+            head = cast(AttentiveProbe, self.classifier)
+            head.init_weights(generator)  # zeros would be its dead point
         return self
 
     def position_embeddings(self, channels: int) -> Tensor:
