@@ -110,6 +110,29 @@ def test_the_ladder_climbs_in_small_steps_and_heads_divide_the_width(grid):
     assert (published.n_head, published.d_model // published.n_head) == (8, 64)
 
 
+def test_sizes_reach_as_far_from_the_estimate_as_is_asked_for(grid):
+    for reach in (2.0, 8.0):
+        config = effective(GridFile, file=grid, sets=[f"size_range={reach}"])
+        rungs = ladder.ladder(config, Codec("palette", 32, 32, 512))
+        sizes = [ladder.size(config, shape) / 1e7 for shape in ladder.around(config, rungs, 1e7)]
+        assert np.allclose(np.log([sizes[0], sizes[-1]]) / np.log(reach), [-1, 1], atol=0.5)
+
+
+def test_other_pictures_may_be_probed_than_are_trained_and_scored_on(grid):
+    folder = grid.parent
+    for seed, name in enumerate("ab", 2):
+        write_tokens(folder / f"{name}.zarr", count=40, seed=seed)
+    names = {"train": "t", "val": "v", "probe_train": "a", "probe_test": "b"}
+    stores = {role: f"{folder}/{name}.zarr" for role, name in names.items()}
+    grid.write_text(f"data: {json.dumps(stores)}\n{SMALL}budgets: [1.0e+9]\n")
+    cell = planned(grid)[0]
+    study = open_study(folder / "plan")
+    one.run(study, cell, "cpu")
+    made = {"probe_train": "train.features.zarr", "probe_test": "test.features.zarr", "val": "loss.json"}
+    for role, name in made.items():
+        assert manifest.read(study.folder(cell) / name)["inputs"]["tokens"]["id"] == manifest.read(stores[role])["id"]
+
+
 def test_a_study_runs_once_is_kept_and_can_be_fitted(grid, monkeypatch):
     grid_file(grid.parent, "budgets: [1.0e+9, 2.0e+9, 4.0e+9]\nsizes_per_budget: 3\n")
     planned(grid)

@@ -315,6 +315,15 @@ def test_finetuning_learns_the_classes_and_keeps_the_best(tokens, checkpoints, t
     assert abs(row["loss"] - row["clf_loss"] - row["gen_loss"]) < 1e-5 and abs(row["clf_loss"] - math.log(4)) < 1e-5
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_the_generative_loss_counts_as_much_as_is_asked_for(tokens, checkpoints, tmp_path, weight):
+    sets = ["finetune.steps=2", "finetune.batch_size=8", f"finetune.gen_weight={weight}"]
+    finetune.run(checkpoints["ar"], tokens, tmp_path / "m", effective(FinetuneFile, sets=sets), device="cpu")
+    row = read_log(tmp_path / "m" / "log.jsonl")[0]
+    assert ("gen_loss" in row) == (weight > 0)
+    assert abs(row["loss"] - row["clf_loss"] - weight * row.get("gen_loss", 0)) < 1e-5
+
+
 def test_finetuning_stops_early(tokens, checkpoints, tmp_path):
     sets = ["finetune.steps=500", "finetune.batch_size=8", "finetune.lr=1e-9", "finetune.val_every=1"]
     config = effective(FinetuneFile, sets=[*sets, "finetune.patience=3"])
