@@ -1,5 +1,6 @@
 """Bytes by strangers: no small file takes a gigabyte, and whatever it holds is refused by a line."""
 
+import io
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from pixseq.artifacts import manifest
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.palette import load_palette
-from pixseq.bounded.files import check_holes, open_regular, read_bytes
+from pixseq.bounded.files import check_holes, open_regular, open_small, read_bytes
 from pixseq.bounded.saved import load_saved
 from pixseq.bounded.structure import parse_json, parse_yaml
 from pixseq.bounded.unfolding import unfolded_size
@@ -107,6 +108,7 @@ def test_a_long_value_is_shown_short():
         load_palette,
         lambda path: effective(PretrainFile, file=path),
         open_regular,
+        lambda path: open_small(path, 1 << 20),
     ],
 )
 def test_nobody_waits_for_a_pipe(tmp_path, read):
@@ -115,6 +117,16 @@ def test_nobody_waits_for_a_pipe(tmp_path, read):
         read(tmp_path / "p.json")
     with pytest.raises(PixseqError, match="is a device"):
         read("/dev/zero")
+
+
+def test_small_files_are_read_at_once_and_large_ones_are_not(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    with open_small(tmp_path / "a", 99) as file:
+        assert file.fileno() and file.read() == bytes(range(100))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda handle, size: read(handle, min(size, 40)))  # as a network may give it
+    with open_small(tmp_path / "a", 100) as file:
+        assert isinstance(file, io.BytesIO) and file.read() == bytes(range(100))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def test_a_picture_anywhere_in_a_large_set_changes_it(tmp_path, monkeypatch):
     before = identity(tmp_path / "s")
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save(tmp_path / "s" / "b" / "00005.bmp")
     assert identity(tmp_path / "s") != before
+
+
+def test_folders_are_listed_twice_and_files_asked_for_once(tmp_path):
+    """Once for what is what and once for the identity: on a network each call is a journey."""
+    bitmaps(tmp_path / "s", 0)
+    with patch.object(os, "scandir", wraps=os.scandir) as scanned, patch.object(os, "stat", wraps=os.stat) as asked:
+        identity(tmp_path / "s")
+    assert [str(call.args[0]) for call in scanned.call_args_list].count(str(tmp_path / "s" / "a")) == 2
+    files = [str(call.args[0]) for call in asked.call_args_list if str(call.args[0]).endswith(".bmp")]
+    assert len(files) == len(set(files)) == 6
 
 
 @pytest.mark.parametrize("form", ["pictures", "npz", "npy", "parquet", "tar"])

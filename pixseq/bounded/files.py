@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import zipfile
@@ -22,6 +23,25 @@ OTHERS = {
 
 def open_regular(path: str | Path) -> BinaryIO:
     """A file to read. Raises PixseqError for what is no file, without waiting for it, and OSError."""
+    return open(_opened(path)[0], "rb")
+
+
+def open_small(path: str | Path, most: int) -> BinaryIO:
+    """The same, in memory if it has at most `most` bytes: read in one call, where a stream takes several."""
+    handle, size = _opened(path)
+    if size > most:
+        return open(handle, "rb")
+    try:
+        data = os.read(handle, size)
+        while len(data) < size and (more := os.read(handle, size - len(data))):  # as some network disks give it
+            data += more
+    finally:
+        os.close(handle)
+    return io.BytesIO(data)
+
+
+def _opened(path: str | Path) -> tuple[int, int]:
+    """A file's handle and size."""
     try:
         # Without O_NONBLOCK a pipe opens when somebody writes to it.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -29,11 +49,11 @@ def open_regular(path: str | Path) -> BinaryIO:
         if os.path.exists(path) and not os.path.isfile(path):  # a socket has no opening
             raise _no_file(path, os.stat(path).st_mode) from None
         raise error
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
-        raise _no_file(path, mode)
-    return open(handle, "rb")
+        raise _no_file(path, status.st_mode)
+    return handle, status.st_size
 
 
 def _no_file(path: str | Path, mode: int) -> PixseqError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from typing import BinaryIO, cast
@@ -15,14 +14,17 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image, ImageOps, features
 
+from pixseq.bounded.files import open_small
+from pixseq.data import jpeg
 from pixseq.data.sniff import HEAD_BYTES, NOT_READ, special
+from pixseq.errors import PixseqError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that foreign bytes may reach
 PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bomb, and here the warning is an error
-JPEG = b"\xff\xd8\xff"  # how it begins
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
 BLOCK_BYTES = 1 << 26  # that a picture's memory is made of: from 32 MB on, it goes back to the system at once
+AT_HAND = 1 << 20  # bytes: such a file is read whole, a larger one as far as it is decoded
 AT_ONCE = 1 << 20  # values
 PIXEL_BYTES, FOLDED = 11, 32  # bytes a pixel while it is decoded, and bytes for each of the file that are no matter
 NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
@@ -45,6 +47,7 @@ def prepare_process(max_pixels: int) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.core.set_block_size(BLOCK_BYTES)  # Pillow's own of 16 MB stay with each thread when they are freed
     Image.init()  # loads the decoders before there are threads
+    jpeg.register()
 
 
 def decode(
@@ -60,9 +63,7 @@ def decode(
     called with the bytes of memory that they take beyond what a file of its size may, see bounded/room.py.
     """
     try:
-        if isinstance(data, str) and not stat.S_ISREG(os.stat(data).st_mode):
-            raise BadPicture("it is no file")
-        with open(data, "rb") if isinstance(data, str) else io.BytesIO(data) as file:
+        with open_small(data, AT_HAND) if isinstance(data, str) else io.BytesIO(data) as file:
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 raise BadPicture("it is empty")
@@ -80,6 +81,8 @@ def decode(
             return _upright(image, background, bit_depth)
     except BadPicture:
         raise
+    except PixseqError:
+        raise BadPicture("it is no file") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPicture(
             f"it has more than {max(PILLOW_LIMIT, max_pixels):,} pixels: a decompression bomb, or --max-pixels N?",
@@ -97,7 +100,9 @@ def _formats(file: BinaryIO) -> tuple[str, ...]:
     """The decoders that may read a file, with that of HEIC or AVIF where it is one. Raises BadPicture without it."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
-    kind = None if head.startswith(JPEG) else special(head)
+    if head.startswith(jpeg.BEGIN):
+        return (jpeg.PLAIN, *FORMATS)
+    kind = special(head)
     if kind is None:
         return FORMATS
     if kind in NOT_READ:

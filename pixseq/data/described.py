@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pixseq import progress
 from pixseq.data.decode import narrow_bits
@@ -20,6 +23,7 @@ COUNTED_LABELS = 65_536  # larger numbers are not told apart where classes are c
 SAMPLED = 64  # files whose content tells sources apart
 SMALL = 1 << 18  # bytes: such a file is read whole for it
 BLOCK, MOST_BLOCKS = 4096, 1024  # bytes, and how many blocks are read of all larger ones together
+Sizes = dict[str, tuple[np.ndarray, np.ndarray]]  # by folder: names of files (bytes) and their sizes
 
 
 def source_line(source: Source | TokenSource, taken: int | None = None) -> str:
@@ -74,19 +78,19 @@ def describe(source: Source | TokenSource) -> dict[str, Any]:
     `recipe` says how, and is in the id.
     """
     digest, told = hashlib.sha256(), {}
+    listing, sizes = _listing(source.path)
     if source.recipe:
         digest.update(json.dumps(source.recipe, sort_keys=True).encode())
         told = {"recipe": source.recipe}
     if source.files:
         _add_files(digest, source.files)
     elif isinstance(source, Source) and source.name in ("folder", "paths"):
-        _add_pictures(digest, source)
+        _add_pictures(digest, source, sizes)
     if source.shares:
         digest.update(f"split {source.split}".encode())
     many = source.count or "stream"
     id = f"{source.name}:{many}:{digest.hexdigest()[:16]}"
-    listing = f"{source.name}:{source.split}:{many}:{_listing(source.path)}"
-    return {"path": source.path, "id": id, "listing": listing, **told}
+    return {"path": source.path, "id": id, "listing": f"{source.name}:{source.split}:{many}:{listing}", **told}
 
 
 def files_of(source: Source | TokenSource) -> list[Path]:
@@ -110,27 +114,41 @@ def _add_files(digest: hashlib._Hash, files: Sequence[Path]) -> None:
             digest.update(_some_bytes(file, MOST_BLOCKS // len(looked_at)))
 
 
-def _add_pictures(digest: hashlib._Hash, source: Source) -> None:
-    """Of a source of one file a picture."""
+def _add_pictures(digest: hashlib._Hash, source: Source, sizes: Sizes) -> None:
+    """Of a source of one file a picture: what is not among `sizes` is asked for."""
     assert source.count is not None
-    above = os.path.commonpath({os.path.dirname(file) for file in _picture_files(source)})
+    above = os.path.commonpath({*map(os.path.abspath, {os.path.dirname(file) for file in _picture_files(source)})})
     looked_at = set(choose_rows(source.count, SAMPLED).tolist())
-    for i, name in enumerate(_picture_files(source)):
-        file = Path(name)
-        size = file.stat().st_size if file.is_file() else 0  # what cannot be read is told when it is
-        digest.update(os.fsencode(file.relative_to(above)) + f" {size}\n".encode())
+    here, inside, known = None, "", dict[bytes, int]()
+    for i, file in enumerate(_picture_files(source)):
+        folder, name = os.path.split(file)
+        if folder != here:
+            here, inside = folder, os.path.join(os.path.abspath(folder), "")[len(above) :].lstrip(os.sep)
+            known = dict(zip(*(each.tolist() for each in sizes.get(folder, ()))))
+        size = known.get(os.fsencode(name))
+        size = _size(file) if size is None else size
+        digest.update(os.fsencode(f"{inside}{name} {size}\n"))
         if size and i in looked_at:
             digest.update(_some_bytes(file, MOST_BLOCKS // len(looked_at)))
 
 
 def _picture_files(source: Source) -> Iterator[str]:
-    """The absolute paths of the files of such a source, in order."""
+    """The paths of the files of such a source, in order."""
     for item in source.read(0, None):
         assert isinstance(item, ImageFile) and isinstance(item.data, str)
-        yield os.path.abspath(item.data)
+        yield item.data
 
 
-def _some_bytes(path: Path, blocks: int) -> bytes:
+def _size(file: str) -> int:
+    """Of what is no file or cannot be reached 0: that is told when it is read."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _some_bytes(path: str | Path, blocks: int) -> bytes:
     """All of a small file; of a larger one so many blocks, its first and its last and those spread between."""
     with reading(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -143,18 +161,18 @@ def _some_bytes(path: Path, blocks: int) -> bytes:
         return b"".join(found)
 
 
-def _listing(name: str) -> str:
-    """Names and sizes of all files below a folder; the size and the first bytes of a file."""
-    listing = hashlib.sha256()
-    path = Path(name)
-    if path.is_dir():
+def _listing(path: str) -> tuple[str, Sizes]:
+    """Names and sizes of all files below a folder, and these sizes; the size and the first bytes of a file."""
+    listing, sizes = hashlib.sha256(), Sizes()
+    if os.path.isdir(path):
         for folder, folders, names in os.walk(path):
             folders.sort()
-            for name in sorted(names):
-                file = Path(folder, name)
-                size = file.stat().st_size if file.exists() else 0
-                listing.update(os.fsencode(file.relative_to(path)) + f" {size}\n".encode())
-    elif path.is_file():
-        with path.open("rb") as opened:
-            listing.update(f"{path.stat().st_size}\n".encode() + opened.read(1 << 20))
-    return listing.hexdigest()[:16]
+            names.sort()
+            found = [_size(os.path.join(folder, name)) for name in names]
+            inside = os.path.join(os.path.relpath(folder, path), "").removeprefix("./")
+            listing.update(os.fsencode("".join(f"{inside}{name} {size}\n" for name, size in zip(names, found))))
+            sizes[folder] = np.array([os.fsencode(name) for name in names], bytes), np.array(found, np.int64)
+    elif os.path.isfile(path):
+        with open(path, "rb") as opened:
+            listing.update(f"{os.path.getsize(path)}\n".encode() + opened.read(1 << 20))
+    return listing.hexdigest()[:16], sizes

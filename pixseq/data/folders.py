@@ -16,7 +16,7 @@ import numpy as np
 
 from pixseq.data import layout, refusals
 from pixseq.data.records import ImageFile, Source, parts, pick_split
-from pixseq.data.tree import DiskTree, debris_note, is_left_by_system
+from pixseq.data.tree import DiskTree, Listing, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
 from pixseq.text import few, shown
 
@@ -24,9 +24,12 @@ FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, HEIC or AVIF"
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
-def open_folder(path: Path, wanted: str) -> Source:
-    """Class folders give labels in the order of their names; a flat folder has none."""
-    tree = DiskTree()
+def open_folder(path: Path, wanted: str, listings: dict[str, Listing]) -> Source:
+    """Class folders give labels in the order of their names; a flat folder has none.
+
+    `listings`: of folders that were looked into before.
+    """
+    tree = DiskTree(listings)
     chosen = layout.choose(tree, str(path), path, wanted)
     if not chosen.pictures:
         others: list[str] = []
@@ -39,8 +42,9 @@ def open_folder(path: Path, wanted: str) -> Source:
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         for which, low, high in parts([len(names) for _, names, _ in chosen.pictures], start, stop):
             folder, names, label = chosen.pictures[which]
-            for name in names[low:high]:
-                file = os.path.join(folder, os.fsdecode(name))
+            inside = os.path.join(folder, "")
+            for name in names[low:high].tolist():
+                file = inside + os.fsdecode(name)
                 yield ImageFile(file, file, label)
 
     return as_source("folder", path, chosen, read)

@@ -152,7 +152,8 @@ class Reader:
 
     def _jobs(self) -> Iterator[partial[_Result]]:
         """The source cut into chunks, none of which crosses the end of a batch."""
-        index, waiting, waiting_bytes = self.start, [], 0
+        waiting: list[ImageFile] = []
+        index, waiting_bytes = self.start, 0
         for item in self._items():
             if isinstance(item, Pixels):
                 done = 0
@@ -166,9 +167,11 @@ class Reader:
                     done += len(images)
                     index += len(images)
                 continue
+            if not waiting:
+                most = min(self._chunk, self._room(index))
             waiting.append(item)
             waiting_bytes += len(item.data)
-            if len(waiting) == min(self._chunk, self._room(index)) or waiting_bytes > DECODE_CHUNK_BYTES:
+            if len(waiting) == most or waiting_bytes > DECODE_CHUNK_BYTES:
                 yield partial(self._files, waiting, index)
                 index, waiting, waiting_bytes = index + len(waiting), [], 0
         if waiting:

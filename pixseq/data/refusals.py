@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,10 +79,10 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
             with reading(path / name), open_regular(path / name) as handle:
                 if special(handle.read(HEAD_BYTES)) in POINTERS:
                     refuse_file(path / name)
-    for file in path.iterdir():
-        if file.is_symlink() and file.name.endswith(SHARDS) and not file.exists():
+    for name in os.listdir(path):
+        if name.endswith(SHARDS) and (path / name).is_symlink() and not (path / name).exists():
             raise PixseqError(
-                f"{shown(file)} is a link to a file that is not there",
+                f"{shown(path / name)} is a link to a file that is not there",
                 "download it again, or fetch it with `git annex get` where git-annex made the link",
             )
     read = {file.name for files in found.values() for file in files}

@@ -27,7 +27,7 @@ from pixseq.data.records import MAX_PIXELS, ImageFile, Pixels, Source, Wanted
 from pixseq.data.sniff import kind_of
 from pixseq.data.split_names import split_of
 from pixseq.data.token_files import TokenSource
-from pixseq.data.tree import Listing, list_folder
+from pixseq.data.tree import DiskTree, Tree
 from pixseq.errors import PixseqError, UsageError
 from pixseq.text import few, shown
 
@@ -148,7 +148,8 @@ def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
     for artifact in ("zarr.json", "manifest.json"):
         if (path / artifact).is_file():
             raise PixseqError(f"{shown(path)} is an artifact or zarr store, not a source of images", ACCEPTED)
-    path, found = _inmost(path)
+    seen = DiskTree()
+    path, found = _inmost(path, seen)
     labels = found.pop("idx labels", [])
     if labels and not found and not any(entry.is_dir() for entry in path.iterdir()):
         found["idx images"] = []  # to be told that they lack
@@ -178,22 +179,22 @@ def _open_folder(path: Path, wanted: Wanted) -> Source | TokenSource:
         return parquet.open_parquet(path, wanted, files)
     if name == "tar":
         return webdataset.open_webdataset(path, wanted, files)
-    return folders.open_folder(path, wanted.split)
+    return folders.open_folder(path, wanted.split, seen.listings)
 
 
-def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
+def _inmost(path: Path, seen: Tree, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     """Down to the only folder that holds files of a format (MNIST/raw, a Hugging Face repository's data/), and these.
 
     Raises PixseqError where more than one does, and for what is known but not read. Folders of pictures stay as they
     are: what their folders mean is in layout.py.
     """
-    found, top = _formats(path)
+    found, top = _formats(path, seen), seen.listing(str(path))
     refusals.refuse_folder(path, top.others, found)
     if found or len(top.folders) > MOST_FOLDERS or depth == DEEPEST:
         return path, found
     # Hugging Face's cache of downloads keeps each file in blobs, and what it is called in snapshots.
     named = ["snapshots"] if {"blobs", "snapshots"} <= set(top.folders) else top.folders
-    inside = {name: _inmost(path / name, depth + 1) for name in named}
+    inside = {name: _inmost(path / name, seen, depth + 1) for name in named}
     sources = {name: each for name, each in inside.items() if each[1].keys() - {"pictures", "idx labels"}}
     if len(sources) == 1:
         return next(iter(sources.values()))
@@ -202,12 +203,11 @@ def _inmost(path: Path, depth: int = 0) -> tuple[Path, dict[str, list[Path]]]:
     return path, found
 
 
-def _formats(path: Path) -> tuple[dict[str, list[Path]], Listing]:
-    """The files of each format in a folder or in its train/ and test/ folders; and what the folder holds."""
+def _formats(path: Path, seen: Tree) -> dict[str, list[Path]]:
+    """The files of each format in a folder or in its train/ and test/ folders."""
     found: dict[str, list[Path]] = {}
-    top = list_folder(str(path))
-    for folder in [path, *(path / name for name in top.folders if split_of(name))]:
-        listing = top if folder == path else list_folder(str(folder))
+    for folder in [path, *(path / name for name in seen.listing(str(path)).folders if split_of(name))]:
+        listing = seen.listing(str(folder))
         if len(listing.pictures):
             found.setdefault("pictures", []).append(folder / os.fsdecode(listing.pictures[0]))
         for name in listing.others:
@@ -217,7 +217,7 @@ def _formats(path: Path) -> tuple[dict[str, list[Path]], Listing]:
                 found.setdefault(format, []).append(file)
             else:
                 refusals.refuse_broken(file)
-    return found, top
+    return found
 
 
 def _format(file: Path) -> str | None:

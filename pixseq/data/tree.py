@@ -107,20 +107,21 @@ def _plain(name: str) -> str:
 class Tree:
     """Listings by folder, each made once; `debris` gathers what was passed over in those that were asked for.
 
-    `before`: what a user has to do before a folder in it can be named.
+    `listings`: those that were made before. `before`: what a user has to do before a folder in it can be named.
     """
 
     before = ""
 
-    def __init__(self) -> None:
+    def __init__(self, listings: dict[str, Listing] | None = None) -> None:
         self.debris: set[str] = set()
-        self._listings: dict[str, Listing] = {}
+        self.listings = {} if listings is None else listings
 
     def listing(self, folder: str) -> Listing:
-        if folder not in self._listings:
-            self._listings[folder] = found = self._list(folder)
-            self.debris.update(os.path.join(folder, name) for name in found.debris)
-        return self._listings[folder]
+        if folder not in self.listings:
+            self.listings[folder] = self._list(folder)
+        found = self.listings[folder]
+        self.debris.update(os.path.join(folder, name) for name in found.debris)
+        return found
 
     def folders(self, folder: str) -> list[str]:
         """The folders in it that hold pictures, at whatever depth."""
@@ -170,7 +171,7 @@ class Tree:
 class DiskTree(Tree):
     def holds_pictures(self, folder: str) -> bool:
         """Found without listing the folder whole where its first picture shows."""
-        if folder not in self._listings:
+        if folder not in self.listings:
             with reading(folder), os.scandir(folder) as entries:
                 if any(_ends_like_a_picture(e.name) and not is_debris(e.name) and e.is_file() for e in entries):
                     return True
