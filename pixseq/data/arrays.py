@@ -203,7 +203,7 @@ def _parts(path: Path, members: Members, wanted: Wanted, texts: Collection[str])
     if None in members:
         targets = _labels_beside(path, wanted)
         texts = [] if targets is None else [text for text in _texts(targets) if not labels.is_missing(text)]
-        return {None: _part(path, members[None], targets, labels.names_of(texts) if texts else None, wanted)}
+        return {None: _part(members[None], targets, labels.names_of(texts) if texts else None, wanted)}
     images, answers, class_names = _by_role(members, wanted)
     if not images or (None in images and len(images) > 1):
         held = shown(", ".join(filter(None, members)))
@@ -215,7 +215,7 @@ def _parts(path: Path, members: Members, wanted: Wanted, texts: Collection[str])
         raise PixseqError(f"{shown(path)} has no array {shown(wanted.label_column)}: it has {few(members)}")
     if any(member.dtype.kind in "US" for member in answers.values()):
         class_names = (labels.names_of(texts) if texts else None) or class_names
-    found = {split: _part(path, member, answers.get(split), class_names, wanted) for split, member in images.items()}
+    found = {split: _part(member, answers.get(split), class_names, wanted) for split, member in images.items()}
     if wanted.labels and not answers:
         counts = [member.shape[:1] for member in images.values()]
         could = [key for key, member in members.items() if key and _could_be_labels(member, counts)]
@@ -264,9 +264,7 @@ def _likeliness(member: Member) -> int:
     return labels.NAMES.index(role) if role in labels.NAMES else len(labels.NAMES)
 
 
-def _part(
-    path: Path, images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted
-) -> LabelledImages:
+def _part(images: Member, targets: Member | None, class_names: list[str] | None, wanted: Wanted) -> LabelledImages:
     arrange = _arrangement(images, wanted.bit_depth, wanted.max_pixels)
     if not wanted.labels:
         return LabelledImages(images, arrange, None, None, "none were asked for")

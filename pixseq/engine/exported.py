@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import numpy as np
 import torch
 
 from pixseq.artifacts.manifest import reference
-from pixseq.engine.extraction import Extraction
+from pixseq.engine.extraction import EXPORTED, Compute, Extraction
 from pixseq.engine.image_store import open_images, seen_images
 from pixseq.errors import UsageError
 from pixseq.interop.exported import Exported, open_exported
 from pixseq.runtime import Machine
 
-TAP = "exported"
 BATCH = 64
 
 
@@ -38,7 +36,7 @@ def extraction(where: Machine, model: str | Path, tokens: str | Path, batch_size
         "class_names": store.codec.class_names,
         "height": store.codec.height,
         "width": store.codec.width,
-        "tap": TAP,
+        "tap": EXPORTED,
         "pool": "none",
     }
     row = compute(seen_images(store, slice(0, 1)), 0).shape[2:]
@@ -51,7 +49,7 @@ def check(where: Machine, model: str | Path, store: Any) -> int:
     return _compute(where, open_exported(model), store)(seen_images(store, slice(0, 2)), 0).shape[-1]
 
 
-def _compute(where: Machine, extractor: Exported, store: Any) -> Callable[[np.ndarray, int], np.ndarray]:
+def _compute(where: Machine, extractor: Exported, store: Any) -> Compute:
     """images [B, ...], index of the first -> [1, B, D]: their colours in [0, 1], channels first, through the model."""
     store.codec.must_have_colours(store.path)
 

@@ -11,6 +11,11 @@ import numpy as np
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.codec import Codec
 
+Compute = Callable[[np.ndarray, int], np.ndarray]
+
+# What features are a tap of where they are of no model of ours, which has layers: raw colours, a file of torch.export.
+PIXELS, EXPORTED = "pixels", "exported"
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -23,7 +28,7 @@ class Extraction:
 
     store: Store
     codec: Codec
-    compute: Callable[[np.ndarray, int], np.ndarray]
+    compute: Compute
     row: tuple[int, ...]
     batch: int
     config: dict[str, Any]

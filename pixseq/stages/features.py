@@ -7,7 +7,6 @@ stream after l blocks; its mean over positions, or whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from pixseq.artifacts.store_writer import StoreWriter
 from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images
-from pixseq.engine.extraction import Extraction
+from pixseq.engine.extraction import PIXELS, Compute, Extraction
 from pixseq.engine.image_store import image_batches, open_images, seen_images
 from pixseq.engine.images import as_tensor
 from pixseq.engine.listed import listed_layers
@@ -43,13 +42,10 @@ from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
-PIXELS = "pixels"  # in place of a model: the decoded colours themselves, as a baseline
 BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
 # Of one batch on a CPU: more are no faster there, and take more memory. Narrow models take as much in more positions,
 # which pays for the many calls of a pass.
 POSITIONS, NUMBERS = 2048, 1 << 19
-
-Compute = Callable[[np.ndarray, int], np.ndarray]  # see activations
 
 
 def run(
@@ -150,7 +146,7 @@ def _of_pixels(where: Machine, tokens: str | Path, dtype: str) -> Extraction:
         _pixel_batch(store),
         config,
         {"tokens": reference(tokens, store.manifest)},
-        _meta(store, codec, config, tap="pixels", pool="none"),
+        _meta(store, codec, config, tap=PIXELS, pool="none"),
         {"device": str(where.device)},
     )
 

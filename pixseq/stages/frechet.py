@@ -21,6 +21,7 @@ from pixseq.artifacts.manifest import content_id, reference, whole
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.numpy_files import read_header
+from pixseq.engine.extraction import EXPORTED, PIXELS
 from pixseq.engine.feature_pair import chunk_slices, layer_rows, masks
 from pixseq.engine.parts import part_of
 from pixseq.errors import PixseqError, UsageError
@@ -253,10 +254,10 @@ def _facts(store: Store, layer: int) -> dict[str, str]:
     """What two features must agree in to be comparable, by name."""
     config, meta = store.manifest["config"], store.meta
     tap, pool = meta.get("tap"), meta.get("pool")
-    if tap == "pixels":
+    if tap == PIXELS:
         return {"models": "pixels", "values": f"{store.shape('features')[-1]} values"}
     model = store.manifest["inputs"].get("model", {}).get("id", "unknown")
-    if tap == "exported":
+    if tap == EXPORTED:
         return {"models": f"exported model {model}", "values": f"{store.shape('features')[-1]} values"}
     seed, weights, attention = (config.get(key) for key in ("random_init", "weights", "attention"))
     averaged = pool == "mean" or len(store.shape("features")) == 4

@@ -16,6 +16,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.plan import Cell
 from pixseq.config import GridFile
 from pixseq.engine import exported
+from pixseq.engine.extraction import PIXELS
 from pixseq.engine.image_store import some_images
 from pixseq.engine.images import Images
 from pixseq.engine.training import check_fit
@@ -23,7 +24,6 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.places import file_id, is_exported
 from pixseq.models.family import shape_from
 from pixseq.runtime import Machine
-from pixseq.stages.features import PIXELS
 from pixseq.studies import calibrate
 from pixseq.studies.judge import REFERENCE, completes
 from pixseq.studies.ranges import probe_layers
