@@ -124,3 +124,30 @@ def test_paths_in_commands_to_paste_are_quoted(path):
         for before, value in itertools.pairwise(text.values):
             if isinstance(before, ast.Constant) and PASTED.search(before.value):
                 assert calls(value, "word"), ast.unparse(text)
+
+
+def own_nodes(function: ast.FunctionDef):
+    """The nodes of a function, without those of functions inside it."""
+    inside = list(function.body)
+    while inside:
+        node = inside.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.Lambda):
+            inside += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_generator_waits_for_its_threads(path):
+    """One that is left ends where garbage is collected, perhaps in such a thread, which would wait for itself.
+
+    What a `with` closes is no garbage: context managers, and what stands in contextlib.closing.
+    """
+    tree = ast.parse(path.read_text())
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        nodes = list(own_nodes(function))
+        if function.decorator_list or not any(isinstance(node, ast.Yield | ast.YieldFrom) for node in nodes):
+            continue
+        held = [each for node in nodes if isinstance(node, ast.With) for each in node.items]
+        waits = any(calls(each, name) for each in held for name in ("threads", "ThreadPoolExecutor"))
+        waits = waits or any("progress.track(" in ast.unparse(each) for each in held)
+        assert not waits or (path.name, function.name) == ("encode.py", "_ahead"), function.name

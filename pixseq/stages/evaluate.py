@@ -74,9 +74,11 @@ def run(
         _check_passes(passes, f"{model} {_why_not(net, attention, labels)}", (by_position, pictures) != (None, None))
         batch, count = batch_size or images_at_once(net, where), mask_count(net.shape, masks)
         sums = Sums(along=by_position is not None)
-        for each, first, images in _batches(net, store, passes, batch, checkpoint.codec):
-            true = labels[first : first + len(images)] if labels is not None and each.classify else None
-            _measure(where, net, images, first, count, seed, each.loss, true, sums)
+        with progress.track("evaluate", len(passes) * len(store), "images") as bar:
+            for each, first, images in _batches(net, store, passes, batch, checkpoint.codec):
+                true = labels[first : first + len(images)] if labels is not None and each.classify else None
+                _measure(where, net, images, first, count, seed, each.loss, true, sums)
+                bar.advance(len(images))
         if pictures is not None:
             net.attention = passes[0].attention
             drawn, shown = _predicted(where, net, store, checkpoint.codec, seed)
@@ -210,12 +212,10 @@ def _batches(
     net: Model, store: Store, passes: list[Pass], batch: int, codec: Codec
 ) -> Iterator[tuple[Pass, int, np.ndarray]]:
     """Each pass over all images, `batch` at once, with its attention in use: (pass, first number, images)."""
-    with progress.track("evaluate", len(passes) * len(store), "images") as bar:
-        for each in passes:
-            net.attention = each.attention
-            for first, images in image_batches(store, batch, codec=codec):
-                yield each, first, images
-                bar.advance(len(images))
+    for each in passes:
+        net.attention = each.attention
+        for first, images in image_batches(store, batch, codec=codec):
+            yield each, first, images
 
 
 def _why_not(net: Model, attention: str | None, labels: np.ndarray | None) -> str:
