@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 from pixseq.bounded.files import open_regular
 from pixseq.errors import PixseqError
 
-EXPORTED = ".pt2"  # as torch.export.save names its files
+SUFFIX = ".pt2"  # as torch.export.save names its files
 
 
 def check_folder(path: Path) -> None:
@@ -34,7 +34,7 @@ def check_file(path: Path) -> None:
 
 def is_exported(path: str | Path) -> bool:
     """Whether it is named as a file of torch.export."""
-    return Path(path).suffix == EXPORTED
+    return Path(path).suffix == SUFFIX
 
 
 def file_id(path: str | Path) -> str:

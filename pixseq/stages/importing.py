@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pixseq.interop.bundle import find_prefix
 from pixseq.interop.foreign import NOT_OURS, Foreign
 from pixseq.interop.huggingface import read_hf
 from pixseq.interop.openai import read_openai
+from pixseq.interop.places import file_id
 from pixseq.models.family import Shape, build, shape_from
 
 READERS = {"hf": read_hf, "openai": read_openai}
@@ -82,7 +82,7 @@ def _write(
         progress.note(note)
     for file in found.files:  # by the file's own hash: what the hub shows beside a download
         role = file.name if file.name not in inputs else str(file)
-        inputs[role] = {"path": str(file), "id": f"sha256:{_sha256(file)}"}
+        inputs[role] = {"path": str(file), "id": file_id(file)}
     flags = {"form": form, "theirs": found.config}
     summary = {"parameters": shape.parameter_count(), "notes": found.notes}
     with atomic.writing(out, overwrite, "import") as partial:
@@ -144,8 +144,3 @@ def _codec(found: Foreign, shape: Shape, palette: str | Path | None) -> tuple[Co
         )
     codec = replace(codec, palette=loaded.colors.tolist(), palette_id=loaded.id)
     return codec, {"palette": {"path": str(source), "id": loaded.id, "form": loaded.form}}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts.fit import MEASURED_WITH
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.artifacts.plan import DAMAGED, Cell, read_plan, write_plan
@@ -17,15 +18,13 @@ from pixseq.interop.places import file_id, is_exported
 from pixseq.studies.ranges import check_ranges
 
 METRICS = ("loss", "accuracy", "frechet_distance")
-# what a Fréchet distance is read with
-BESIDE = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")
 WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 _measured = forms.maybe(forms.number)
 RESULT = forms.fields(
     {"status": forms.one_of(DONE, DIVERGED)},
     {
         "reason": forms.maybe(forms.text),
-        **dict.fromkeys((*METRICS, *BESIDE), _measured),
+        **dict.fromkeys((*METRICS, *MEASURED_WITH), _measured),
         "frechet_extractor": forms.maybe(forms.text),
     },
 )
@@ -124,7 +123,9 @@ class Study:
         for cell in self.measured:
             status = self.status(cell)
             numbers = self.result(cell) if status in (DONE, DIVERGED) else {}
-            found.append(Result(cell, status, **{key: numbers.get(key) for key in ("reason", *METRICS, *BESIDE)}))
+            found.append(
+                Result(cell, status, **{key: numbers.get(key) for key in ("reason", *METRICS, *MEASURED_WITH)})
+            )
         return found
 
     def rewrite(self, cells: list[Cell]) -> None:
