@@ -13,7 +13,7 @@ from pixseq.artifacts.arrays import open_store
 from pixseq.data import described
 from pixseq.data.described import describe, is_same
 from pixseq.data.sources import open_source
-from pixseq.engine.parts import check_apart
+from pixseq.engine.parts import check_disjoint
 from pixseq.errors import PixseqError
 from pixseq.stages import encode
 
@@ -45,9 +45,9 @@ def test_sets_with_equal_names_and_sizes_are_two(tmp_path):
     for name, source in (("t", ours), ("u", theirs), ("c", copy)):
         encode.run(str(source), tmp_path / f"{name}.zarr", scheme="gray", size=4)
     train, test, same = (open_store(tmp_path / f"{name}.zarr", "tokens") for name in "tuc")
-    check_apart(train, test, "why")
+    check_disjoint(train, test, "why")
     with pytest.raises(PixseqError, match="same images"):
-        check_apart(train, same, "why")
+        check_disjoint(train, same, "why")
 
 
 def test_a_picture_anywhere_in_a_large_set_changes_it(tmp_path, monkeypatch):
@@ -95,8 +95,8 @@ def test_a_split_is_one_source_named_from_above_or_directly(tmp_path, form):
     encode.run(str(direct), other, scheme="gray", size=8)
     encode.run(str(root), test, scheme="gray", size=8, split="test")
     with pytest.raises(PixseqError, match="same source"):
-        check_apart(open_store(one, "tokens"), open_store(other, "tokens"), "why")
-    check_apart(open_store(one, "tokens"), open_store(test, "tokens"), "why")
+        check_disjoint(open_store(one, "tokens"), open_store(other, "tokens"), "why")
+    check_disjoint(open_store(one, "tokens"), open_store(test, "tokens"), "why")
 
 
 def test_splits_within_one_file_are_two_sources(tmp_path):
@@ -118,7 +118,7 @@ def test_paths_on_stdin_are_the_pictures_that_they_name(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(os.fsencode("\n".join(files)))))
         encode.run("-", tmp_path / f"{name}.zarr", scheme="gray", size=size)
     with pytest.raises(PixseqError, match="same source"):
-        check_apart(*(open_store(tmp_path / f"{name}.zarr", "tokens") for name in "ab"), "why")
+        check_disjoint(*(open_store(tmp_path / f"{name}.zarr", "tokens") for name in "ab"), "why")
 
 
 def test_stores_from_before_there_was_this_id_are_compared_by_what_they_recorded(tmp_path):
@@ -131,4 +131,4 @@ def test_stores_from_before_there_was_this_id_are_compared_by_what_they_recorded
     stores = [open_store(write_tokens(tmp_path / f"{i}.zarr", count=8 + i), "tokens") for i in range(2)]
     stores[0].manifest["inputs"]["source"], stores[1].manifest["inputs"]["source"] = told, older
     with pytest.raises(PixseqError, match="same source"):
-        check_apart(*stores, "why")
+        check_disjoint(*stores, "why")

@@ -11,7 +11,7 @@ from PIL import Image
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.engine.opening import read_images, split_rows
-from pixseq.engine.parts import check_apart
+from pixseq.engine.parts import check_disjoint
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.labelled import Labelled, held_out_split
 from pixseq.numerics.linear_probe import Solver, low_data_probe, one_blas_thread
@@ -291,10 +291,10 @@ def test_parts_that_were_drawn_with_other_labels_do_not_pass_as_one_split(folder
     source = folder / "train.npz"
     (train, val), (bare, _) = parts_of(source, tmp_path), parts_of(source, tmp_path, "bare", label_column="none")
     named, _ = parts_of(source, tmp_path, "named", label_column="labels")
-    check_apart(train, val, "why")
-    check_apart(named, val, "why")  # other options, but the same pictures are held out
+    check_disjoint(train, val, "why")
+    check_disjoint(named, val, "why")  # other options, but the same pictures are held out
     with pytest.raises(PixseqError, match="same source that were drawn apart") as fault:
-        check_apart(bare, val, "why")
+        check_disjoint(bare, val, "why")
     assert "both parts with the same options" in fault.value.hint
     made = []
     for store in (bare, val):
@@ -310,9 +310,9 @@ def test_parts_of_a_source_that_changed_between_them_are_refused(tmp_path):
     for i in range(40):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(source / f"{i:02}.png")
     train, val = parts_of(source, tmp_path)
-    check_apart(train, val, "why")
+    check_disjoint(train, val, "why")
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save(source / "00a.png")
     _, later = parts_of(source, tmp_path, "later")
     with pytest.raises(PixseqError, match="changed between") as fault:
-        check_apart(train, later, "why")
+        check_disjoint(train, later, "why")
     assert "encode both again" in fault.value.hint

@@ -23,7 +23,7 @@ from pixseq.bounded.numpy_files import read_header
 from pixseq.data import labels
 from pixseq.data.binary import check_packed, check_pixels, labelled, stream_rows
 from pixseq.data.decode import NARROW, to_bytes
-from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, parts, pick_split, reading
+from pixseq.data.records import NO_LABELS, SPLITS, Pixels, Source, Wanted, pick_split, reading, spans
 from pixseq.data.shards import incomplete, shards_of_split
 from pixseq.data.split_names import canonical, split_of
 from pixseq.data.tree import is_debris
@@ -146,7 +146,7 @@ def open_arrays(path: Path, wanted: Wanted, files: list[Path]) -> Source:
             targets = targets - 1  # Downsampled ImageNet counts its 1,000 classes from 1
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
-        for which, low, high in parts(counts, start, stop):
+        for which, low, high in spans(counts, start, stop):
             part, first = chosen[which], sum(counts[:which]) + low
             yield from labelled((part.arrange(rows) for rows in part.images.rows(low, high)), targets, first)
 

@@ -18,7 +18,7 @@ import numpy as np
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.tars import open_tar
 from pixseq.data import unpickle
-from pixseq.data.records import SPLITS, Pixels, Source, Wanted, parts, pick_split, reading
+from pixseq.data.records import SPLITS, Pixels, Source, Wanted, pick_split, reading, spans
 from pixseq.data.shards import incomplete
 from pixseq.data.tree import debris_in
 from pixseq.errors import PixseqError
@@ -58,7 +58,7 @@ def open_cifar(path: Path, wanted: Wanted) -> Source:
         raise PixseqError(f"{shown(path)} names {len(found.class_names)} classes, but its labels have {found.classes}")
 
     def read(start: int, stop: int | None) -> Iterator[Pixels]:
-        rows = {names[part]: slice(low, high) for part, low, high in parts(counts, start, stop)}
+        rows = {names[part]: slice(low, high) for part, low, high in spans(counts, start, stop)}
         for name, batch in _in_order(path, list(rows), found.held):
             yield Pixels(batch.images[rows[name]], batch.labels[rows[name]])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pixseq.data import layout, refusals
-from pixseq.data.records import ImageFile, Source, parts, pick_split
+from pixseq.data.records import ImageFile, Source, pick_split
 from pixseq.data.tree import DiskTree, Listing, debris_note, is_left_by_system
 from pixseq.errors import PixseqError, UsageError
 from pixseq.text import few, shown
@@ -40,10 +40,9 @@ def open_folder(path: Path, wanted: str, listings: dict[str, Listing]) -> Source
         )
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
-        for which, low, high in parts([len(names) for _, names, _ in chosen.pictures], start, stop):
-            folder, names, label = chosen.pictures[which]
+        for folder, names, label in chosen.between(start, stop):
             inside = os.path.join(folder, "")
-            for name in names[low:high].tolist():
+            for name in names.tolist():
                 file = inside + os.fsdecode(name)
                 yield ImageFile(file, file, label)
 

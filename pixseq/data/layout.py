@@ -15,7 +15,7 @@ import numpy as np
 
 from pixseq.data import known_sets
 from pixseq.data.known_sets import PicturesByFolder
-from pixseq.data.records import NoSuchSplit, pick_split
+from pixseq.data.records import NoSuchSplit, pick_split, spans
 from pixseq.data.split_names import YEAR, canonical, is_bare, is_plain, split_word
 from pixseq.data.tree import Tree, debris_note
 from pixseq.errors import PixseqError
@@ -48,6 +48,14 @@ class ChosenSplit:
     others: list[str]
     notes: list[str]
     tables: list[str]
+
+    def between(self, start: int, stop: int | None) -> Labelled:
+        """Of pictures [start, stop): their folders, names and labels."""
+        found: Labelled = []
+        for which, low, high in spans([len(names) for _, names, _ in self.pictures], start, stop):
+            folder, names, label = self.pictures[which]
+            found.append((folder, names[low:high], label))
+        return found
 
 
 def choose(

@@ -17,7 +17,7 @@ import numpy as np
 from pixseq.bounded.pages import rows_at_once
 from pixseq.data.labels import Value, is_missing, names_of, number
 from pixseq.data.parquet_columns import Columns, find_columns
-from pixseq.data.records import ImageFile, Source, Wanted, parts, reading
+from pixseq.data.records import ImageFile, Source, Wanted, reading, spans
 from pixseq.data.shards import shards_of_split
 from pixseq.errors import PixseqError
 from pixseq.text import shown
@@ -75,7 +75,7 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         label, classes = columns.label if labels else None, labels.classes if labels else None
-        for which, low, high in parts(counts, start, stop):
+        for which, low, high in spans(counts, start, stop):
             file, group, first = groups[which]
             for row, (picture, value) in enumerate(_rows(file, group, columns.image, label)):
                 if low <= row < high:

@@ -159,7 +159,7 @@ def pick_split(path: object, available: Collection[str], wanted: str) -> str:
     )
 
 
-def parts(counts: Sequence[int], start: int, stop: int | None) -> Iterator[tuple[int, int, int]]:
+def spans(counts: Sequence[int], start: int, stop: int | None) -> Iterator[tuple[int, int, int]]:
     """Where images [start, stop) lie in consecutive parts of `counts` images: (part, from, to within the part)."""
     for part, (end, count) in enumerate(zip(itertools.accumulate(counts), counts)):
         low, high = max(start - (end - count), 0), min(count if stop is None else stop - (end - count), count)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pixseq.data import layout
 from pixseq.data.folders import as_source
-from pixseq.data.records import ImageFile, Source, parts, reading
+from pixseq.data.records import ImageFile, Source, reading
 from pixseq.data.split_names import split_of
 from pixseq.data.tree import ArchiveTree
 from pixseq.data.webdataset import MAX_MEMBER_BYTES
@@ -53,9 +53,8 @@ def open_zip(path: Path, wanted: str) -> Source:
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         with reading(path), zipfile.ZipFile(path) as archive:
-            for which, low, high in parts([len(names) for _, names, _ in chosen.pictures], start, stop):
-                folder, names, label = chosen.pictures[which]
-                for name in names[low:high]:
+            for folder, names, label in chosen.between(start, stop):
+                for name in names:
                     member = tree.members[folder, bytes(name)]
                     with reading(f"{path}: {member}"):
                         data = archive.read(members[member])

@@ -14,7 +14,7 @@ import numpy as np
 
 from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.manifest import reference
-from pixseq.engine.parts import check_apart
+from pixseq.engine.parts import check_disjoint
 from pixseq.errors import PixseqError
 from pixseq.numerics.labelled import Labelled, rows_of, standardize
 
@@ -156,7 +156,7 @@ def open_pair(train_path: str | Path, test_path: str | Path) -> Pair:
             f"{test.path} holds features of the same images as {train.path}",
             "a probe is tested on images it was not fitted on: make features of the test split",
         )
-    check_apart(train, test, "a probe is tested on images it was not fitted on")
+    check_disjoint(train, test, "a probe is tested on images it was not fitted on")
     for what, ours, theirs, hint in _differences(train, test):
         if ours != theirs:
             ours, theirs = str(ours)[:200], str(theirs)[:200]

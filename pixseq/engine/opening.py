@@ -17,7 +17,7 @@ from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.manifest import reference
 from pixseq.engine.image_store import open_images, read_all, seen_codec
 from pixseq.engine.images import Images
-from pixseq.engine.parts import check_apart
+from pixseq.engine.parts import check_disjoint
 from pixseq.errors import PixseqError, UsageError
 from pixseq.models.family import Model, Shape, build, shape_from
 from pixseq.numerics.parts import choose_rows, split_validation
@@ -122,7 +122,7 @@ def read_images(
     if val is not None:
         other = open_images(val, kind)
         codec.must_pair(store.path, other.codec, other.path, classes)
-        check_apart(store, other, "what validates must not be trained on")
+        check_disjoint(store, other, "what validates must not be trained on")
         if other.images() is not None:
             progress.warn(f"{val} holds several random crops an image; validation usually takes one centre crop")
         inputs["val"] = reference(val, other.manifest)

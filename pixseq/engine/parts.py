@@ -143,7 +143,7 @@ def origin(store: Store) -> dict[str, Any] | None:
     return {**source, **drawn, **{key: told[key] for key in DRAW if key in told}}
 
 
-def check_apart(ours: Store, theirs: Store, why: str) -> None:
+def check_disjoint(ours: Store, theirs: Store, why: str) -> None:
     """Raises PixseqError where two stores hold pictures of one source and are not the two parts of one split."""
     from pixseq.data.described import is_same
 
