@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
 from pixseq.models.aim import AIM, AimShape, AttentionMask, normalised, patchify, prefix_mask, sincos_2d, unpatchify
+from pixseq.models.attention_mask import flex_serves
 from pixseq.models.family import SHAPES, build, shape_from
 from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.numerics.orders import NAMED, order_of
@@ -172,6 +174,15 @@ def test_flex_attention_equals_the_written_out_mask():
     sdpa = F.scaled_dot_product_attention(q, k, v, attn_mask=prefix_mask(masked))
     assert (aim_module.flex(q, k, v, aim_module.prefix_block_mask(masked)) - wanted).abs().max() < 1e-5
     assert (sdpa - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("card", "positions", "width", "serves"),
+    [(True, 256, 16, True), (False, 256, 16, False), (True, 128, 16, False), (True, 256, 8, False)],
+)
+def test_flex_attention_is_for_cards_where_it_leaves_something_out(card, positions, width, serves):
+    """Its kernels take heads of 16 or more, and leave out blocks of 128 positions."""
+    assert flex_serves(SimpleNamespace(is_cuda=card, shape=(2, positions)), width) is serves
 
 
 @torch.no_grad()

@@ -91,6 +91,17 @@ def test_powers_are_those_of_the_large_end():
     assert cost.law("features", "layers", rows)["said"] == ""
 
 
+def test_a_peer_that_a_card_has_no_memory_for_is_left_out(bench):
+    def none():
+        raise torch.OutOfMemoryError
+
+    works = [Work(US, "fp32", lambda: lambda: None), Work("transformers", "fp32", lambda: none)]
+    found = run.timed(bench, Task("", 1, "tokens", Product(1, 1, 1), 4.0, tuple(works)), 1, 1.0)
+    assert [row["by"] for row in found["rows"]] == [US] and found["left_out"] == ["transformers in fp32"]
+    with pytest.raises(torch.OutOfMemoryError):
+        run.timed(bench, Task("", 1, "tokens", Product(1, 1, 1), 4.0, (Work(US, "fp32", lambda: none),)), 1, 1.0)
+
+
 # ---- what is timed
 
 

@@ -3,6 +3,7 @@
 import math
 import platform
 import resource
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from card import NothingIsAwaited
 from conftest import TINY
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,11 +27,11 @@ from pixseq.engine.prefetch import Prefetch
 from pixseq.engine.state import TrainState, average
 from pixseq.engine.step import Batch, Counts, accumulate, gradient_norm
 from pixseq.engine.training import Limits, Training
-from pixseq.errors import Diverged
+from pixseq.errors import Diverged, UsageError
 from pixseq.models.aim import AIM, AimShape, colours_on
 from pixseq.models.attention_mask import prefix_block_mask
 from pixseq.models.igpt import IgptShape, ImageGPT
-from pixseq.runtime import Machine, _has_bf16_units, machine
+from pixseq.runtime import Machine, _has_bf16_units, compiled, machine, rates
 from pixseq.runtime.cuda import on_the_way
 from pixseq.runtime.rates import peak_rate
 from pixseq.stages import pretrain
@@ -58,6 +60,94 @@ def test_bf16_is_chosen_where_the_chip_is_faster_in_it(monkeypatch, chip, units)
 def test_bf16_is_chosen_on_cuda_from_ampere_on(monkeypatch, capability, units):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert _has_bf16_units(torch.device("cuda", 0)) is units
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "told"),
+    [
+        ("cuda:2", {}, "there is no cuda:2: torch sees 2 CUDA devices here"),
+        ("cuda:x", {}, "there is no device 'cuda:x'"),
+        ("cuda", {"LOCAL_RANK": "2", "RANK": "2", "WORLD_SIZE": "3"}, "there is no cuda:2"),
+        ("cuda:0", {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "several processes of one run cannot share cuda:0"),
+    ],
+)
+def test_a_card_that_is_not_there_is_told(monkeypatch, device, environment, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=told), machine(device, ranks=True):
+        pass
+
+
+def test_each_process_joins_the_others_with_its_card(monkeypatch):
+    joined = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", joined.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *how, **more: joined.append((*how, more)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for name, value in {"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    card = torch.device("cuda", 1)
+    with machine("cuda", "fp32", ranks=True) as where:
+        assert (where.device, where.rank, where.world, where.sharers) == (card, 3, 4, 1)
+    assert joined == [card, ("nccl", {"device_id": card})]
+
+
+def test_a_way_back_that_does_not_compile_is_gone_uncompiled(monkeypatch, capsys):
+    def refuse(graph, inputs):
+        raise NotImplementedError("no kernel for this card")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=refuse)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(progress, "_enabled", True)
+    x = torch.ones(3, requires_grad=True)
+    compiled(lambda x: x.sin().sum(), Machine(CPU, "fp32"), True)(x).backward()
+    assert torch.equal(x.grad, torch.ones(3).cos())
+    assert capsys.readouterr().err.endswith("raised: NotImplementedError: no kernel for this card)\n")
+
+
+def test_a_process_may_compile_many_models(monkeypatch):
+    """Those of a study are trained in one, each of another shape."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    for width in range(1, 11):
+        compiled(torch.nn.RMSNorm(width), Machine(CPU, "fp32"), True)(torch.ones(2, width))
+    assert len(graphs) == 10
+
+
+def test_micro_batches_that_are_compiled_for_are_of_one_size(monkeypatch, tmp_path):
+    assert [cost.alike(128, most) for most in (200, 101, 57, 1)] == [128, 64, 32, 1]
+    assert cost.alike(97, 57) == 49  # a prime
+    config, made = effective(PretrainFile, sets=["train.batch_size=12"]).train, []
+    monkeypatch.setattr(training, "micro_batch_images", lambda model, machine: 7)
+    monkeypatch.setattr(training, "compiled", lambda model, machine, wanted: made.append(wanted))
+    shape = IgptShape(n_layer=1, n_head=1, d_model=4, n_vocab=4, n_ctx=4)
+    images = Images(np.zeros((20, 4), np.uint16), None, (2, 2, 1))
+    for compile, own, expected in ((True, None, 6), (False, None, 7), (True, 5, 5)):
+        run = TrainState(ImageGPT(shape).init_weights(torch.Generator()), config, None)
+        limits = Limits(compile=compile, micro_batch=own)
+        assert Training(Machine(CPU, "fp32"), run, images, pretrain.losses, tmp_path, limits).micro == expected
+    assert made == [True, False, True]
+
+
+def test_a_card_is_timed_until_it_has_done_what_it_was_told(monkeypatch):
+    log = []
+
+    class Matrix:
+        def __matmul__(self, other):
+            log.append("product")
+
+    card = SimpleNamespace(synchronize=lambda device: log.append("done"))
+    monkeypatch.setattr(rates, "torch", SimpleNamespace(randn=lambda *size, **how: Matrix(), cuda=card))
+    assert rates.matrix_rate(Machine(torch.device("cuda", 0), "fp32")) > 0
+    assert log == ["product", "done"] * 6  # the first warms up
 
 
 def control_groups(root, line, files):
@@ -312,8 +402,21 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
     assert pace.mfu(15) == {"mfu": round(used, 4)} and 0.1 < used < 0.2
     named["name"] = "NVIDIA H100 PCIe"
     assert peak_rate(card) == 756e12 and peak_rate(Machine(card.device, "fp32")) == 51e12
-    named["name"] = "Some other card"
-    assert peak_rate(card) is None and peak_rate(Machine(CPU, "bf16")) is None
+    for name, peak in (
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 836e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Some other card", None),
+    ):
+        named["name"] = name
+        assert peak_rate(card) == peak
+    assert peak_rate(Machine(CPU, "bf16")) is None
     assert cost.Pace(card, shape, config).mfu(15) == {}
 
 

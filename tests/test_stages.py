@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -243,6 +244,20 @@ def test_raw_pixels_are_swept_in_small_buffers():
     for side in (8, 224):
         batch = features._pixel_batch(SimpleNamespace(codec=Codec("pixels", side, side, None)))
         assert batch * side * side * 12 <= features.BUFFER_BYTES
+
+
+def test_a_chunk_of_features_is_small_enough_to_be_read_however_large_a_batch(
+    checkpoints, tokens, tmp_path, monkeypatch
+):
+    """A card takes more pictures at once than there is memory for in who reads them."""
+    monkeypatch.setattr(features, "MOST_BYTES", 1 << 12)
+    made = [
+        features.run(checkpoints["ar"], tokens, tmp_path / f"{n}.zarr", pool="none", device="cpu", batch_size=n)
+        for n in (40, 41)
+    ]
+    store = open_store(tmp_path / "40.zarr", "features")
+    image = math.prod(store.shape("features")) // len(store) * store.dtype("features").itemsize
+    assert store.arrays["features"].chunks[1] == max((1 << 12) // image, 1) and made[0]["id"] == made[1]["id"]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import time
@@ -55,6 +56,13 @@ def _least(call: Callable[[], object], settle: Callable[[], None]) -> float:
 def settle(where: Machine) -> Callable[[], None]:
     """What waits until the device has done all that it was told."""
     return torch.cuda.synchronize if where.device.type == "cuda" else lambda: None
+
+
+def release(where: Machine) -> None:
+    """Give memory that is no longer used back to the device, of which others take theirs."""
+    gc.collect()
+    if where.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

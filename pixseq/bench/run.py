@@ -10,10 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pixseq import progress
 from pixseq.artifacts import atomic
 from pixseq.bench import alone, ceilings, colours, models, peers, reading, rounds
-from pixseq.bench.settings import US, Bench, Copy, Settings, Task
+from pixseq.bench.settings import US, Bench, Copy, Settings, Task, Work
 from pixseq.errors import UsageError
 from pixseq.runtime import machine
 from pixseq.runtime.rates import peak_rate
@@ -63,7 +65,10 @@ def run(
             progress.say(f"bench {stage}: {task.about}")
             with hushed():
                 found = timed(bench, task, most_rounds, seconds)
+            for name in found["left_out"]:
+                progress.warn(f"{stage}: there is not the memory for {name}, which is left out")
             if memory:
+                ceilings.release(bench.where)
                 for row in found["rows"]:
                     row["peak_bytes"] = alone.measured(settings, stage, row["by"], row["precision"])["peak_bytes"]
             numbers["stages"].append({"stage": stage, **found})
@@ -116,13 +121,12 @@ def hushed() -> Iterator[None]:
 
 def timed(bench: Bench, task: Task, most_rounds: int, seconds: float) -> dict[str, Any]:
     """The rows of a task, one a work, and the ceilings of the precisions in them. `mfu` is the part of what its maker
-    says that the card can do, None where that is not known.
+    says that the card can do, None where that is not known. `left_out`: peers that the device has no memory for.
     """
     settle = ceilings.settle(bench.where)
-    calls, results = [], []
-    for work in task.works:
-        calls.append(work.prepare())
-        results.append(calls[-1]())  # which warms it up
+    begun, left_out = _called_once(bench, task)
+    works, calls, results = zip(*begun)
+    task = replace(task, works=works)
     settle()
     times = rounds.interleaved(calls, most_rounds, seconds, settle)
     limits = {
@@ -146,7 +150,29 @@ def timed(bench: Bench, task: Task, most_rounds: int, seconds: float) -> dict[st
         }
         for precision, rate in limits.items()
     ]
-    return {"about": task.about, "unit": f"{task.unit}/s", "ceilings": tops, "rows": rows}
+    return {"about": task.about, "unit": f"{task.unit}/s", "ceilings": tops, "rows": rows, "left_out": left_out}
+
+
+Begun = tuple[Work, Callable[[], str | None], str | None]  # a work, its call, and the result of a first one
+
+
+def _called_once(bench: Bench, task: Task) -> tuple[list[Begun], list[str]]:
+    """The works of a task, warmed up, and the names of peers that the device has no memory for."""
+
+    def begun(work: Work) -> Begun:
+        call = work.prepare()
+        return work, call, call()
+
+    found, left_out = [], []
+    for work in task.works:
+        try:
+            found.append(begun(work))
+        except torch.OutOfMemoryError:
+            if work.by == US:
+                raise
+            left_out.append(" in ".join([work.by, *([work.precision] if work.precision else [])]))
+        ceilings.release(bench.where)
+    return found, left_out
 
 
 def compared(task: Task, times: Sequence[Sequence[float]], limits: dict[str, float], auto: str) -> list[Row]:

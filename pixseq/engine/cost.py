@@ -14,7 +14,7 @@ from pixseq.models.family import Model, Shape
 from pixseq.runtime import Machine
 from pixseq.runtime.rates import matrix_rate, peak_rate
 
-COMPILING_PAYS = 1e16  # training operations: some minutes of a card
+COMPILING_PAYS = 5e16  # training operations: some minutes of the fastest card
 LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
 
 
@@ -92,3 +92,11 @@ def micro_batch_images(model: Model, machine: Machine) -> int:
     if machine.device.type == "cpu":
         images = min(images, 8192 / s.n_ctx)
     return max(int(images), 1)
+
+
+def alike(images: int, most: int) -> int:
+    """Parts of at most `most` images, all of one size where that does not make twice as many: what is compiled is
+    compiled for one size.
+    """
+    parts = math.ceil(images / most)
+    return math.ceil(images / next((n for n in range(parts, 2 * parts) if images % n == 0), parts))

@@ -20,7 +20,7 @@ from pixseq.artifacts.checkpoint import best_weights, has_state, keep_best, save
 from pixseq.artifacts.metrics import Log
 from pixseq.config import TrainConfig
 from pixseq.engine.batches import PAD
-from pixseq.engine.cost import Pace, announce, micro_batch_images, worth_compiling
+from pixseq.engine.cost import Pace, alike, announce, micro_batch_images, worth_compiling
 from pixseq.engine.images import Images
 from pixseq.engine.prefetch import Prefetch
 from pixseq.engine.state import TrainState
@@ -120,6 +120,9 @@ class Training:
             wanted = worth_compiling(self.machine, self.model.shape, self.config)
         self.forward = compiled(self.model, self.machine, wanted)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
+        if wanted and not self.limits.micro_batch:
+            share = self.machine.share(self.config.batch_size)
+            self.micro = alike(share.stop - share.start, self.micro)
         epoch = len(self.images) / self.config.batch_size
         self.warmup = warmup_steps(self.run.planned, epoch, self.config.warmup_epochs, self.config.warmup_fraction)
         self.val_every = self.config.val_every or max(self.config.steps // 20, 1)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixseq.errors import UsageError
-from pixseq.models.attention_mask import AttentionMask, flex, prefix_block_mask, prefix_mask
+from pixseq.models.attention_mask import AttentionMask, flex, flex_serves, prefix_block_mask, prefix_mask
 from pixseq.models.attentive import AttentiveProbe
 from pixseq.models.flops import COUNTING, training_flops
 from pixseq.models.order import Ordered
@@ -373,7 +373,7 @@ class AIM(Ordered):
         if self.attention != "prefix":
             return AttentionMask(causal=self.attention == "causal")
         assert masked is not None
-        if not masked.is_cuda:
+        if not flex_serves(masked, self.shape.d_model // self.shape.n_head):
             return AttentionMask(mask=prefix_mask(masked))
         # a model that is compiled as a whole compiles this with it
         return AttentionMask(mask=prefix_block_mask(masked), flex=flex if torch.compiler.is_compiling() else self.flex)

@@ -16,6 +16,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+FLEX_BLOCK, FLEX_WIDTH = 128, 16  # positions of a block, and the least width of a head
+
 
 def prefix_mask(masked: Tensor) -> Tensor:
     """masked bool [B, K], False on the prefix -> bool [B, 1, K, K]: query q sees key k if k <= q or k in the prefix."""
@@ -34,6 +36,13 @@ def prefix_block_mask(masked: Tensor) -> BlockMask:
         return (key < sizes[b]) | (key <= query)
 
     return create_block_mask(seen, len(masked), None, total, total, device=masked.device)
+
+
+def flex_serves(masked: Tensor, width: int) -> bool:
+    """Whether FlexAttention is for sequences masked so and heads of this width: on a card, where there are blocks to
+    leave out and its products are wide enough.
+    """
+    return masked.is_cuda and masked.shape[1] > FLEX_BLOCK and width >= FLEX_WIDTH
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:

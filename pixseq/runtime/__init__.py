@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
@@ -124,8 +125,8 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     but does not know how few a container leaves it.
     Raises UsageError for what this machine does not have, and for several processes where the stage is of one.
     """
-    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
-        raise UsageError(f"there is no device {device!r}", "one of: auto, cpu, cuda")
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", device):
+        raise UsageError(f"there is no device {device!r}", "one of: auto, cpu, cuda, or a card as cuda:1")
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"there is no precision {precision!r}", "one of: auto, fp32, bf16")
     if device == "auto":
@@ -138,7 +139,7 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     on = torch.device(device)
     share_memory = sharers(on, world)
     if on.type == "cuda":
-        on = torch.device("cuda", on.index if on.index is not None else int(os.environ.get("LOCAL_RANK", 0)))
+        on = _card(on, world)
         torch.cuda.set_device(on)
     if on.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
         torch.set_num_threads(usable_cores())
@@ -146,7 +147,10 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
         precision = "bf16" if _has_bf16_units(on) else "fp32"
     if world > 1:
         with _together():
-            torch.distributed.init_process_group("nccl" if on.type == "cuda" else "gloo")
+            if on.type == "cuda":
+                torch.distributed.init_process_group("nccl", device_id=on)
+            else:
+                torch.distributed.init_process_group("gloo")
         if rank:
             progress.enable(False)
     progress.say_soon(f"computing on {on} in {precision}")
@@ -158,15 +162,28 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
             torch.distributed.destroy_process_group()
 
 
+def _card(named: torch.device, world: int) -> torch.device:
+    """With its number: each process of a host has one of its own. Raises UsageError where there are too few."""
+    if named.index is not None and world > 1 and int(os.environ.get("LOCAL_WORLD_SIZE", world)) > 1:
+        raise UsageError(f"several processes of one run cannot share {named}", "--device cuda gives each a card")
+    card = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if named.index is None else named.index)
+    count = torch.cuda.device_count()
+    if card.index >= count:
+        seen = f"torch sees {count} CUDA device{'s' * (count != 1)} here"
+        last = f"the last is cuda:{count - 1}, and torchrun can start a process for each"
+        raise UsageError(f"there is no {card}: {seen}", last)
+    return card
+
+
 JOBS = "PIXSEQ_JOBS_ON_DEVICE"  # set for processes that were started to work side by side on one device
 
 
 def sharers(device: torch.device, world: int) -> int:
-    """How many processes compute in one device's memory: of the ranks those of a host in the host's, or on a GPU that
-    is named for all of them (without a number, each has a GPU of its own), and for each of them the jobs beside it.
+    """How many processes compute in one device's memory: of the ranks those of a host in the host's (on GPUs each has
+    one of its own), and for each of them the jobs beside it.
     """
-    own = device.type == "cuda" and device.index is None
-    return (1 if own else int(os.environ.get("LOCAL_WORLD_SIZE", world))) * int(os.environ.get(JOBS, 1))
+    ranks = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return ranks * int(os.environ.get(JOBS, 1))
 
 
 def _has_bf16_units(device: torch.device) -> bool:
@@ -190,6 +207,7 @@ class Placeable(Protocol):
 
 
 Net = TypeVar("Net", bound=Placeable)
+MOST_FORMS = 256  # of compiled code: a process may train many models, as those of a study
 
 
 def placed(model: Net, machine: Machine) -> Net:
@@ -203,6 +221,11 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
     """`function` compiled: by default on CUDA only. Where the compiler fails, it goes on uncompiled and says so."""
     if not (machine.device.type == "cuda" if wanted is None else wanted):
         return function
+    from torch._dynamo import config as forms
+    from torch._functorch import config as gradients
+
+    forms.recompile_limit = max(forms.recompile_limit, MOST_FORMS)
+    gradients.force_non_lazy_backward_lowering = True  # once the way there is behind, it is late to go on without
     fast = torch.compile(function, dynamic=False)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -212,7 +235,8 @@ def compiled(function: Callable, machine: Machine, wanted: bool | None) -> Calla
         except torch._dynamo.exc.TorchDynamoException as error:
             if fast is function:
                 raise
-            progress.say(f"torch.compile failed, going on without it ({str(error).splitlines()[0]})")
+            what, *why = str(error).splitlines()
+            progress.say(f"torch.compile failed, going on without it ({' '.join([what, *why[:1]])})")
             fast = function
             return fast(*args, **kwargs)
 

@@ -42,7 +42,7 @@ from pixseq.models.family import Model, Shape, shape_from
 from pixseq.runtime import Machine, generator, machine, placed
 from pixseq.streams import Stream
 
-BUFFER_BYTES = 64 << 20  # of one chunk of rows over all layers
+BUFFER_BYTES, MOST_BYTES = 64 << 20, 256 << 20  # of one chunk of rows over all layers, as meant and at most
 # Of one batch on a CPU: more are no faster there, and take more memory. Narrow models take as much in more positions,
 # which pays for the many calls of a pass.
 POSITIONS, NUMBERS = 2048, 1 << 19
@@ -230,8 +230,9 @@ def _write(job: Extraction, out: str | Path, resume: bool, overwrite: bool) -> M
     stored = {"labels": store.labels(), "images": store.images()}
     beside = {name: values for name, values in stored.items() if values is not None}
     specs |= {name: Spec("int32", (None,)) for name in beside}
-    batch_bytes = job.batch * masks * len(layers) * math.prod(job.row) * np.dtype(config["dtype"]).itemsize
-    chunk_images = max(min(BUFFER_BYTES // batch_bytes, 4096 // job.batch), 1) * job.batch
+    image_bytes = masks * len(layers) * math.prod(job.row) * np.dtype(config["dtype"]).itemsize
+    chunk_images = max(min(BUFFER_BYTES // (job.batch * image_bytes), 4096 // job.batch), 1) * job.batch
+    chunk_images = min(chunk_images, max(MOST_BYTES // image_bytes, 1))  # a card takes more at once than readers do
     recipe = recipe_of(config, job.inputs, {})
     with atomic.resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
