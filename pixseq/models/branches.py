@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from pixseq.models.attention import attended, attended_backward
 from pixseq.models.gradients import normed, normed_backward, takes_own_gradient
-from pixseq.models.inference import EPS, SLOPE, are_plain
+from pixseq.models.inference import NORM_EPS, SLOPE, are_plain
 
 if TYPE_CHECKING:
     from pixseq.models.igpt import Block  # which imports this module
@@ -48,7 +48,7 @@ class AttentionBranch(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, gain: Tensor, qkv: Tensor, proj: Tensor, n_head: int, causal: bool, dtype: torch.dtype
     ) -> Tensor:
-        n, scale = normed(h, dtype, EPS)
+        n, scale = normed(h, dtype, NORM_EPS)
         x = F.linear(n, (qkv * gain).to(dtype))
         y, logsumexp = attended(x, n_head, causal)
         ctx.save_for_backward(gain, qkv, proj, n, scale, x, y, logsumexp)
@@ -70,7 +70,7 @@ class MLPBranch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, gain: Tensor, fc: Tensor, proj: Tensor, dtype: torch.dtype) -> Tensor:
-        n, scale = normed(h, dtype, EPS)
+        n, scale = normed(h, dtype, NORM_EPS)
         x = F.linear(n, (fc * (SLOPE * gain)).to(dtype))
         ctx.save_for_backward(gain, fc, proj, n, scale, x)
         return plus_product(h, F.silu(x), proj.to(dtype), 1 / SLOPE)  # quick-gelu is silu(1.702 x) / 1.702

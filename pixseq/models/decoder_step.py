@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixseq.models import native
+from pixseq.models.inference import SLOPE
 
 if TYPE_CHECKING:
     from pixseq.models.igpt import ImageGPT
@@ -133,8 +134,8 @@ def folded(model: ImageGPT) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         (
             block.attn.qkv.weight * block.ln_1.weight * scale,
             block.attn.proj.weight,
-            block.mlp.fc.weight * block.ln_2.weight * 1.702,
-            block.mlp.proj.weight / 1.702,
+            block.mlp.fc.weight * block.ln_2.weight * SLOPE,
+            block.mlp.proj.weight / SLOPE,
         )
         for block in model.blocks
     ]

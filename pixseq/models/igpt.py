@@ -18,11 +18,10 @@ from pixseq.errors import UsageError
 from pixseq.models import branches, gradients, inference
 from pixseq.models.attention import self_attention
 from pixseq.models.flops import COUNTING, training_flops
+from pixseq.models.inference import NORM_EPS, SLOPE
 from pixseq.models.objectives import generative_nats, random_mask, scored_images, token_nats
 from pixseq.models.order import Ordered
 from pixseq.models.output import Output
-
-NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class RMSNorm(nn.Module):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """The released model's activation; the exact GELU differs from it by up to 0.02."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(SLOPE * x)
 
 
 class Attention(nn.Module):
@@ -186,8 +185,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if gradients.takes_own_gradient(x) and type(self.fc) is type(self.proj) is nn.Linear:
             # quick-gelu is silu(1.702 x) / 1.702: scales of the weights, and one pass each way over what is between
-            inner = F.silu(F.linear(x, inference.SLOPE * self.fc.weight))
-            return F.linear(inner, self.proj.weight / inference.SLOPE)
+            inner = F.silu(F.linear(x, SLOPE * self.fc.weight))
+            return F.linear(inner, self.proj.weight / SLOPE)
         return self.proj(quick_gelu(self.fc(x)))
 
 

@@ -20,7 +20,7 @@ from pixseq.models import gradients
 if TYPE_CHECKING:
     from pixseq.models.igpt import Attention, Block  # which imports this module
 
-EPS, SLOPE = 1e-5, 1.702  # of RMSNorm, of quick-gelu
+NORM_EPS, SLOPE = 1e-5, 1.702  # of RMSNorm, of quick-gelu
 # Bytes of inner activations of an MLP at once. Its rows come in multiples of ROWS, so that the tiles of a product,
 # hence the order of its sums, are those of all rows at once.
 BYTES, ROWS, LEAST_ROWS = 1 << 22, 64, 256
@@ -93,7 +93,7 @@ def through(attn: Attention, weights: tuple[Tensor, ...], h: Tensor, read: Calla
 
 def normed(h: Tensor) -> Tensor:
     """h / sqrt(mean(h^2) + eps), [N, D]."""
-    return gradients.normed(h, h.dtype, EPS)[0]
+    return gradients.normed(h, h.dtype, NORM_EPS)[0]
 
 
 def add_product(h: Tensor, x: Tensor, weight: Tensor, scale: float = 1.0) -> None:

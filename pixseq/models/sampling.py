@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixseq.models import decoder_step
-from pixseq.models.igpt import NORM_EPS, ImageGPT
+from pixseq.models.igpt import ImageGPT
+from pixseq.models.inference import NORM_EPS
 from pixseq.models.static_step import StaticSteps, Step
 
 if TYPE_CHECKING:
