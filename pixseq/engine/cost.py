@@ -16,6 +16,7 @@ from pixseq.runtime.rates import matrix_rate, peak_rate
 
 COMPILING_PAYS = 5e16  # training operations: some minutes of the fastest card
 LAYER_SECONDS = 1e-3  # forward and backward through one layer of almost nothing
+WITHOUT_GRADIENTS = 2  # so many times the images of a micro-batch fit where nothing is learnt
 
 
 def announce(name: str, machine: Machine, run: TrainState, images: int, micro: int, folder: Path) -> None:

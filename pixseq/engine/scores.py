@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixseq.artifacts.arrays import Store
-from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.cost import WITHOUT_GRADIENTS, micro_batch_images
 from pixseq.engine.parts import count_images
 from pixseq.errors import PixseqError
 from pixseq.models.family import Model, Shape
@@ -20,8 +20,8 @@ from pixseq.text import word
 
 
 def images_at_once(net: Model, where: Machine) -> int:
-    """Images of an evaluation whose losses are added up together: without gradients, twice as many fit."""
-    return 2 * micro_batch_images(net, where)
+    """Images of an evaluation whose losses are added up together."""
+    return WITHOUT_GRADIENTS * micro_batch_images(net, where)
 
 
 def config_of(weights: str, masks: int, seed: int, attention: str | None, where: Machine) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.choices import Attention, Precision, Weights
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
-from pixseq.engine.cost import micro_batch_images
+from pixseq.engine.cost import WITHOUT_GRADIENTS, micro_batch_images
 from pixseq.engine.images import Images
 from pixseq.engine.opening import held_out, load_weights, read_images, some_of, use_attention, with_new_head
 from pixseq.engine.run_folder import RunFolder, recipe_of, run_folder, run_summary
@@ -217,7 +217,7 @@ def choose(
 ) -> dict[str, Any]:
     """Train until validation no longer gains; returns the state at the end, see `train`."""
     micro = limits.micro_batch or micro_batch_images(net, where)
-    held = HeldOut(where, some_of(data.held, recipe.val_images), 2 * micro, score, recipe.seed)
+    held = HeldOut(where, some_of(data.held, recipe.val_images), WITHOUT_GRADIENTS * micro, score, recipe.seed)
     return train(
         Training(
             where,

@@ -21,7 +21,7 @@ from pixseq.artifacts.manifest import Manifest
 from pixseq.bounded.numpy_files import load_small
 from pixseq.choices import Precision
 from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_names
-from pixseq.engine.cost import expected_seconds, micro_batch_images
+from pixseq.engine.cost import WITHOUT_GRADIENTS, expected_seconds, micro_batch_images
 from pixseq.engine.image_store import open_images, seen_codec
 from pixseq.engine.images import Images
 from pixseq.engine.initial import InitialCheckpoint
@@ -228,11 +228,11 @@ class HeldOut:
     def of(
         cls, where: Machine, held: Images | None, model: Model, config: TrainConfig, limits: Limits
     ) -> HeldOut | None:
-        """On some of the images that are held out, if any; without gradients, twice as many fit into memory."""
+        """On some of the images that are held out, if any."""
         if held is None:
             return None
         micro = limits.micro_batch or micro_batch_images(model, where)
-        return cls(where, some_of(held, config.val_images), 2 * micro)
+        return cls(where, some_of(held, config.val_images), WITHOUT_GRADIENTS * micro)
 
     def measure(self, model: Model) -> dict[str, float]:
         return {"val_loss": generative_loss(self.where, model, self.images, self.batch)}
