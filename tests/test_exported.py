@@ -86,6 +86,13 @@ def test_an_export_gives_the_features_of_its_network(saved, name):
         open_exported(folder / name).features(torch.rand(2, 3, 8, 8))
 
 
+def test_an_export_computes_where_its_weights_are_brought(saved):
+    folder, net = saved
+    meta = torch.device("meta")
+    found = open_exported(folder / "any.pt2").on(meta).features(torch.empty(7, 3, 6, 6, device=meta))
+    assert found.device == meta and found.shape == net(torch.zeros(7, 3, 6, 6)).shape
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("ran",)

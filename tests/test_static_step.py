@@ -50,6 +50,22 @@ def test_static_steps_draw_the_same_pictures(kept, ends, recorded, as_on_a_card,
         assert card.log.count("begin") == ends and card.log.count("replay") == AR.n_ctx - kept - 1
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_card_runs_all_prompts_at_once_and_none_beside(bf16, as_on_a_card, monkeypatch):
+    """Each time it is told of little it waits for more; on a CPU as many rows at a time as there always are."""
+    run, real = [], Decoder._prefill
+    monkeypatch.setattr(
+        Decoder, "_prefill", lambda self, inputs, *rest: run.append(len(inputs)) or real(self, inputs, *rest)
+    )
+    monkeypatch.setattr(sampling, "ROWS", 14)
+    monkeypatch.setattr(sampling, "NUMBERS", 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        drawn(random_model(AR), 6)
+        as_on_a_card()
+        drawn(random_model(AR), 6)
+    assert run == [2, 2, 4]  # samples that fill up a product have an empty prompt
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.8}], ids=str)
 def test_all_ways_to_choose_are_recorded(settings, as_on_a_card, monkeypatch):
     model, card = random_model(AR), Card(monkeypatch)

@@ -52,11 +52,12 @@ def check(where: Machine, model: str | Path, store: Any) -> int:
 def _compute(where: Machine, extractor: Exported, store: Any) -> Compute:
     """images [B, ...], index of the first -> [1, B, D]: their colours in [0, 1], channels first, through the model."""
     store.codec.must_have_colours(store.path)
+    there = extractor.on(where.device)
 
     @torch.inference_mode()
     def compute(images: np.ndarray, first: int) -> np.ndarray:
         pictures = store.codec.to_images(images)
         x = torch.from_numpy(pictures).to(where.device).permute(0, 3, 1, 2).float() / 255
-        return extractor.features(x.contiguous())[None].cpu().numpy()
+        return there.features(x.contiguous())[None].cpu().numpy()
 
     return compute

@@ -118,6 +118,10 @@ class Exported:
     sides: tuple[int | None, int | None]
     most: int  # bytes of what it computes, held at a time
 
+    def on(self, device: torch.device) -> Exported:
+        """With its weights there, for pictures there."""
+        return replace(self, constants={name: tensor.to(device) for name, tensor in self.constants.items()})
+
     def features(self, images: Tensor) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1] -> float32 [B, D]. Raises PixseqError where it takes no such pictures."""
         height, width = images.shape[2:]
@@ -149,8 +153,7 @@ class Exported:
 
     def _run(self, images: Tensor) -> Tensor:
         device = images.device
-        values: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.constants.items()}
-        values[self.input] = images
+        values: dict[str, Any] = {**self.constants, self.input: images}
         try:
             for node in self.nodes:
                 args = [_value(arg, values, device) for arg in node.args]

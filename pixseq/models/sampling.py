@@ -30,6 +30,7 @@ LANES_CPU, LANES = 2, 8
 TOGETHER = 12  # rows of a product whose kernel does not treat all alike: MKL's of AVX2 takes six, of SSE four at a time
 SUM = 512  # inputs that one product sums over: more are cut into blocks, where the cuts depend on the number of rows
 ROWS, NUMBERS = 512, 1 << 17  # of prompts that run together: rows, and more of narrow models, up to so many numbers
+ROWS_STATIC = 1 << 15  # the same where launches cost more than rows
 KEPT, LEAST, MOST = 1 << 25, 16, 4096  # bytes of keys and values, and samples, of compiled steps at once
 COLDEST = 1e-30  # below it quotients of logits would overflow; the likeliest colour is all that is drawn long before
 
@@ -158,20 +159,21 @@ class Decoder:
     def prefill(self, prompt: Tensor) -> Tensor:
         """Run sos and the prompt, int [B, P], at once; returns the logits of pixel P, [B, V].
 
-        Equal prompts run once, and several together: in bf16 as many at any time, since that many rows may matter; in
-        float32 two at least, since a last row alone is multiplied by another kernel.
+        Equal prompts run once, and several together: on a CPU in bf16 as many at any time, since that many rows may
+        matter; in float32 two at least, since a last row alone is multiplied by another kernel.
         """
         if self.compiled is not None and not prompt.shape[1]:
             return self.compiled((self.model.sos + self.places[0]).expand(self.batch, -1), 0)
         inputs = F.pad(prompt, (0, 1))  # the last token is not an input
         different, which = inputs.unique(dim=0, return_inverse=True)
-        rows_together = max(ROWS, NUMBERS // self.model.shape.d_model)
+        rows_together = ROWS_STATIC if self.static else max(ROWS, NUMBERS // self.model.shape.d_model)
         together, logits = max(rows_together // inputs.shape[1], 1), []
+        least = 1 if self.static else 2 if self.dtype == torch.float32 else together
         for first in range(0, len(different), together):
             part = different[first : first + together]
             rows = ((first <= which) & (which < first + len(part))).nonzero()[:, 0]
             n = len(part)
-            part = F.pad(part, (0, 0, 0, max((2 if self.dtype == torch.float32 else together) - n, 0)))
+            part = F.pad(part, (0, 0, 0, max(least - n, 0)))
             logits.append(self._prefill(part, rows, which[rows] - first)[:n])
         return torch.cat(logits)[which]
 
