@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
 from pixseq import progress
+from pixseq.choices import Part
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics.parts import choose_rows, hold_out, is_mixed
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pixseq.artifacts.arrays import Store
     from pixseq.data.sources import Source, TokenSource
 
-PARTS = ("train", "val")
+PARTS = get_args(Part)
 DRAW = ("of", "how", "held_out")  # of a part's record: what the two parts of one draw have alike, beside their options
 
 

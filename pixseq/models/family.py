@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from pixseq.choices import Objective, PretrainingAttention, Target
 from pixseq.errors import PixseqError
 from pixseq.models import aim_checks, igpt_checks
 from pixseq.models.aim import AIM, ATTENTIONS, AimShape
@@ -253,8 +254,8 @@ def shape_from(record: Mapping[str, Any]) -> Shape:
 
 # The values that fields of names may have.
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "igpt": {"objective": ("ar", "bert")},
-    "aim": {"target": ("norm-pixels", "pixels", "codes"), "attention": ("causal", "prefix"), "adapted": ATTENTIONS},
+    "igpt": {"objective": get_args(Objective)},
+    "aim": {"target": get_args(Target), "attention": get_args(PretrainingAttention), "adapted": ATTENTIONS},
 }
 # The most of each size of a shape: beyond what any model has, and little enough to lay out.
 MOST = {

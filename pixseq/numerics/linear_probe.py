@@ -14,10 +14,11 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 
+from pixseq.choices import LogisticSolver
 from pixseq.numerics.labelled import Labelled, images_of, low_data_subsets
 from pixseq.numerics.voting import accuracy
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_CS = tuple(10.0**exponent for exponent in range(-4, 3))
 MAX_ITER = 1000
 TOLERANCE = 1e-4  # scikit-learn's default: largest gradient component of the mean loss
-SOLVERS = ("pixseq", "sklearn")
+SOLVERS: tuple[str, ...] = get_args(LogisticSolver)
 PATIENCE = 2  # C's in a row without a better held-out accuracy, after which larger ones are not tried (see _search)
 FOLDS = 5  # at most, of the cross-validation inside a low-data subset
 

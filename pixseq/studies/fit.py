@@ -33,14 +33,13 @@ from pixseq.artifacts.picture import check_png
 from pixseq.drawing import scaling as figures
 from pixseq.errors import PixseqError, UsageError
 from pixseq.numerics import isoflop, laws
-from pixseq.numerics.forecast import Frontier, PowerLaw
+from pixseq.numerics.forecast import FEWEST_DRAWS, Frontier, PowerLaw
 from pixseq.studies import run_table
 from pixseq.studies.agreement import disagreements
 from pixseq.studies.fits import METHODS, finite
 from pixseq.studies.points import NEAR, Direction, Points, Resampled, exp, rms
 
 LEVEL = 0.95
-FEWEST_DRAWS = 20  # resamples that an interval needs
 OUTLYING = 4.5  # scales of the noise off a law from which on a run is named
 NAMED = 4  # runs that one remark names
 
