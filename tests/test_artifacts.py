@@ -119,6 +119,24 @@ def test_all_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch
     assert all(at[file] < at[file.parent] for file in files) and flushed[-1] == tmp_path
 
 
+def test_names_of_a_large_folder_are_not_all_held(tmp_path, monkeypatch):
+    """Of a store of a million chunks they would take a gigabyte."""
+    read, waiting, below = set(), [], atomic._below
+
+    def noted(folder):
+        for entry in below(folder):
+            read.add(entry.path)
+            yield entry
+
+    monkeypatch.setattr(atomic, "FLUSHED_SOON", 4)
+    monkeypatch.setattr(atomic, "_below", noted)
+    monkeypatch.setattr(atomic, "_fsync", lambda path: waiting.append(len(read) - len(waiting)))
+    for n in range(60):
+        (tmp_path / str(n)).write_text("x")
+    atomic.flush(tmp_path)
+    assert len(waiting) == 61 and max(waiting) <= 4
+
+
 def test_a_file_that_cannot_be_flushed_is_not_published(tmp_path, monkeypatch):
     with pytest.raises(PixseqError, match="disk is full"), atomic.writing(tmp_path / "x") as partial:
         partial.mkdir()
