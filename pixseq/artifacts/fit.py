@@ -24,6 +24,7 @@ Interval = tuple[float, float]
 
 GROWING = ("params", "tokens", "tokens_per_param")
 CONSTANTS = ("E", "A", "alpha", "B", "beta")
+METRICS = ("loss", "accuracy", "frechet_distance")  # that a study measures
 MEASURED_WITH = ("frechet_n", "frechet_floor", "frechet_floor_n", "frechet_extractor")  # beside a distance
 RUN = ("id", "resolution", "budget", "params", "tokens", "flops", "seed", *MEASURED_WITH)
 

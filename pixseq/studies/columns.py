@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pixseq.artifacts.fit import MEASURED_WITH, METRICS
 from pixseq.errors import PixseqError, UsageError
 
 REQUIRED = ("params", "tokens", "flops")
@@ -29,15 +30,6 @@ ROLES = {
     "reason": r"reason",
 }
 LETTERS = {"N": "params", "D": "tokens", "C": "flops"}
-MEASURED = (
-    "loss",
-    "accuracy",
-    "frechet_distance",
-    "frechet_n",
-    "frechet_floor",
-    "frechet_floor_n",
-    "frechet_extractor",
-)
 # What else a row may say of its run: neither measured nor fitted.
 SETTING = (
     r"(n |num |(trainer )?global )?(layers?|heads?|gpus?|epochs?|steps?)|depth|width"
@@ -126,7 +118,7 @@ def renamed(header: Sequence[str], roles: Mapping[str, str]) -> dict[str, str]:
         if not name or name in keys or role(name) is not None:
             continue
         short = PLACE.sub("", name)
-        if short.lower() in MEASURED:
+        if short.lower() in (*METRICS, *MEASURED_WITH):
             short = short.lower()
         taken = short in keys.values() or sum(PLACE.sub("", other) == short for other in header) > 1
         keys[name] = name if taken or is_setting(name) else short

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixseq import progress
+from pixseq.artifacts.fit import METRICS
 from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
 from pixseq.choices import Precision
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.runtime import devices_for
 from pixseq.studies import checks, judge, plan, rates, worker
-from pixseq.studies.study import DIVERGED, DONE, METRICS, Study, check_parents, open_study
+from pixseq.studies.study import DIVERGED, DONE, Study, check_parents, open_study
 from pixseq.studies.worker import STOPPED, Worker
 
 POLL_SECONDS = 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pixseq.artifacts import fit as document
 from pixseq.artifacts.fit import Excluded, Run
 from pixseq.bounded.structure import read_json
 from pixseq.errors import PixseqError, UsageError
+from pixseq.interop.places import file_id
 from pixseq.numerics.isoflop import SAME_BUDGET, group_budgets
 from pixseq.studies import columns, csv_export
 from pixseq.studies.columns import REQUIRED, ROLES
@@ -74,8 +74,7 @@ def read(source: str | Path, metrics: Sequence[str] | None = None, chosen: Seque
     if found.derived:
         table.counting = "6nd"
     table.tokens_per_image = _tokens_per_image(found.rows)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    table.inputs = {"runs": {"path": str(path), "id": f"sha256:{digest}"}}
+    table.inputs = {"runs": {"path": str(path), "id": file_id(path)}}
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import atomic, manifest
-from pixseq.artifacts.fit import MEASURED_WITH
+from pixseq.artifacts.fit import MEASURED_WITH, METRICS
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import read_metrics
 from pixseq.artifacts.plan import DAMAGED, Cell, read_plan, write_plan
@@ -17,7 +17,6 @@ from pixseq.errors import PixseqError, UsageError
 from pixseq.interop.places import file_id, is_exported
 from pixseq.studies.ranges import check_ranges
 
-METRICS = ("loss", "accuracy", "frechet_distance")
 WAITING, BEGUN, DONE, DIVERGED = "waiting", "begun", "done", "diverged"
 _measured = forms.maybe(forms.number)
 RESULT = forms.fields(
