@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "pixseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Highest last. A file imports from lower floors or its own room; rooms of one floor do not know each other.
 FLOORS = [
-    ("choices", "cores", "errors", "streams", "text"),
+    ("choices", "cores", "errors", "native", "streams", "text"),
     ("numerics", "progress", "signals"),
     ("bounded",),
     ("presets", "schema"),

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from pixseq.bounded.room import Room
 from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
 from pixseq.data.picking import picked
 from pixseq.data.pictures import joined
-from pixseq.data.preparation import Preparation, as_pixels, stacked, three_channels
+from pixseq.data.preparation import Preparation
 from pixseq.data.records import ImageFile, Pixels, Source
+from pixseq.data.resample import three_channels
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
@@ -219,17 +219,9 @@ class Reader:
             return self._result(three_channels(rows), labels, numbers, count, tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
-        if self.prep.is_one_resize and images.shape[1] == images.shape[2]:
-            return self._result(self.prep.squares(images), labels, numbers, count, tally)
-        images = np.ascontiguousarray(images)
-        made = [
-            each for image, number in zip(images, numbers) for each in self.prep.rows(Image.fromarray(image), number)
-        ]
-        whole = self.prep.resize == "whole"
-        resized: Iterable[np.ndarray] = [as_pixels(each) for each in made] if whole else stacked(made, self.prep.size)
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
-        return self._result(resized, labels, np.repeat(numbers, views), count, tally)
+        return self._result(self.prep.rows(images, numbers), labels, np.repeat(numbers, views), count, tally)
 
     def _result(
         self,
@@ -242,13 +234,13 @@ class Reader:
     ) -> _Result:
         """`rows` are uint8 [N, S, S, 3], or N pictures [h, w, 3] where they stay whole."""
         if self.prep.resize != "whole":
-            return _Result(np.asarray(rows), labels, numbers, count, tally, problems)
+            squares = np.asarray(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
+            return _Result(squares, labels, numbers, count, tally, problems)
         pixels, shapes = joined(rows)
         return _Result(pixels, labels, numbers, count, tally, problems, shapes)
 
     def _files(self, files: list[ImageFile], index: int) -> _Result:
-        whole: list[np.ndarray] = []
-        squares: list[Image.Image] = []
+        rows: list[np.ndarray] = []
         labels: list[int | None] = []
         numbers: list[int] = []
         problems: list[str] = []
@@ -267,20 +259,14 @@ class Reader:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
-            if self.prep.resize == "whole":
-                whole += [as_pixels(each) for each in new]
-            else:
-                squares += new
+            rows += [*new]
             labels += [file.label] * len(new)
             numbers += [number] * len(new)
             tally.update(["images", *done])
         targets = np.array(labels, dtype=np.int64) if self.source.has_labels else None
-        made = whole if self.prep.resize == "whole" else stacked(squares, self.prep.size)
-        return self._result(made, targets, np.array(numbers, dtype=np.int64), len(files), tally, *problems)
+        return self._result(rows, targets, np.array(numbers, dtype=np.int64), len(files), tally, *problems)
 
-    def _decoded(
-        self, file: ImageFile, number: int, take: Callable[[int], None]
-    ) -> tuple[list[Image.Image], list[str]]:
+    def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""
         image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
         if self.prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):
@@ -288,4 +274,4 @@ class Reader:
                 f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
                 "cut it up, or encode squares with --resize crop",
             )
-        return self.prep.rows(image, number), done
+        return self.prep.rows(image, [number]), done

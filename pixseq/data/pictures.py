@@ -1,6 +1,6 @@
 """Pictures larger than what a model sees of them: a random part each time in training, the same centre everywhere else.
 
-They are squares uint8 [N, H, W, 3], or whole, each of a size of its own. Pillow resizes them one by one, in threads.
+They are squares uint8 [N, H, W, 3], or whole, each of a size of its own. They are resized one by one, in threads.
 Shapes: P pixels of all pictures together, B pictures at once, S the model's side.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pixseq.cores import usable_cores
+from pixseq.data.resample import resample, sides
 from pixseq.numerics.whole import starts
 
 SHOWN = 0.875  # how much of the shorter side the centre crop shows: 224 of 256, as AIM is evaluated
@@ -47,19 +48,20 @@ def joined(pictures: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.array([picture.shape[:2] for picture in pictures], np.int32).reshape(-1, 2)
 
 
-def resized(image: Image.Image, shorter: int, method: Image.Resampling) -> Image.Image:
-    """The whole picture with a shorter side of `shorter` pixels; the longer one is rounded down, as by torchvision."""
-    short = min(image.size)
-    if short == shorter:
-        return image
-    width, height = (shorter if n == short else shorter * n // short for n in image.size)
-    return image.resize((width, height), method)
+def resized(pictures: Image.Image | np.ndarray, shorter: int, method: Image.Resampling) -> np.ndarray:
+    """A whole picture, or uint8 [n, h, w(, 3)], with a shorter side of `shorter` pixels: uint8 [n, h', w', 3].
+
+    The longer side is rounded down, as by torchvision.
+    """
+    size = sides(pictures)
+    width, height = (shorter if n == min(size) else shorter * n // min(size) for n in size)
+    return resample(pictures, (width, height), method)
 
 
-def centre(image: Image.Image, side: int) -> Image.Image:
-    """The central square; where it cannot be in the middle it lies where torchvision's CenterCrop takes it."""
-    left, top = (round((n - side) / 2) for n in image.size)
-    return image.crop((left, top, left + side, top + side))
+def centre(pictures: np.ndarray, side: int) -> np.ndarray:
+    """The central squares of [n, h, w, 3]; where they cannot be in the middle they lie where torchvision takes them."""
+    top, left = (round((n - side) / 2) for n in pictures.shape[1:3])
+    return pictures[:, top : top + side, left : left + side]
 
 
 def resized_side(side: int) -> int:
@@ -73,8 +75,8 @@ def centres(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
     The published transform: the shorter side to S / 0.875 (bicubic), then the centre.
     """
 
-    def shown(picture: np.ndarray) -> Image.Image:
-        return centre(resized(Image.fromarray(picture), resized_side(side), BICUBIC), side)
+    def shown(picture: np.ndarray) -> np.ndarray:
+        return centre(resized(picture[None], resized_side(side), BICUBIC), side)[0]
 
     return _each(shown, [(picture,) for picture in pictures], side)
 
@@ -82,9 +84,9 @@ def centres(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
 def cropped(pictures: Sequence[np.ndarray], boxes: np.ndarray, side: int) -> np.ndarray:
     """The boxes int [4, B] (left, top, width, height), one in each picture, resized to uint8 [B, S, S, 3]: bicubic."""
 
-    def crop(picture: np.ndarray, box: np.ndarray) -> Image.Image:
+    def crop(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
         left, top, width, height = box.tolist()
-        return Image.fromarray(picture).resize((side, side), BICUBIC, (left, top, left + width, top + height))
+        return resample(picture[None], (side, side), BICUBIC, (left, top, left + width, top + height))[0]
 
     return _each(crop, list(zip(pictures, boxes.T)), side)
 
@@ -99,12 +101,12 @@ def as_seen(images: np.ndarray | Pictures, height: int, width: int) -> np.ndarra
     return centres(images, height)
 
 
-def _each(make: Callable[..., Image.Image], given: Sequence[tuple], side: int) -> np.ndarray:
-    """`make` of each, on all cores: Pillow lets go of the interpreter while it resizes."""
+def _each(make: Callable[..., np.ndarray], given: Sequence[tuple], side: int) -> np.ndarray:
+    """`make` of each, on all cores: resizing lets go of the interpreter."""
     out = np.empty((len(given), side, side, 3), np.uint8)
 
     def one(i: int) -> None:
-        out[i] = np.asarray(make(*given[i]))
+        out[i] = make(*given[i])
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(one, range(len(given))))

@@ -5,6 +5,7 @@ Shapes: S the side, n pictures of one size. A row is a picture of S x S, of whic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageColor
 from pixseq.data.decode import MIN_SIDE
 from pixseq.data.pictures import centre, resized
 from pixseq.data.records import MAX_PIXELS
+from pixseq.data.resample import resample, sides
 from pixseq.errors import UsageError
 from pixseq.streams import Stream
 from pixseq.text import shown
@@ -120,62 +122,23 @@ class Preparation:
         """Whether pictures of one size, [n, h, w] or [n, h, w, 3], become rows as they are."""
         if self.resize == "whole":
             return MIN_SIDE <= min(images.shape[1:3]) <= self.size
-        return self.is_one_resize and images.shape[1:3] == (self.size, self.size)
+        return not self.views and self.resized_side is None and images.shape[1:3] == (self.size, self.size)
 
-    @property
-    def is_one_resize(self) -> bool:
-        """Whether a square becomes a row in one resize of all of it."""
-        return not self.views and self.resized_side is None
+    def rows(self, pictures: Image.Image | np.ndarray, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The rows of a picture of mode L or RGB, or of each of uint8 [n, h, w] or [n, h, w, 3], of those `numbers`.
 
-    def rows(self, image: Image.Image, number: int) -> list[Image.Image]:
-        """The rows of one picture (mode L or RGB), of its mode: max(views, 1) squares, or one that stays whole."""
+        uint8 [n max(views, 1), S, S, 3], or [n, h', w', 3] of those that stay whole; grey in all three channels.
+        """
         size, method = self.size, FILTERS[self.filter]
+        width, height = sides(pictures)
         if self.resize == "whole":
-            return [resized(image, min(size, *image.size), method)]
+            return resized(pictures, min(size, width, height), method)
         if self.resized_side is not None:
-            return [centre(resized(image, self.resized_side, method), size)]
-        return [image.resize((size, size), method, box) for box in self.boxes(*image.size, int(number))]
-
-    def squares(self, images: np.ndarray) -> np.ndarray:
-        """Squares [n, h, h] or [n, h, h, 3] of which each becomes one row (`is_one_resize`): uint8 [n, S, S, 3]."""
-        return three_channels(_resize_squares(images, self.size, FILTERS[self.filter]))
-
-
-def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
-    """[n, h, h(, 3)] to [n, S, S(, 3)] in two calls, with the very bytes of n calls.
-
-    A square Pillow too resizes across first, rounds to 8 bits, then down. Stacked on each other, all pictures go across
-    in one call; turned on their sides, they go down in another.
-    """
-
-    def across(stack: np.ndarray) -> np.ndarray:
-        n, height, width, *channels = stack.shape
-        tall = Image.fromarray(np.ascontiguousarray(stack).reshape(n * height, width, *channels))
-        return np.asarray(tall.resize((size, n * height), method)).reshape(n, height, size, *channels)
-
-    return across(across(images).swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def stacked(squares: list[Image.Image], size: int) -> np.ndarray:
-    """uint8 [N, S, S, 3], grey in all three channels. Pasted into one picture, each costs less than as an array."""
-    tall = Image.new("RGB", (size, size * len(squares)))
-    for i, square in enumerate(squares):
-        tall.paste(square, (0, size * i))
-    return np.asarray(tall).reshape(-1, size, size, 3)
-
-
-def as_pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [h, w, 3], grey in all three channels."""
-    return three_channels(np.asarray(image)[None])[0]
-
-
-def three_channels(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, S, S, 3], contiguous, of grey or colour."""
-    if images.ndim == 3:
-        images = np.broadcast_to(images[..., None], (*images.shape, 3))
-    if images.flags.c_contiguous:
-        return images
-    made = np.empty(images.shape, images.dtype)
-    for channel in range(3):  # of planes in a third of ascontiguousarray's time
-        made[..., channel] = images[..., channel]
-    return made
+            return centre(resized(pictures, self.resized_side, method), size)
+        if not self.views:
+            return resample(pictures, (size, size), method, *self.boxes(width, height, 0))
+        views = []
+        for i, number in enumerate(numbers):
+            picture = pictures if isinstance(pictures, Image.Image) else pictures[i : i + 1]
+            views += [resample(picture, (size, size), method, box) for box in self.boxes(width, height, int(number))]
+        return np.concatenate(views)

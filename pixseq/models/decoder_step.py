@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixseq.models import native
+from pixseq import native
 from pixseq.models.inference import SLOPE
 
 if TYPE_CHECKING:

@@ -1,0 +1,205 @@
+"""Pictures resized to the very bytes of Pillow, in a fifth of its time where a compiler is found: see resample.c.
+
+Compiling takes a quarter of a second, so Pillow serves until some hundred photographs were resized, and on while the
+compiler is at work; and wherever there is none, or the code makes other bytes of a few drawn pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from pixseq import native
+
+WORTH = 1 << 25  # pixels read and made
+GIVEN = ("-O2", "-ffp-contract=off", "-fwrapv")  # in half the time; doubles as Pillow has them; sums modulo 2^32
+FILTERS = [Image.Resampling[name] for name in ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")]
+BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pass that is first
+
+Box = tuple[float, float, float, float]
+
+
+class Task(ctypes.Structure):
+    """`struct task`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("pixels", "to")),
+        *((name, ctypes.c_int32) for name in ("count", "height", "width", "depth", "tall", "wide", "filter", "down")),
+        ("region", ctypes.c_float * 4),
+    )
+
+
+class ArrowArray(ctypes.Structure):
+    """As in the Arrow C data interface, as far as it is read."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("buffers", "children")),
+    )
+
+
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+def sides(pictures: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Width and height of a picture, or of each of [n, h, w] or [n, h, w, 3]."""
+    if isinstance(pictures, Image.Image):
+        return pictures.size
+    return pictures.shape[2], pictures.shape[1]
+
+
+def resample(
+    pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box | None = None
+) -> np.ndarray:
+    """Image.resize of a picture of mode L or RGB, or of each of uint8 [n, h, w] or [n, h, w, 3].
+
+    uint8 [n, h', w', 3], where `size` is (w', h'), grey in all three channels.
+    """
+    width, height = sides(pictures)
+    whole = (0, 0, width, height)
+    box = box or whole
+    if size == (width, height) and box == whole:
+        return three_channels(np.asarray(pictures)[None] if isinstance(pictures, Image.Image) else pictures)
+    count = 1 if isinstance(pictures, Image.Image) else len(pictures)
+    code = _code.after(count * int((box[2] - box[0]) * (box[3] - box[1]) + size[0] * size[1]))
+    made = None if code is None else _in_c(code, pictures, size, method, box)
+    return three_channels(_in_pillow(pictures, size, method, box)) if made is None else made
+
+
+def _in_pillow(
+    pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box
+) -> np.ndarray:
+    if isinstance(pictures, Image.Image):
+        return np.asarray(pictures.resize(size, method, box))[None]
+    width, height = sides(pictures)
+    if width == height and size[0] == size[1] and box == (0, 0, width, height):
+        return _resize_squares(pictures, size[0], method)
+    return np.stack([np.asarray(Image.fromarray(each).resize(size, method, box)) for each in pictures])
+
+
+def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
+    """[n, h, h(, 3)] to [n, S, S(, 3)] in two calls, with the very bytes of n calls.
+
+    A square Pillow too resizes across first, rounds to 8 bits, then down. Stacked on each other, all pictures go across
+    in one call; turned on their sides, they go down in another.
+    """
+
+    def across(stack: np.ndarray) -> np.ndarray:
+        n, height, width, *channels = stack.shape
+        tall = Image.fromarray(np.ascontiguousarray(stack).reshape(n * height, width, *channels))
+        return np.asarray(tall.resize((size, n * height), method)).reshape(n, height, size, *channels)
+
+    return across(across(images).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _in_c(
+    code: ctypes.CDLL, pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box
+) -> np.ndarray | None:
+    """See `resample`. None: it is for Pillow, in whose order the passes are made."""
+    (width, height), (wide, tall), (left, upper, right, lower) = sides(pictures), size, box
+    if not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
+        return None
+    if isinstance(pictures, Image.Image):
+        count, depth = 1, 1 if pictures.mode == "L" else 4
+        address, held = _memory(pictures)
+        if address is None:
+            pictures = np.asarray(pictures)[None]
+    if isinstance(pictures, np.ndarray):
+        held = pictures = np.ascontiguousarray(pictures)
+        count, depth = len(pictures), 1 if pictures.ndim == 3 else 3
+        address = pictures.ctypes.data
+    if BY_RATE:
+        down = height - tall > max(2 * (width - wide), 0)
+    else:
+        down = height > 100 * width and tall < height
+    made = np.empty((count, tall, wide, 3), np.uint8)
+    numbers = count, height, width, depth, tall, wide, FILTERS.index(method), down
+    task = Task(address, made.ctypes.data, *numbers, (ctypes.c_float * 4)(*box))
+    done = code.resample(ctypes.byref(task))
+    del held  # the memory of the pictures
+    return made if done else None
+
+
+def _memory(image: Image.Image) -> tuple[int | None, object]:
+    """Where the pixels of a picture are, and what keeps them there; None: not in one place, or others' memory."""
+    if image.readonly:
+        return None, None
+    try:
+        capsule = image.im.__arrow_c_array__()
+    except ValueError:
+        return None, None
+    array = ArrowArray.from_address(_pointer(capsule, b"arrow_array"))
+    if array.n_children:
+        array = ArrowArray.from_address(array.children[0])
+    return array.buffers[1], capsule
+
+
+class _Code:
+    """The code of resample.c, once it is worth it, compiled and proven."""
+
+    def __init__(self) -> None:
+        self.ready: ctypes.CDLL | None = None
+        self.left = WORTH  # no more once there is a compiler
+        self._compiler: native.Compiler | None = None
+        self._lock = threading.Lock()
+
+    def after(self, pixels: int) -> ctypes.CDLL | None:
+        """The code, or None, before so many pixels are read and made. Never waits."""
+        if self.ready is None and self._lock.acquire(blocking=False):
+            try:
+                self._go_on(pixels)
+            finally:
+                self._lock.release()
+        return self.ready
+
+    def _go_on(self, pixels: int) -> None:
+        if self._compiler is not None and self._compiler.is_done:
+            compiler, self._compiler = self._compiler, None
+            try:
+                code = compiler.code()
+            except (OSError, subprocess.SubprocessError):
+                return
+            self.ready = code if _is_right(code) else None
+        elif self.left > 0:
+            self.left -= pixels
+            if self.left <= 0:
+                with contextlib.suppress(OSError, ValueError):
+                    self._compiler = native.Compiler(Path(__file__).with_suffix(".c"), GIVEN)
+
+
+_code = _Code()
+
+
+def _is_right(code: ctypes.CDLL) -> bool:
+    """Whether it makes Pillow's bytes of drawn pictures, of either order of passes."""
+    noise = (np.arange(61 * 47 * 3) ** 2 * 40503 >> 9).astype(np.uint8).reshape(61, 47, 3)
+    whole = (0, 0, 47, 61)
+    for image in (Image.fromarray(noise).copy(), Image.fromarray(noise[..., 0]).copy()):
+        for size, box in (((16, 9), whole), ((9, 40), (1.5, 3.25, 40.7, 48)), ((50, 70), whole), ((41, 53), whole)):
+            for method in FILTERS:
+                made = _in_c(code, image, size, method, box)
+                expected = three_channels(_in_pillow(image, size, method, box))
+                if made is None or not np.array_equal(made, expected):
+                    return False
+    return True
+
+
+def three_channels(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, S, S, 3], contiguous, of grey or colour."""
+    if images.ndim == 3:
+        images = np.broadcast_to(images[..., None], (*images.shape, 3))
+    if images.flags.c_contiguous:
+        return images
+    made = np.empty(images.shape, images.dtype)
+    for channel in range(3):  # of planes in a third of ascontiguousarray's time
+        made[..., channel] = images[..., channel]
+    return made
