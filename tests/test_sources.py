@@ -8,11 +8,13 @@ import pickle
 import struct
 import sys
 import tarfile
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pixseq.bounded import pages
 from pixseq.data import webdataset
 from pixseq.data.images import Reader
 from pixseq.data.preparation import Preparation
@@ -431,6 +433,18 @@ def test_flat_folder_and_single_picture_have_no_labels(tmp_path):
     check(open_source(str(tmp_path / "b.png")), images[:1], None, "all")
 
 
+def test_a_text_beside_each_picture_is_not_opened(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", noise(8, 8))
+        (tmp_path / f"{i}.txt").write_text("a caption")
+    (tmp_path / "3.txt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with patch.object(os, "open", wraps=os.open) as opened:
+        refuses(tmp_path, "3.txt is a Git LFS pointer")
+        (tmp_path / "3.txt").unlink()
+        assert open_source(str(tmp_path)).count == 3
+    assert {os.path.basename(call.args[0]) for call in opened.call_args_list} == {"3.txt"}
+
+
 def test_train_and_test_folders_are_splits_with_one_numbering(tmp_path):
     images = noise(4, 8, 8, 3)
     for name, pixels in zip(("train/a/1.png", "train/c/1.png", "validation/b/1.png", "validation/c/1.png"), images):
@@ -550,6 +564,19 @@ def test_hugging_face_parquet(tmp_path):
     one = tmp_path / "data/test-00000-of-00001.parquet"
     check(open_source(str(one)), images[9:], labels[9:], "all", names)
     check(open_source(str(one), "test"), images[9:], labels[9:], "test", names)
+
+
+def test_parquet_of_many_row_groups_is_opened_as_often_as_of_few(tmp_path):
+    import pyarrow.parquet as pq
+
+    def opened(count):
+        write_parquet(tmp_path / f"{count}.parquet", noise(count, 8, 8, 3), np.arange(count))
+        before = pages._row_groups.cache_info().misses
+        with patch.object(pq, "ParquetFile", wraps=pq.ParquetFile) as files:
+            read(open_source(str(tmp_path / f"{count}.parquet")), 8)
+        return files.call_count, pages._row_groups.cache_info().misses - before
+
+    assert opened(3) == opened(30)
 
 
 def test_parquet_of_other_shapes(tmp_path):

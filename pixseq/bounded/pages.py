@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,17 +55,10 @@ class Chunk(NamedTuple):
 
 def _chunks(path: str | Path, columns: Collection[str], group: int | None) -> list[Chunk]:
     """Those of the top-level columns, and of what lies inside them. Raises ValueError."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        file.seek(max(size - 8, 0))
-        tail = file.read(8)
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > min(size - 8, MOST_FOOTER):
-            raise ValueError("it has no footer that can be read")
-        file.seek(size - 8 - length)
-        groups = PageHeader(file.read(length)).struct(FOOTER).get(4)
+    status = os.stat(path)
+    groups = _row_groups(path, status.st_size, status.st_mtime_ns)
     found = []
-    for each in _listed(groups)[slice(None) if group is None else slice(group, group + 1)]:
+    for each in groups[slice(None) if group is None else slice(group, group + 1)]:
         for column in _listed(each.get(1)):
             told = column.get(3)
             if not isinstance(told, dict):
@@ -77,6 +71,19 @@ def _chunks(path: str | Path, columns: Collection[str], group: int | None) -> li
             if names and names[0] in {name.encode() for name in columns}:
                 found.append(Chunk(min(begun), min(begun) + bytes_))
     return found
+
+
+@lru_cache(maxsize=1)  # readers come for one row group after the other
+def _row_groups(path: str | Path, size: int, changed: int) -> list[Any]:
+    """What the footer of a file of that size, `changed` when, tells of its row groups."""
+    with open_regular(path) as file:
+        file.seek(max(size - 8, 0))
+        tail = file.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length > min(size - 8, MOST_FOOTER):
+            raise ValueError("it has no footer that can be read")
+        file.seek(size - 8 - length)
+        return _listed(PageHeader(file.read(length)).struct(FOOTER).get(4))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -7,8 +7,9 @@ opening, to know the classes of texts and how many rows have none. Pictures may 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -75,15 +76,14 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
 
     def read(start: int, stop: int | None) -> Iterator[ImageFile]:
         label, classes = columns.label if labels else None, labels.classes if labels else None
-        for which, low, high in spans(counts, start, stop):
-            file, group, first = groups[which]
-            for row, (picture, value) in enumerate(_rows(file, group, columns.image, label)):
-                if low <= row < high:
-                    target = None if label is None or is_missing(value) else number(value, classes)
-                    name = f"{file}, row {first + row}"
-                    data = _data(name, picture, file.parent, wanted.skip)
-                    beside = f" ({os.path.relpath(data, file.parent)})" if isinstance(data, str) else ""
-                    yield ImageFile(name + beside, data, target)
+        asked = ((*groups[which], low, high) for which, low, high in spans(counts, start, stop))
+        for file, of_file in groupby(asked, lambda each: each[0]):
+            for row, picture, value in _rows(file, (each[1:] for each in of_file), columns.image, label):
+                target = None if label is None or is_missing(value) else number(value, classes)
+                name = f"{file}, row {row}"
+                data = _data(name, picture, file.parent, wanted.skip)
+                beside = f" ({os.path.relpath(data, file.parent)})" if isinstance(data, str) else ""
+                yield ImageFile(name + beside, data, target)
 
     names, has_labels = labels.names if labels else None, labels is not None
     notes += labels.notes if labels else []
@@ -92,15 +92,25 @@ def open_parquet(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     return Source("parquet", str(path), split, sum(counts), names, has_labels, read, notes, known, True, why, files)
 
 
-def _rows(file: Path, group: int, image: str, label: str | None) -> Iterator[tuple[Any, Value]]:
+def _rows(
+    file: Path, groups: Iterable[tuple[int, int, int, int]], image: str, label: str | None
+) -> Iterator[tuple[int, Any, Value]]:
+    """The number of a row in a file, its picture and its label, of `groups`: a row group, the number of its first row,
+    and from which of its rows to which.
+    """
     import pyarrow.parquet as pq
 
+    columns = [image, *([label] if label else [])]
     with reading(file), pq.ParquetFile(file) as shard:
-        columns = [image, *([label] if label else [])]
-        rows = rows_at_once(file, columns, ROWS, group)
-        for batch in shard.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
-            pictures = batch.column(image).to_pylist()
-            yield from zip(pictures, batch.column(label).to_pylist() if label else [None] * len(pictures))
+        for group, first, low, high in groups:
+            rows, row = rows_at_once(file, columns, ROWS, group), first
+            for batch in shard.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                pictures = batch.column(image).to_pylist()
+                values = batch.column(label).to_pylist() if label else [None] * len(pictures)
+                for picture, value in zip(pictures, values):
+                    if low <= row - first < high:
+                        yield row, picture, value
+                    row += 1
 
 
 def _classes(files: list[Path], label: str) -> np.ndarray:

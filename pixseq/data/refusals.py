@@ -10,6 +10,7 @@ from pathlib import Path
 from pixseq.bounded.files import open_regular
 from pixseq.data.records import reading
 from pixseq.data.sniff import HEAD_BYTES, NOT_READ, TEXT_SUFFIXES, kind_of, special
+from pixseq.data.tree import Listing
 from pixseq.errors import PixseqError
 from pixseq.text import few, shown
 
@@ -63,9 +64,9 @@ def refuse_file(file: Path) -> None:
         )
 
 
-def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]) -> None:
+def refuse_folder(path: Path, listing: Listing, found: Mapping[str, list[Path]]) -> None:
     """Raises PixseqError for a folder with a data set in a form that is not read, and for shards that are none."""
-    names = set(others)
+    names, unclear = set(listing.others), listing.unclear
     if "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= names:
         loaded = f"datasets.load_from_disk({str(path)!r})" + ('["train"]' if "dataset_dict.json" in names else "")
         raise PixseqError(
@@ -73,8 +74,8 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
             f"write it as parquet: {loaded}.to_parquet('train.parquet')",
         )
     if any(".tfrecord" in name for name in names):
-        refuse_file(path / next(name for name in others if ".tfrecord" in name))
-    for name in others:
+        refuse_file(path / next(name for name in listing.others if ".tfrecord" in name))
+    for name in unclear:
         if (path / name).is_file() and (path / name).stat().st_size <= HEAD_BYTES:
             with reading(path / name), open_regular(path / name) as handle:
                 if special(handle.read(HEAD_BYTES)) in POINTERS:
@@ -86,7 +87,7 @@ def refuse_folder(path: Path, others: list[str], found: Mapping[str, list[Path]]
                 "download it again, or fetch it with `git annex get` where git-annex made the link",
             )
     read = {file.name for files in found.values() for file in files}
-    for name in others:
+    for name in unclear:
         if name.endswith(SHARDS) and name not in read:
             refuse_file(path / name)
 

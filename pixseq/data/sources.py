@@ -189,7 +189,7 @@ def _inmost(path: Path, seen: Tree, depth: int = 0) -> tuple[Path, dict[str, lis
     are: what their folders mean is in layout.py.
     """
     found, top = _formats(path, seen), seen.listing(str(path))
-    refusals.refuse_folder(path, top.others, found)
+    refusals.refuse_folder(path, top, found)
     if found or len(top.folders) > MOST_FOLDERS or depth == DEEPEST:
         return path, found
     # Hugging Face's cache of downloads keeps each file in blobs, and what it is called in snapshots.
@@ -210,7 +210,7 @@ def _formats(path: Path, seen: Tree) -> dict[str, list[Path]]:
         listing = seen.listing(str(folder))
         if len(listing.pictures):
             found.setdefault("pictures", []).append(folder / os.fsdecode(listing.pictures[0]))
-        for name in listing.others:
+        for name in listing.unclear:
             file = folder / name
             format = _format(file)
             if format:

@@ -66,6 +66,15 @@ class Listing:
     others: list[str]
     debris: list[str]
 
+    @property
+    def unclear(self) -> list[str]:
+        """Of the others those that may be anything: no text that is called like a picture beside it."""
+        if not self.others:
+            return []
+        stems = {os.path.splitext(os.fsdecode(name))[0] for name in self.pictures.tolist()}
+        split = ((name, *os.path.splitext(name)) for name in self.others)
+        return [name for name, stem, ending in split if stem not in stems or ending.lower() not in TEXT_SUFFIXES]
+
 
 def list_folder(folder: str) -> Listing:
     """A name that ends like a picture's counts as one; of the others the content decides."""

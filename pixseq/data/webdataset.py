@@ -321,15 +321,15 @@ def _members(file: Path, column: str | None = None, pictures: bool = True) -> It
     with reading(file), open_tar(file, "r|*" if pictures else _mode(file)) as tar:
         for member in tar:
             cast(Any, tar).members = []  # tarfile would keep every header it has seen
-            field = member.name.rpartition("/")[2].partition(".")[2].lower()
-            if not member.isfile() or not (_is_picture(member.name) or field in fields):
+            field, picture = member.name.rpartition("/")[2].partition(".")[2].lower(), _is_picture(member.name)
+            if not member.isfile() or not (picture or field in fields):
                 continue
             if debris_in(member.name) is not None:
                 continue
-            most = MAX_MEMBER_BYTES if _is_picture(member.name) else MAX_LABEL_BYTES
+            most = MAX_MEMBER_BYTES if picture else MAX_LABEL_BYTES
             if member.size > most:
                 raise ValueError(f"{member.name} declares {member.size:,} bytes, more than the {most:,} that are read")
-            if not pictures and _is_picture(member.name):
+            if picture and not pictures:
                 yield member.name, b""
                 continue
             data = cast(IO[bytes], tar.extractfile(member)).read()
