@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import AIM as TINY
 from conftest import write_pixels, write_tokens
+from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +24,7 @@ from pixseq.engine.training import Limits
 from pixseq.errors import Interrupted, PixseqError, UsageError
 from pixseq.models import aim as aim_module
 from pixseq.models.aim import AIM, AimShape, AttentionMask, normalised, patchify, prefix_mask, sincos_2d, unpatchify
-from pixseq.models.attention_mask import flex_serves
+from pixseq.models.attention_mask import attend_masked, flex_serves
 from pixseq.models.family import SHAPES, build, shape_from
 from pixseq.models.igpt import IgptShape, ImageGPT
 from pixseq.numerics.orders import NAMED, order_of
@@ -183,6 +184,15 @@ def test_flex_attention_equals_the_written_out_mask():
 def test_flex_attention_is_for_cards_where_it_leaves_something_out(card, positions, width, serves):
     """Its kernels take heads of 16 or more, and leave out blocks of 128 positions."""
     assert flex_serves(SimpleNamespace(is_cuda=card, shape=(2, positions)), width) is serves
+
+
+def test_cards_attend_by_a_mask_without_cudnn(monkeypatch):
+    """Its gradient may be no number there."""
+    used = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **how: used.append(cuda.cudnn_sdp_enabled()))
+    for on_card in (True, False):
+        attend_masked(SimpleNamespace(is_cuda=on_card), None, None, None)
+    assert used == [False, True] and cuda.cudnn_sdp_enabled() and cuda.mem_efficient_sdp_enabled()
 
 
 @torch.no_grad()

@@ -86,13 +86,16 @@ def test_each_process_joins_the_others_with_its_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", joined.append)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *how, **more: joined.append((*how, more)))
-    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: joined.append("over"))
     for name, value in {"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     card = torch.device("cuda", 1)
     with machine("cuda", "fp32", ranks=True) as where:
         assert (where.device, where.rank, where.world, where.sharers) == (card, 3, 4, 1)
-    assert joined == [card, ("nccl", {"device_id": card})]
+    assert joined == [card, ("nccl", {"device_id": card}), "over"]
+    with pytest.raises(Diverged), machine("cuda", "fp32", ranks=True):
+        raise Diverged("", "")  # and does not wait for the others, which may never end
+    assert joined == [card, ("nccl", {"device_id": card}), "over", card, ("nccl", {"device_id": card})]
 
 
 def test_a_way_back_that_does_not_compile_is_gone_uncompiled(monkeypatch, capsys):

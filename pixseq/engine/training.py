@@ -63,6 +63,8 @@ def train(training: Training) -> dict[str, Any]:
     check_fit(machine, run.config, training.images)
     if not training.is_over():
         announce(name, machine, run, len(training.images), training.micro, training.folder)
+        if training.compiles:
+            progress.say(f"{name}: the first step is compiled, which may take minutes")
     stop = Stopping(name, machine, training.save)
     log_path = training.folder / "log.jsonl" if machine.leads else Path(os.devnull)
     with (
@@ -115,12 +117,12 @@ class Training:
         self.pending: PendingStep | None = None
         self.reads_late = self.machine.device.type == "cuda"  # a CPU is never ahead of what it computes
         self.pace = Pace(self.machine, self.model.shape, self.config)
-        wanted = self.limits.compile
-        if wanted is None:
-            wanted = worth_compiling(self.machine, self.model.shape, self.config)
-        self.forward = compiled(self.model, self.machine, wanted)
+        self.compiles = self.limits.compile
+        if self.compiles is None:
+            self.compiles = worth_compiling(self.machine, self.model.shape, self.config)
+        self.forward = compiled(self.model, self.machine, self.compiles)
         self.micro = self.limits.micro_batch or micro_batch_images(self.model, self.machine)
-        if wanted and not self.limits.micro_batch:
+        if self.compiles and not self.limits.micro_batch:
             share = self.machine.share(self.config.batch_size)
             self.micro = alike(share.stop - share.start, self.micro)
         epoch = len(self.images) / self.config.batch_size

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 FLEX_BLOCK, FLEX_WIDTH = 128, 16  # positions of a block, and the least width of a head
+# Without cuDNN's, which torch prefers on Hopper: with a mask the gradient of its queries may be no number, as at 64
+# positions (torch 2.11 and later).
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def prefix_mask(masked: Tensor) -> Tensor:
@@ -24,6 +28,14 @@ def prefix_mask(masked: Tensor) -> Tensor:
     k = masked.shape[1]
     causal = torch.ones(k, k, dtype=torch.bool, device=masked.device).tril()
     return (causal | ~masked[:, None, :])[:, None]
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """q [B, H, Q, W], k and v [B, H, K, W], mask of a shape like [B, H, Q, K] -> [B, H, Q, W]."""
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    with sdpa_kernel(KERNELS):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def prefix_block_mask(masked: Tensor) -> BlockMask:
@@ -64,6 +76,8 @@ class AttentionMask:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, H, K, W] -> [B, H, K, W]."""
-        if self.mask is None or isinstance(self.mask, Tensor):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, is_causal=self.causal)
+        if self.mask is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if isinstance(self.mask, Tensor):
+            return attend_masked(q, k, v, self.mask)
         return self.flex(q, k, v, self.mask)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixseq.models.attention_mask import attend_masked
+
 if TYPE_CHECKING:
     from pixseq.models.sampling import Decoder  # which imports this module
 
@@ -71,7 +73,7 @@ class StaticSteps:
             kept, heads = decoder.kept[layer], heads.transpose(0, 1).unsqueeze(-2)
             kept.index_copy_(3, position, heads[1:])
             k, v = kept[..., :end, :]
-            return F.scaled_dot_product_attention(heads[0], k, v, attn_mask=mask, scale=1.0).flatten(1)
+            return attend_masked(heads[0], k, v, mask, scale=1.0).flatten(1)
 
         logits = decoder.logits(h, attend_seen)
         chosen = self.choose(logits, self.uniform.index_select(1, position)[:, 0])

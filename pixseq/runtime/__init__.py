@@ -154,11 +154,13 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
         if rank:
             progress.enable(False)
     progress.say_soon(f"computing on {on} in {precision}")
+    done = False
     try:
         yield Machine(on, precision, rank, world, share_memory)
+        done = True
     finally:
         progress.unsay()
-        if world > 1:
+        if world > 1 and (done or on.type == "cpu"):  # NCCL's end waits for the others, of which none may come
             torch.distributed.destroy_process_group()
 
 
