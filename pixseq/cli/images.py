@@ -238,7 +238,7 @@ def sample(
     out: o.Out,
     count: Annotated[int, typer.Option("--count", help="Pictures, or prompts (some of every class), to draw.")] = 16,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Tokens, or a SOURCE of pictures, to complete.", callback=o.there)
+        str | None, typer.Option("--prompt", help="Tokens, or a SOURCE of pictures, to complete.", callback=o.pictures)
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Split of a prompt SOURCE [default: test, where there is one].")

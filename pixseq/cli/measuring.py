@@ -304,7 +304,7 @@ def check(
     model: o.Model,
     tokens: Annotated[
         Path | None,
-        typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].", callback=o.made),
+        typer.Argument(metavar="[TOKENS]", help="Pictures to check with [default: random ones].", callback=o.artifact),
     ] = None,
     out: o.OptionalOut = None,
     weights: o.Weights = "model",

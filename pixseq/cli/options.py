@@ -10,7 +10,7 @@ import typer
 from pixseq import choices
 
 
-def made(path: Path | None) -> Path | None:
+def artifact(path: Path | None) -> Path | None:
     """An artifact that does not exist is told before its stage is imported: torch takes a second to tell the same."""
     from pixseq.artifacts.manifest import check_exists
 
@@ -19,14 +19,14 @@ def made(path: Path | None) -> Path | None:
     return path
 
 
-def made_each(paths: list[Path] | None) -> list[Path] | None:
+def artifacts(paths: list[Path] | None) -> list[Path] | None:
     """The same of several, or of none."""
     for path in paths or ():
-        made(path)
+        artifact(path)
     return paths
 
 
-def there(spec: str | None) -> str | None:
+def pictures(spec: str | None) -> str | None:
     """The same of a source of pictures."""
     if spec is not None and not Path(spec).exists():
         from pixseq.data.sources import check_there
@@ -42,7 +42,7 @@ def extractor(model: Path) -> Path:
     if is_exported(model):
         check_exported(model)
     elif str(model) != "pixels":
-        made(model)
+        artifact(model)
     return model
 
 
@@ -76,7 +76,7 @@ SOURCE_HELP = (
     "(MNIST), STL-10, Downsampled ImageNet, .npz, .npy, .parquet, .tar or .zip source; or - for paths on stdin."
 )
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP, show_default=False)]
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False, callback=made)]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint.", show_default=False, callback=artifact)]
 Tokens = Annotated[
-    Path, typer.Argument(metavar="TOKENS", help="Tokens, or pixels for AIM.", show_default=False, callback=made)
+    Path, typer.Argument(metavar="TOKENS", help="Tokens, or pixels for AIM.", show_default=False, callback=artifact)
 ]

@@ -16,7 +16,7 @@ from pixseq.progress import clock
 from pixseq.text import one_line
 
 Plan = Annotated[
-    Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False, callback=o.made)
+    Path, typer.Argument(metavar="PLAN", help="What `scaling plan` made.", show_default=False, callback=o.artifact)
 ]
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="What `scaling fit` made.", show_default=False)]
 Method = Annotated[choices.FitMethod, typer.Option("--method", help="Which of the three fits.")]

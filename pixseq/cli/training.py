@@ -11,7 +11,7 @@ from pixseq import choices
 from pixseq.cli import options as o
 from pixseq.cli.output import emit, made, table, talk, to_json
 
-Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.", callback=o.made)]
+Val = Annotated[Path | None, typer.Option("--val", help="Tokens to validate on.", callback=o.artifact)]
 ValFraction = Annotated[float | None, typer.Option("--val-fraction", help="Hold out this part of TOKENS instead.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Optimizer steps [default: the recipe's].")]
 GlobalBatch = Annotated[
@@ -62,7 +62,7 @@ def pretrain(
     ] = None,
     init_from: Annotated[
         Path | None,
-        typer.Option("--from", help="A checkpoint to start from; shape and order are its own.", callback=o.made),
+        typer.Option("--from", help="A checkpoint to start from; shape and order are its own.", callback=o.artifact),
     ] = None,
     objective: Annotated[
         choices.Objective | None, typer.Option("--objective", help="Objective of an Image GPT [default: ar].")

@@ -112,7 +112,7 @@ def export_hf(
     metrics: Annotated[
         list[Path] | None,
         typer.Option(
-            "--metrics", help="Numbers of `evaluate` on this model, for the model card.", callback=o.made_each
+            "--metrics", help="Numbers of `evaluate` on this model, for the model card.", callback=o.artifacts
         ),
     ] = None,
     overwrite: o.Overwrite = False,
