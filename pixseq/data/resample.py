@@ -1,4 +1,4 @@
-"""Pictures resized to the very bytes of Pillow, in a fifth of its time where a compiler is found: see resample.c.
+"""Pictures resized to the very bytes of Pillow, in a third of its time where a compiler is found: see resample.c.
 
 Compiling takes a quarter of a second, so Pillow serves until some hundred photographs were resized, and on while the
 compiler is at work; and wherever there is none, or the code makes other bytes of a few drawn pictures.
@@ -19,7 +19,7 @@ from PIL import Image
 from pixseq import native
 
 WORTH = 1 << 25  # pixels read and made
-GIVEN = ("-O2", "-ffp-contract=off", "-fwrapv")  # in half the time; doubles as Pillow has them; sums modulo 2^32
+GIVEN = ("-O2", "-ffp-contract=off")  # in half the time, and doubles as Pillow has them
 FILTERS = [Image.Resampling[name] for name in ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")]
 BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pass that is first
 
@@ -104,7 +104,7 @@ def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> 
 def _in_c(
     code: ctypes.CDLL, pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box
 ) -> np.ndarray | None:
-    """See `resample`. None: it is for Pillow, in whose order the passes are made."""
+    """See `resample`. None: there is no memory, or Pillow refuses the box."""
     (width, height), (wide, tall), (left, upper, right, lower) = sides(pictures), size, box
     if not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
         return None
