@@ -415,6 +415,7 @@ def test_what_of_a_card_is_used_stands_in_the_log_where_its_peak_is_known(monkey
         ("NVIDIA GH200 480GB", 989e12),
         ("NVIDIA GeForce RTX 4090", 165e12),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("Some other card", None),
     ):
         named["name"] = name

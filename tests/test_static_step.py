@@ -9,7 +9,8 @@ from card import Card
 from test_model import AR, random_model, tokens
 
 from pixseq import progress
-from pixseq.models import decoder_step, sampling, static_step
+from pixseq.models import decoder_step, igpt_checks, sampling, static_step
+from pixseq.models.igpt_checks import certify
 from pixseq.models.sampling import Decoder, sample
 from pixseq.models.static_step import StaticSteps
 from pixseq.runtime import Machine, cuda
@@ -73,6 +74,25 @@ def test_all_ways_to_choose_are_recorded(settings, as_on_a_card, monkeypatch):
     as_on_a_card()
     assert torch.equal(drawn(model, 4, record=partial(cuda.recorded, CUDA), **settings), plain)
     assert card.log.count("replay") == AR.n_ctx - 5
+
+
+def test_the_certificate_of_the_cache_is_of_the_steps_that_a_card_takes(as_on_a_card, monkeypatch):
+    def cache():
+        with torch.inference_mode():
+            checks = certify(random_model(AR), tokens(AR)[:2], torch.Generator().manual_seed(0), 1e-4)
+            return next(check for check in checks if check.name == "cache")
+
+    def unmasked(q, k, v, mask, scale):
+        return sampling.attend(q, k, v)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(static_step, "attend_masked", unmasked)
+        assert cache().ok  # a CPU's steps are others
+    as_on_a_card()
+    monkeypatch.setattr(igpt_checks, "is_static", sampling.is_static)
+    assert cache().ok
+    monkeypatch.setattr(static_step, "attend_masked", unmasked)
+    assert not cache().ok
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -18,7 +18,8 @@ from torch import Tensor
 from pixseq.models.certificates import STILL, Check, moves, some_positions
 from pixseq.models.igpt import ImageGPT
 from pixseq.models.objectives import generative_nats, random_mask
-from pixseq.models.sampling import Decoder
+from pixseq.models.sampling import Decoder, is_static
+from pixseq.models.static_step import StaticSteps
 from pixseq.streams import Stream
 
 CACHED = 256  # positions at most that are drawn one by one
@@ -125,18 +126,36 @@ def _bert_pattern(net: ImageGPT, x: Tensor, generator: torch.Generator) -> Itera
 
 
 def _cache(net: ImageGPT, x: Tensor, close: float) -> Check:
-    """Logits drawn one by one through the cache against those of a full forward, at the first and last positions."""
-    full, total = net(x).logits, x.shape[1]
-    decoder, differences = Decoder(net, len(x)), []
-    for start, stop in _stretches(total):
+    """Logits drawn one by one through the cache against those of a full forward, by the steps that drawing takes."""
+    full, drawn = net(x).logits, _by_static_steps if is_static(net) else _one_by_one
+    differences = [(logits - full[:, position]).abs().max() for position, logits in drawn(net, x)]
+    worst = float(torch.stack(differences).max())  # no number where one of them is none
+    about = f"largest difference of a cached logit to the full forward's: under {close:g} of the largest logit"
+    return Check("cache", worst <= close * float(full.abs().max()), worst, about)
+
+
+def _one_by_one(net: ImageGPT, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The first and last positions of x, and the logits [B, V] of each."""
+    decoder = Decoder(net, len(x))
+    for start, stop in _stretches(x.shape[1]):
         logits = decoder.prefill(x[:, :start])
         for position in range(start, stop):
             if position > start:
                 logits = decoder.step(x[:, position - 1], position)
-            differences.append((logits - full[:, position]).abs().max())
-    worst = float(torch.stack(differences).max())  # no number where one of them is none
-    about = f"largest difference of a cached logit to the full forward's: under {close:g} of the largest logit"
-    return Check("cache", worst <= close * float(full.abs().max()), worst, about)
+            yield position, logits
+
+
+def _by_static_steps(net: ImageGPT, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The second half of x, where what is drawn is what stands there."""
+    half, found = x.shape[1] // 2, []
+
+    def choose(logits: Tensor, number: Tensor) -> Tensor:
+        found.append(logits)
+        return number.long()
+
+    steps = StaticSteps(Decoder(net, len(x)), half, choose, lambda steps: steps)
+    steps.draw(x[:, :half], x[:, half:].float(), lambda n: None)
+    return enumerate(found, half)
 
 
 def _stretches(total: int) -> list[tuple[int, int]]:

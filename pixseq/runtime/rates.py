@@ -28,6 +28,7 @@ PEAKS = {
     "RTX 4090": (165e12, 82.6e12),
     "RTX 5090": (210e12, 105e12),
 }
+PARTLY = {"Laptop", "MIG"}  # less of a card of that name
 
 
 def peak_rate(machine: Machine) -> float | None:
@@ -36,7 +37,7 @@ def peak_rate(machine: Machine) -> float | None:
         return None
     name = set(re.findall(r"\w+", torch.cuda.get_device_name(machine.device)))
     known = next((rates for words, rates in PEAKS.items() if name.issuperset(words.split())), None)
-    return None if known is None or "Laptop" in name else known[machine.precision != "bf16"]
+    return None if known is None or name & PARTLY else known[machine.precision != "bf16"]
 
 
 def matrix_rate(machine: Machine) -> float:
