@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
+from pixseq.bounded.forms import EXACT
 from pixseq.errors import UsageError, guess
 
 BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 PLAIN_NUMBER = r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]+)?"
-MOST_EXACT = 1 << 53  # whole numbers up to it are exact as floats
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _whole(value: Any) -> int | None:
     """1e3, 1.5e2 and 100.0 as the whole numbers that they plainly are; None for all else."""
     if isinstance(value, str) and re.fullmatch(PLAIN_NUMBER, value.strip()) and re.search("[.eE]", value):
         value = float(value)
-    exact = isinstance(value, float) and value.is_integer() and abs(value) <= MOST_EXACT
+    exact = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
     return int(value) if exact else None
 
 
