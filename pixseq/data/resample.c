@@ -87,9 +87,12 @@ struct made {
 /* A pixel of so many bytes as four. */
 static inline uint32_t pixel(const uint8_t *from, const int depth)
 {
-    uint32_t read = 0;
-    memcpy(&read, from, depth);
-    return depth == 1 ? 0x010101 * read : read;
+    uint32_t read;
+    if (depth == 4)
+        memcpy(&read, from, 4);
+    else
+        read = depth == 1 ? 0x010101 * *from : from[0] | from[1] << 8 | from[2] << 16;
+    return read;
 }
 
 /* Values of 0 to 255. */
