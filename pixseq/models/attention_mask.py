@@ -52,9 +52,9 @@ def prefix_block_mask(masked: Tensor) -> BlockMask:
 
 def flex_serves(masked: Tensor, width: int) -> bool:
     """Whether FlexAttention is for sequences masked so and heads of this width: on a card, where there are blocks to
-    leave out and its products are wide enough.
+    leave out and its products are wide enough, and in training, which has the time to compile it for a batch's size.
     """
-    return masked.is_cuda and masked.shape[1] > FLEX_BLOCK and width >= FLEX_WIDTH
+    return masked.is_cuda and torch.is_grad_enabled() and masked.shape[1] > FLEX_BLOCK and width >= FLEX_WIDTH
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
