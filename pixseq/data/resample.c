@@ -1,8 +1,8 @@
 /* Pictures resized to the very bytes of Pillow, see resample.py.
 
-   A pass resamples lines along themselves, TOGETHER of them at a time, and writes what it makes turned on its side: so the
-   second pass, along the columns, is the first one again. Weights are whole numbers of BITS bits, rounded from doubles
-   that are Pillow's only without contraction. */
+   A pass resamples lines along themselves, TOGETHER of them at a time, and writes what it makes turned on its side: so
+   the second pass, along the columns, is the first one again. Weights are whole numbers of BITS bits, rounded from
+   doubles that are Pillow's only without contraction. */
 
 #include <math.h>
 #include <stdint.h>
@@ -12,6 +12,8 @@
 enum { BITS = 22, TOGETHER = __BIGGEST_ALIGNMENT__ / 4 };
 
 typedef int32_t ints __attribute__((vector_size(4 * TOGETHER), may_alias)); /* a number of each line */
+typedef int32_t fours __attribute__((vector_size(16), may_alias));
+typedef uint8_t quad __attribute__((vector_size(16)));
 
 static double box(double x) { return x > -0.5 && x <= 0.5; }
 
@@ -95,6 +97,42 @@ static inline uint32_t pixel(const uint8_t *from, const int depth)
     return read;
 }
 
+/* Four pixels of three or four bytes, of the 16 that are read. */
+static inline fours neighbours(const uint8_t *from, const int depth)
+{
+    const quad three = {0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11};
+    quad read;
+    memcpy(&read, from, 16);
+    return (fours)(depth == 3 ? __builtin_shuffle(read, three) : read);
+}
+
+/* Four neighbours of each of four lines to those lanes of four vectors. */
+static inline void turn(fours *to, const uint8_t *from, size_t line, const int depth)
+{
+    const fours even = {0, 4, 1, 5}, odd = {2, 6, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
+    fours a = neighbours(from, depth), b = neighbours(from + line, depth);
+    fours c = neighbours(from + 2 * line, depth), d = neighbours(from + 3 * line, depth);
+    fours ab = __builtin_shuffle(a, b, even), cd = __builtin_shuffle(c, d, even);
+    to[0] = __builtin_shuffle(ab, cd, low), to[TOGETHER / 4] = __builtin_shuffle(ab, cd, high);
+    ab = __builtin_shuffle(a, b, odd), cd = __builtin_shuffle(c, d, odd);
+    to[TOGETHER / 2] = __builtin_shuffle(ab, cd, low), to[3 * TOGETHER / 4] = __builtin_shuffle(ab, cd, high);
+}
+
+/* n pixels of `lines` lines, to a vector for each, as pixels of four bytes. */
+static inline __attribute__((always_inline)) void gather(ints *pixels, const uint8_t *from, struct lines of, int lines,
+                                                         int n, const int depth)
+{
+    int turned = 0; /* the last pixels of three bytes are left out: 16 bytes would be beyond them */
+    if (depth > 1 && of.step == (size_t)depth && lines == TOGETHER)
+        turned = (depth == 4 ? n : n - 2) / 4 * 4;
+    for (int k = 0; k < lines; k += 4)
+        for (int x = 0; x < turned; x += 4)
+            turn((fours *)(pixels + x) + k / 4, from + of.line * k + (size_t)depth * x, of.line, depth);
+    for (int k = 0; k < lines; k++)
+        for (int x = turned; x < n; x++)
+            ((uint32_t *)(pixels + x))[k] = pixel(from + of.line * k + of.step * x, depth);
+}
+
 /* Values of 0 to 255. */
 static inline ints clipped(ints sum)
 {
@@ -110,9 +148,7 @@ static inline __attribute__((always_inline)) void pass(const struct axis *axis, 
     const ints half = (1 << (BITS - 1)) - (ints){};
     for (int l = 0; l < of.count; l += TOGETHER) {
         const int lines = of.count - l < TOGETHER ? of.count - l : TOGETHER;
-        for (int k = 0; k < lines; k++)
-            for (int x = 0; x < axis->last - axis->first; x++)
-                ((uint32_t *)(pixels + x))[k] = pixel(of.from + of.line * (l + k) + of.step * x, depth);
+        gather(pixels, of.from + of.line * l, of, lines, axis->last - axis->first, depth);
         for (int i = 0; i < axis->out; i++) {
             const int32_t *weights = axis->weights + (size_t)i * axis->most;
             const ints *from = pixels + axis->starts[i];
