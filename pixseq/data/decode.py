@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -46,7 +47,9 @@ def prepare_process(max_pixels: int) -> None:
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     Image.core.set_block_size(BLOCK_BYTES)  # Pillow's own of 16 MB stay with each thread when they are freed
-    Image.init()  # loads the decoders before there are threads
+    Image.preinit()  # loads decoders before there are threads: the usual ones, and of Pillow's forty others these
+    for name in ("Avif", "Mpo", "Tiff", "WebP"):
+        import_module(f"PIL.{name}ImagePlugin")
     jpeg.register()
 
 
