@@ -14,7 +14,7 @@ from PIL import Image
 
 from pixseq import native
 from pixseq.data import resample as resampling
-from pixseq.data.resample import FILTERS, GIVEN, resample
+from pixseq.data.resample import FILTERS, GIVEN, MOST_SIDE, resample
 from pixseq.stages import encode
 
 SOURCE = Path(resampling.__file__).with_suffix(".c")
@@ -77,6 +77,15 @@ def test_code_makes_pillows_bytes_of_long_pictures(code, sides, channels):
     for method in FILTERS:
         made = resampling._in_c(code, pixels[None], size, method, (0, 0, width, height))
         assert np.array_equal(made[0], pillow(Image.fromarray(pixels), size, method, None))
+
+
+def test_pillow_serves_for_lines_that_would_take_much_memory(code, fresh):
+    fresh.ready = code
+    for shape in ((2, MOST_SIDE + 1), (MOST_SIDE + 1, 2)):
+        pixels = np.arange(2 * (MOST_SIDE + 1)).astype(np.uint8).reshape(shape)
+        assert resampling._in_c(code, pixels[None], (4, 3), FILTERS[1], (0, 0, *shape[::-1])) is None
+        made = resample(pixels[None], (4, 3), FILTERS[1])
+        assert np.array_equal(made[0], pillow(Image.fromarray(pixels), (4, 3), FILTERS[1], None))
 
 
 def test_a_stack_is_made_as_each_of_its_pictures(code):

@@ -21,6 +21,7 @@ from pixseq import native
 WORTH = 1 << 25  # pixels read and made
 GIVEN = ("-O2", "-ffp-contract=off")  # in half the time, and doubles as Pillow has them
 FILTERS = [Image.Resampling[name] for name in ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")]
+MOST_SIDE = 1 << 16  # pixels: the code holds a vector for each of a line, much for a picture of a few long ones
 BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pass that is first
 
 Box = tuple[float, float, float, float]
@@ -104,9 +105,9 @@ def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> 
 def _in_c(
     code: ctypes.CDLL, pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box
 ) -> np.ndarray | None:
-    """See `resample`. None: there is no memory, or Pillow refuses the box."""
+    """See `resample`. None: it would take much memory, there is none, or Pillow refuses the box."""
     (width, height), (wide, tall), (left, upper, right, lower) = sides(pictures), size, box
-    if not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
+    if max(width, height) > MOST_SIDE or not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
         return None
     if isinstance(pictures, Image.Image):
         count, depth = 1, 1 if pictures.mode == "L" else 4
