@@ -8,6 +8,7 @@ from PIL import Image
 
 from pixseq.data.sources import open_source
 from pixseq.data.split_names import split_word
+from pixseq.data.tree import DiskTree
 from pixseq.errors import PixseqError
 
 DOT = Image.fromarray(np.zeros((2, 2, 3), np.uint8))
@@ -255,6 +256,16 @@ DEBRIS = [
     "thumbnails/0.png",
     "@Recycle/0.png",
 ]
+
+
+def test_what_a_folder_passes_over_counts_where_it_is_read(tmp_path):
+    """Whether it was looked into before or not."""
+    tree(tmp_path, "a/cat", "a/cat/.x.png")
+    earlier = DiskTree()
+    earlier.listing(str(tmp_path / "a/cat"))
+    for read_on in (DiskTree(), DiskTree(earlier.listings)):
+        assert read_on.folders(str(tmp_path / "a")) == ["cat"] and not read_on.debris
+        assert len(list(read_on.walk(str(tmp_path / "a"), [], []))) == len(read_on.debris) == 1
 
 
 def test_hidden_names_thumbnails_and_debris_are_passed_over_and_counted(tmp_path):

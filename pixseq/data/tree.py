@@ -179,8 +179,11 @@ class Tree:
 
 class DiskTree(Tree):
     def holds_pictures(self, folder: str) -> bool:
-        """Found without listing the folder whole where its first picture shows."""
-        if folder not in self.listings:
+        """Found without listing the folder whole where its first picture shows, and without what it passes over."""
+        if folder in self.listings:
+            if len(self.listings[folder].pictures):
+                return True
+        else:
             with reading(folder), os.scandir(folder) as entries:
                 if any(_ends_like_a_picture(e.name) and not is_debris(e.name) and e.is_file() for e in entries):
                     return True
