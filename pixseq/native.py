@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+from pixseq import signals
+
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 LINKED = ("-fopenmp", "-fPIC", "-shared")
 SECONDS = 60  # that a compiler may take
@@ -43,6 +45,7 @@ class Compiler:
             folder.cleanup()
             raise
         self._end = weakref.finalize(self, _end, self._process, folder)
+        signals.ends_with_us(self._end)
 
     @property
     def is_done(self) -> bool:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -47,11 +48,21 @@ def pass_over() -> None:
         signal.signal(number, lambda number, frame: None)
 
 
+_begun: list[Callable[[], object]] = []
+
+
+def ends_with_us(end: Callable[[], object]) -> None:
+    """What `end` ends is not outlived by this process however it is left; it may have ended before."""
+    _begun.append(end)
+
+
 def leave(code: int) -> NoReturn:
     """End a stopped process. Threads that still compute are not waited for, and not outlived by the interpreter either:
     ending them, it aborts where they are in C++.
     """
     if any(thread.daemon for thread in threading.enumerate()):
+        for end in _begun:
+            end()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "pixseq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Highest last. A file imports from lower floors or its own room; rooms of one floor do not know each other.
 FLOORS = [
-    ("choices", "cores", "errors", "native", "streams", "text"),
+    ("choices", "cores", "errors", "streams", "text"),
     ("numerics", "progress", "signals"),
-    ("bounded",),
+    ("bounded", "native"),
     ("presets", "schema"),
     ("config",),
     ("models", "artifacts", "data", "interop", "runtime"),

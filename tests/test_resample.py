@@ -166,12 +166,15 @@ def slow_compiler(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_compiler_at_work_ends_with_the_program_and_leaves_nothing(slow_compiler):
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_compiler_at_work_ends_with_the_program_and_leaves_nothing(slow_compiler, threads):
+    """With threads that still compute, which are not waited for, too."""
     program = (
-        "import sys, time, os; from pathlib import Path; from pixseq import native\n"
+        "import sys, threading, time, os; from pathlib import Path; from pixseq import native, signals\n"
+        f"threading.Thread(target=time.sleep, args=[{99 * threads}], daemon=True).start()\n"
         "held = native.Compiler(Path('x.c'), [])\n"
         "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
-        "raise SystemExit(3)"
+        "signals.leave(3)"
     )
     pid = slow_compiler / "pid"
     environment = {**os.environ, "PYTHONPATH": str(Path(native.__file__).parents[1])}
