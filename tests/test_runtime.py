@@ -67,6 +67,9 @@ def test_bf16_is_chosen_on_cuda_from_ampere_on(monkeypatch, capability, units):
     [
         ("cuda:2", {}, "there is no cuda:2: torch sees 2 CUDA devices here"),
         ("cuda:x", {}, "there is no device 'cuda:x'"),
+        ("cuda:01", {}, "there is no device 'cuda:01'"),
+        ("cuda:99", {}, "there is no cuda:99"),
+        ("cuda:200", {}, "there is no device 'cuda:200'"),  # for torch a number below 0
         ("cuda", {"LOCAL_RANK": "2", "RANK": "2", "WORLD_SIZE": "3"}, "there is no cuda:2"),
         ("cuda:0", {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, "several processes of one run cannot share cuda:0"),
     ],

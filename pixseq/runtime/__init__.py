@@ -125,7 +125,7 @@ def machine(device: str = "auto", precision: str = "auto", ranks: bool = False) 
     but does not know how few a container leaves it.
     Raises UsageError for what this machine does not have, and for several processes where the stage is of one.
     """
-    if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", device):
+    if device not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:(0|[1-9][0-9]?)", device):
         raise UsageError(f"there is no device {device!r}", "one of: auto, cpu, cuda, or a card as cuda:1")
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"there is no precision {precision!r}", "one of: auto, fp32, bf16")
