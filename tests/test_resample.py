@@ -88,6 +88,17 @@ def test_pillow_serves_for_lines_that_would_take_much_memory(code, fresh):
         assert np.array_equal(made[0], pillow(Image.fromarray(pixels), (4, 3), FILTERS[1], None))
 
 
+def test_pillow_serves_for_pictures_that_are_not_in_one_place(code, fresh):
+    fresh.ready, block = code, Image.core.get_block_size()
+    Image.core.set_block_size(1 << 16)
+    try:
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8)).copy()
+    finally:
+        Image.core.set_block_size(block)
+    assert resampling._in_c(code, image, (8, 9), FILTERS[1], (0, 0, 200, 300)) is None
+    assert np.array_equal(resample(image, (8, 9), FILTERS[1])[0], pillow(image, (8, 9), FILTERS[1], None))
+
+
 def test_a_stack_is_made_as_each_of_its_pictures(code):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)[:, ::-1]
     box = (1.5, 2, 28, 19.25)

@@ -105,16 +105,17 @@ def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> 
 def _in_c(
     code: ctypes.CDLL, pictures: Image.Image | np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box
 ) -> np.ndarray | None:
-    """See `resample`. None: it would take much memory, there is none, or Pillow refuses the box."""
+    """See `resample`. None, and Pillow does it: it takes much memory, there is none, or the box is refused."""
     (width, height), (wide, tall), (left, upper, right, lower) = sides(pictures), size, box
     if max(width, height) > MOST_SIDE or not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
         return None
+    held: object
     if isinstance(pictures, Image.Image):
         count, depth = 1, 1 if pictures.mode == "L" else 4
         address, held = _memory(pictures)
-        if address is None:
-            pictures = np.asarray(pictures)[None]
-    if isinstance(pictures, np.ndarray):
+        if address is None:  # brought together, they would take as much memory again, and longer than Pillow
+            return None
+    else:
         held = pictures = np.ascontiguousarray(pictures)
         count, depth = len(pictures), 1 if pictures.ndim == 3 else 3
         address = pictures.ctypes.data
