@@ -1,7 +1,8 @@
 """Pictures resized to the very bytes of Pillow, in a quarter of its time where a compiler is found: see resample.c.
 
 Compiling takes a quarter of a second, so Pillow serves until some hundred photographs were resized, and on while the
-compiler is at work; and wherever there is none, or the code makes other bytes of a few drawn pictures.
+compiler is at work; and wherever there is none, or the code makes other bytes of a few drawn pictures. It serves for
+the largest pictures always.
 """
 
 from __future__ import annotations
