@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def _plain(name: str) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
-class Tree:
+class Tree(ABC):
     """Listings by folder, each made once; `debris` gathers what was passed over in those that were asked for.
 
     `listings`: those that were made before. `before`: what a user has to do before a folder in it can be named.
@@ -166,15 +167,17 @@ class Tree:
         """A folder in messages."""
         return shown(folder)
 
+    @abstractmethod
     def text(self, folder: str, name: str) -> str | None:
         """A file of text in a folder, if it is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _list(self, folder: str) -> Listing:
-        raise NotImplementedError
+        """What a folder holds, looked at anew."""
 
+    @abstractmethod
     def _identity(self, folder: str) -> object:
-        raise NotImplementedError
+        """What is equal for two names of one folder."""
 
 
 class DiskTree(Tree):

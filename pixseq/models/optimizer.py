@@ -4,6 +4,7 @@ as long as a small model takes to train, only to be told not to compile an updat
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 Group = dict[str, Any]
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Groups of weights, `params` of each, with its settings; `state` is of each weight what `step` has put there."""
 
     def __init__(self, groups: Iterable[Mapping[str, Any]], defaults: Mapping[str, Any]):
@@ -23,9 +24,9 @@ class Optimizer:
                 group.setdefault(key, value)
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
+    @abstractmethod
     def step(self, lr: float) -> None:
         """Change the weights by their gradients, at this learning rate: a schedule's, so that no group holds one."""
-        raise NotImplementedError
 
     def zero_grad(self) -> None:
         for p in self._weights():
