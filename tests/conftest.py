@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # which are as many as the cores
 import numpy as np
 import pytest
 
-from pixseq.artifacts import atomic
+from pixseq.artifacts import owning
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
 
@@ -71,7 +71,7 @@ def write_tokens(
         "palette_id": "sha256:one" if scheme == "palette" else None,
         **meta,
     }
-    with atomic.writing(path) as partial:
+    with owning.writing(path) as partial:
         writer = StoreWriter(partial, specs, {}, chunk_rows)
         writer.append(rows, {})
         writer.finish("tokens", "encode", {}, {}, {}, content)
@@ -114,7 +114,7 @@ def write_pixels(path, count=96, side=8, seed=0, labels=True, pixels=None, **met
         rows["labels"] = classes.astype(np.int32)
     content = {"scheme": "pixels", "height": side, "width": side, "n_vocab": None, "palette": None, "palette_id": None}
     content |= {"class_names": list("abcd"), **meta}
-    with atomic.writing(path) as partial:
+    with owning.writing(path) as partial:
         writer = StoreWriter(partial, specs, {}, 32)
         writer.append(rows, {})
         writer.finish("pixels", "encode", {}, {}, {}, content)

@@ -50,7 +50,7 @@ def store(folder, kept):
 
 
 def whole_pictures(folder, kept):
-    from pixseq.artifacts import atomic
+    from pixseq.artifacts import owning
     from pixseq.artifacts.specs import PICTURE_SHAPES, Spec
     from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.image_store import open_images, read_all
@@ -58,7 +58,7 @@ def whole_pictures(folder, kept):
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
     codec |= {"class_names": None, "shorter_side": 4}
     shapes = np.array([[4, 5], [6, 4]], np.int32)
-    with atomic.writing(folder / "t.zarr") as partial:
+    with owning.writing(folder / "t.zarr") as partial:
         specs = {"pixels": Spec("uint8", (None, 3), True), PICTURE_SHAPES: Spec("int32", (None, 2))}
         writer = StoreWriter(partial, specs, {}, 8)
         writer.append({"pixels": np.zeros((44, 3), np.uint8), PICTURE_SHAPES: shapes}, {})
@@ -79,13 +79,13 @@ def whole_pictures(folder, kept):
 
 
 def features(folder, kept):
-    from pixseq.artifacts import atomic
+    from pixseq.artifacts import owning
     from pixseq.artifacts.specs import Spec
     from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.feature_pair import open_pair
 
     for name, seed in (("a", 0), ("b", 1)):
-        with atomic.writing(folder / name) as partial:
+        with owning.writing(folder / name) as partial:
             specs = {"features": Spec("float32", (2, None, 4)), "labels": Spec("int32", (None,))}
             writer = StoreWriter(partial, specs, {}, 16)
             values = np.random.default_rng(seed).normal(size=(2, 40, 4)).astype(np.float32)
@@ -216,7 +216,7 @@ def grid(folder, kept):
 
 def partial(folder, kept):
     """What an interrupted encode left, gone on with; and the records of a training run."""
-    from pixseq.artifacts import atomic
+    from pixseq.artifacts import owning
     from pixseq.artifacts.specs import Spec
     from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.artifacts.unfinished import run_folder
@@ -225,7 +225,7 @@ def partial(folder, kept):
     rows = {"tokens": np.ones((4, 4), np.uint16), "labels": np.ones(4, np.int32)}
 
     def begin(folder):
-        with atomic.resuming(folder / "t", command="encode") as partial:
+        with owning.resuming(folder / "t", command="encode") as partial:
             StoreWriter(partial, specs, recipe, 4).append(rows, {"stop": 4})
             raise InterruptedError
 
@@ -247,7 +247,7 @@ def partial(folder, kept):
                 raise InterruptedError
         except (InterruptedError, PixseqError):
             pass
-        with atomic.resuming(folder / "t", command="encode") as partial:
+        with owning.resuming(folder / "t", command="encode") as partial:
             StoreWriter(partial, specs, recipe, 4, True).append(rows, {"stop": 8})
             raise PixseqError("as far as this goes")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from pixseq.artifacts import atomic, checkpoint, renaming
+from pixseq.artifacts import checkpoint, disk, layout, locking, owning, publishing
 from pixseq.cli import main
 from pixseq.errors import PixseqError
 from pixseq.stages import encode, features, finetune, pretrain, probe, show  # noqa: F401
@@ -67,8 +67,8 @@ COMMANDS = {
     "run": "scaling run BASE/study",  # the same, in processes of its own
 }
 RESUMABLE = ("encode", "features", "pretrain", "finetune")
-STEPS = [(atomic, name) for name in ("_write_owner", "flush", "_fsync", "delete")]
-STEPS += [(atomic, "_forget_owner"), (atomic, "write_text"), (renaming, "renamed"), (checkpoint, "save_weights")]
+STEPS = [(locking, "write_owner"), (disk, "flush"), (disk, "fsync"), (owning, "delete"), (publishing, "delete")]
+STEPS += [(locking, "forget_owner"), (disk, "write_text"), (publishing, "_renamed"), (checkpoint, "save_weights")]
 IN_PLACE = ("cell", "run")
 FAULTS = ("kill", "kill", "kill", "aimed", "aimed", "aimed", "signal", "two", "full", "read-only")
 
@@ -247,7 +247,7 @@ class Soak:
             if code:
                 self.fault("cannot go on", f"{story}: {code}\n{log.read_text()[-600:]}")
         self.look(target, {self.ids[name]}, True, f"{story}, then again")
-        partial = atomic.partial_path(target)
+        partial = layout.partial_path(target)
         if partial.exists():  # killed when only tidying was left: the next command that writes there does it
             finish(start([*self.command(name, target), "--overwrite"], log))
             self.look(target, {self.ids[name]}, True, f"{story}, then tidied")

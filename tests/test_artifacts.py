@@ -11,7 +11,7 @@ import pytest
 import zarr
 from conftest import write_tokens
 
-from pixseq.artifacts import arrays, atomic, manifest
+from pixseq.artifacts import arrays, disk, manifest, owning, targets
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.layout import DRAWN
 from pixseq.artifacts.metrics import Log, read_log, write_metrics
@@ -27,7 +27,7 @@ def chunks(path, name="tokens"):
 
 
 def test_an_error_leaves_no_target_and_no_partial(tmp_path):
-    with pytest.raises(RuntimeError), atomic.writing(tmp_path / "x") as partial:
+    with pytest.raises(RuntimeError), owning.writing(tmp_path / "x") as partial:
         partial.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -37,11 +37,11 @@ def test_overwrite_loses_nothing_until_the_new_one_is_whole(tmp_path):
     target = tmp_path / "d"
     target.mkdir()
     (target / "000001.png").write_bytes(DRAWN)  # as of decode --images
-    with pytest.raises(RuntimeError), atomic.writing(target, overwrite=True) as partial:
+    with pytest.raises(RuntimeError), owning.writing(target, overwrite=True) as partial:
         partial.mkdir()
         raise RuntimeError
     assert (target / "000001.png").exists()
-    with atomic.writing(target, overwrite=True) as partial:
+    with owning.writing(target, overwrite=True) as partial:
         partial.mkdir()
         (partial / "000002.png").touch()
     assert [p.name for p in target.iterdir()] == ["000002.png"] and [p.name for p in tmp_path.iterdir()] == ["d"]
@@ -51,7 +51,7 @@ def test_overwrite_never_replaces_a_foreign_folder(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "holiday.jpg").touch()
-    with pytest.raises(PixseqError, match="did not make"), atomic.writing(photos, overwrite=True):
+    with pytest.raises(PixseqError, match="did not make"), owning.writing(photos, overwrite=True):
         pass
     assert (photos / "holiday.jpg").exists()
 
@@ -59,13 +59,13 @@ def test_overwrite_never_replaces_a_foreign_folder(tmp_path):
 def test_an_existing_target_is_refused(tmp_path):
     (tmp_path / "x").touch()
     with pytest.raises(PixseqError, match="already exists"):
-        atomic.check_target(tmp_path / "x", overwrite=False)
+        targets.check_target(tmp_path / "x", overwrite=False)
     with pytest.raises(PixseqError, match="cannot make"):
-        atomic.check_target(tmp_path / "x" / "y" / "z", overwrite=False)
+        targets.check_target(tmp_path / "x" / "y" / "z", overwrite=False)
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path):
-    with pytest.raises(PixseqError, match="disk is full"), atomic.writing(tmp_path / "x") as partial:
+    with pytest.raises(PixseqError, match="disk is full"), owning.writing(tmp_path / "x") as partial:
         partial.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
@@ -107,9 +107,9 @@ def test_what_is_read_back_is_all_of_it_in_order_however_many_chunks_at_once(
 def test_all_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch):
     """Each file and each folder; a folder after what is in it."""
     flushed = []
-    monkeypatch.setattr(atomic, "FLUSHED_SOON", 7)
+    monkeypatch.setattr(disk, "FLUSHED_SOON", 7)
     monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(Path(os.readlink(f"/proc/self/fd/{handle}"))))
-    with atomic.writing(tmp_path / "x") as partial:
+    with owning.writing(tmp_path / "x") as partial:
         (partial / "a" / "b").mkdir(parents=True)
         files = [partial / "a" / "b" / str(n) for n in range(30)] + [partial / "zarr.json"]
         for file in files:
@@ -121,24 +121,24 @@ def test_all_of_a_folder_is_flushed_before_it_has_its_name(tmp_path, monkeypatch
 
 def test_names_of_a_large_folder_are_not_all_held(tmp_path, monkeypatch):
     """Of a store of a million chunks they would take a gigabyte."""
-    read, waiting, below = set(), [], atomic._below
+    read, waiting, below = set(), [], disk._below
 
     def noted(folder):
         for entry in below(folder):
             read.add(entry.path)
             yield entry
 
-    monkeypatch.setattr(atomic, "FLUSHED_SOON", 4)
-    monkeypatch.setattr(atomic, "_below", noted)
-    monkeypatch.setattr(atomic, "_fsync", lambda path: waiting.append(len(read) - len(waiting)))
+    monkeypatch.setattr(disk, "FLUSHED_SOON", 4)
+    monkeypatch.setattr(disk, "_below", noted)
+    monkeypatch.setattr(disk, "fsync", lambda path: waiting.append(len(read) - len(waiting)))
     for n in range(60):
         (tmp_path / str(n)).write_text("x")
-    atomic.flush(tmp_path)
+    disk.flush(tmp_path)
     assert len(waiting) == 61 and max(waiting) <= 4
 
 
 def test_a_file_that_cannot_be_flushed_is_not_published(tmp_path, monkeypatch):
-    with pytest.raises(PixseqError, match="disk is full"), atomic.writing(tmp_path / "x") as partial:
+    with pytest.raises(PixseqError, match="disk is full"), owning.writing(tmp_path / "x") as partial:
         partial.mkdir()
         (partial / "zarr.json").write_text("x")
         monkeypatch.setattr(os, "fsync", lambda handle: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))

@@ -12,7 +12,7 @@ from program import good
 from torch import nn
 
 from pixseq import progress
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest, owning
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
@@ -166,7 +166,7 @@ def write(path, features, labels, chunk=64, **meta):
     inputs = {"model": {"path": "m/tiny", "id": "sha256:model"}}
     pool = "none" if features.ndim == 4 else "mean"
     meta = {"layers": LAYERS[: len(features)], "masks": 1, "class_names": list("abcd"), "pool": pool, **meta}
-    with atomic.writing(path) as partial:
+    with owning.writing(path) as partial:
         writer = StoreWriter(partial, specs, {}, chunk)
         writer.append({"features": features, "labels": np.asarray(labels, np.int32)}, {})
         writer.finish("features", "features", {}, inputs, {}, meta)

@@ -230,13 +230,13 @@ def test_where_the_pages_of_parquet_lie_is_what_pyarrow_says_of_sound_files(tmp_
 def test_shapes_of_whole_pictures_are_those_of_the_pixels(tmp_path):
     import numpy as np
 
-    from pixseq.artifacts import atomic
+    from pixseq.artifacts import owning
     from pixseq.artifacts.specs import PICTURE_SHAPES, Spec
     from pixseq.artifacts.store_writer import StoreWriter
     from pixseq.engine.image_store import read_all
 
     codec = {"scheme": "pixels", "height": None, "width": None, "n_vocab": None, "palette": None, "palette_id": None}
-    with atomic.writing(tmp_path / "t.zarr") as partial:
+    with owning.writing(tmp_path / "t.zarr") as partial:
         specs = {"pixels": Spec("uint8", (None, 3), True), PICTURE_SHAPES: Spec("int32", (None, 2))}
         writer = StoreWriter(partial, specs, {}, 8)
         writer.append({"pixels": np.zeros((40, 3), np.uint8), PICTURE_SHAPES: np.full((2, 2), (4, 5), np.int32)}, {})

@@ -14,7 +14,7 @@ from program import ended, forked, until
 from sklearn.datasets import load_digits
 
 from pixseq import progress
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import layout, manifest, publishing
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
 from pixseq.artifacts.store_writer import StoreWriter
@@ -120,7 +120,7 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(folder, tmp_pat
             break
         except KeyboardInterrupt:
             interruptions += 1
-            assert not out.exists() and atomic.partial_path(out).exists()
+            assert not out.exists() and layout.partial_path(out).exists()
     assert interruptions and record["id"] == whole["id"] and record["summary"] == whole["summary"]
     assert verify(out) == []
 
@@ -147,7 +147,7 @@ def test_what_only_lacks_its_name_is_published_where_recipe_and_content_match(fo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(atomic, "publish", killed)
+        patched.setattr(publishing, "publish", killed)
         encode.run(str(folder / "pictures"), out, **settings)
     assert partial.exists() and not out.exists()
     with pytest.raises(PixseqError, match="another recipe"):
@@ -159,7 +159,7 @@ def test_what_only_lacks_its_name_is_published_where_recipe_and_content_match(fo
     assert sorted(os.listdir(out)) == ["labels", "tokens", "zarr.json"]
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(atomic, "publish", killed)
+        patched.setattr(publishing, "publish", killed)
         encode.run(str(folder / "pictures"), tmp_path / "u.zarr", **settings)
     (tmp_path / "u.zarr.partial" / "labels" / "c" / "0").unlink()
     again = encode.run(str(folder / "pictures"), tmp_path / "u.zarr", **settings, resume=True)
@@ -177,7 +177,7 @@ def test_without_resume_an_interrupted_encode_starts_again(folder, tmp_path, mon
     with pytest.raises(PixseqError, match=r"another recipe.*views"):
         encode.run(str(folder / "pictures"), out, **settings, resume=True)
     encode.run(str(folder / "pictures"), out, **settings)
-    assert open_store(out, "tokens").shape("tokens") == (58, 64) and not atomic.partial_path(out).exists()
+    assert open_store(out, "tokens").shape("tokens") == (58, 64) and not layout.partial_path(out).exists()
 
 
 def test_two_sources_of_the_same_count_have_ids_of_their_own(tmp_path):
@@ -218,7 +218,7 @@ def test_killed_at_any_moment_it_leaves_no_target_and_resumes_to_the_same_id(fol
 
 def rows_written(out):
     try:
-        state = json.loads((atomic.partial_path(out) / "zarr.json").read_text())["attributes"]
+        state = json.loads((layout.partial_path(out) / "zarr.json").read_text())["attributes"]
         return state["pixseq_unfinished"]["rows"]
     except (OSError, KeyError):
         return 0

@@ -11,16 +11,16 @@ import sys
 import numpy as np
 import pytest
 
-from pixseq.artifacts import atomic, layout, renaming
+from pixseq.artifacts import disk, layout, locking, owning, publishing, targets
 from pixseq.config import FinetuneFile, PretrainFile, effective
 from pixseq.errors import PixseqError, UsageError
 from pixseq.stages import decode, encode, evaluate, features, finetune, importing, palette, pretrain, sample
 
 
 def child(code, *args):
-    """Run `code` in another process, where `atomic` and the folder `here` are at hand; returns what it left behind."""
-    head = "import os, signal, sys\nfrom pathlib import Path\nfrom pixseq.artifacts import atomic, renaming\n"
-    head += "here = Path(sys.argv[1])\n"
+    """Run `code` in another process, where the folder `here` is at hand too; returns what it left behind."""
+    head = "import os, signal, sys\nfrom pathlib import Path\nhere = Path(sys.argv[1])\n"
+    head += "from pixseq.artifacts import disk, locking, owning, publishing\n"
     return subprocess.run([sys.executable, "-c", head + code, *map(str, args)], capture_output=True, text=True)
 
 
@@ -43,18 +43,18 @@ def read(path):
 
 
 def test_two_writers_of_one_target_are_told_who_works_there(tmp_path):
-    with atomic.own(tmp_path / "x", False, "encode", resumable=True):
-        other = child("with atomic.own(here / 'x', False, 'import'): pass", tmp_path)
+    with owning.own(tmp_path / "x", False, "encode", resumable=True):
+        other = child("with owning.own(here / 'x', False, 'import'): pass", tmp_path)
     assert "another process is writing" in other.stderr and f"encode, process {os.getpid()} on" in other.stderr
     assert names(tmp_path) == []
 
 
 def test_a_stage_owns_its_targets_while_it_computes(tmp_path):
-    @atomic.owns("measure", "out", "plot")
+    @owning.owns("measure", "out", "plot")
     def run(out, plot=None, overwrite=False):
-        other = child("with atomic.writing(here / 'x') as new: new.write_text('theirs')", tmp_path)
+        other = child("with owning.writing(here / 'x') as new: new.write_text('theirs')", tmp_path)
         assert "another process is writing" in other.stderr
-        with atomic.writing(out, overwrite, "measure") as new:
+        with owning.writing(out, overwrite, "measure") as new:
             new.write_text("ours")
 
     run(tmp_path / "x")
@@ -94,7 +94,7 @@ def test_no_target_is_a_part_of_an_artifact(tmp_path, checkpoints, tokens):
         with pytest.raises(UsageError, match=r"which would be broken|what this command reads"):
             run()
         assert sorted(tmp_path.rglob("*")) == before
-    atomic.check_target(model / "evaluated.json", False)  # a file of one's own, beside the artifact's
+    targets.check_target(model / "evaluated.json", False)  # a file of one's own, beside the artifact's
 
 
 def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path, checkpoints, tokens):
@@ -106,10 +106,10 @@ def test_what_stands_in_a_folder_that_is_read_is_not_replaced(tmp_path, checkpoi
     evaluate.run(checkpoints["ar"], tokens, numbers)
     for target, read in ((theirs / "weights.bin", theirs), (numbers, [numbers]), (plan / "cells/a/result.json", plan)):
         with pytest.raises(UsageError, match="what this command reads"):
-            atomic.check_apart([target], [read])
-    atomic.check_apart([numbers, tmp_path / "new"], [tmp_path])  # an artifact in a folder of pictures is made again
+            targets.check_apart([target], [read])
+    targets.check_apart([numbers, tmp_path / "new"], [tmp_path])  # an artifact in a folder of pictures is made again
     shutil.copy(numbers, plan / "fit.json")
-    atomic.check_apart([plan / "fit.json"], [plan])  # so is a fit beside the cells it is made of
+    targets.check_apart([plan / "fit.json"], [plan])  # so is a fit beside the cells it is made of
 
 
 def test_labels_beside_a_file_are_read_too(tmp_path):
@@ -133,7 +133,7 @@ def test_a_folder_where_one_may_write_and_not_look(tmp_path, monkeypatch):
         return opened(path, *more)
 
     monkeypatch.setattr(os, "open", refused)
-    with atomic.writing(tmp_path / "x") as new:
+    with owning.writing(tmp_path / "x") as new:
         new.write_text("whole")
     assert names(tmp_path) == ["x"]
 
@@ -151,7 +151,7 @@ def test_numbered_pictures_of_others_stay(tmp_path, tokens):
 
 
 def test_the_names_of_unfinished_targets_are_no_targets(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic.own(tmp_path / "x.zarr", False, "encode", resumable=True) as partial:
+    with pytest.raises(KeyboardInterrupt), owning.own(tmp_path / "x.zarr", False, "encode", resumable=True) as partial:
         store(partial / "tokens", "{}")
         raise KeyboardInterrupt
     before = names(tmp_path / "x.zarr.partial")
@@ -163,22 +163,22 @@ def test_the_names_of_unfinished_targets_are_no_targets(tmp_path):
 @pytest.mark.parametrize("command, resumable", [("import", False), ("encode", True)])
 def test_a_command_refuses_what_another_one_can_go_on_with(tmp_path, command, resumable):
     partial = tmp_path / "x.partial"
-    with pytest.raises(KeyboardInterrupt), atomic.own(tmp_path / "x", False, "pretrain", resumable=True):
+    with pytest.raises(KeyboardInterrupt), owning.own(tmp_path / "x", False, "pretrain", resumable=True):
         (partial / "log.jsonl").write_text("{}")
         raise KeyboardInterrupt
     told = f"holds an interrupted pretrain, and this is {command}"
     for overwrite in (False, True):
-        with pytest.raises(PixseqError, match=told), atomic.own(tmp_path / "x", overwrite, command, resumable):
+        with pytest.raises(PixseqError, match=told), owning.own(tmp_path / "x", overwrite, command, resumable):
             pass
     assert (partial / "log.jsonl").exists()
-    with atomic.own(tmp_path / "x", False, "pretrain", resumable=True):  # its own goes on
+    with owning.own(tmp_path / "x", False, "pretrain", resumable=True):  # its own goes on
         assert (partial / "log.jsonl").exists()
 
 
 def test_what_a_killed_command_left_that_cannot_go_on_is_no_hindrance(tmp_path):
-    child(f"with atomic.writing(here / 'x') as new: new.write_text('half'); {DIE}", tmp_path)
+    child(f"with owning.writing(here / 'x') as new: new.write_text('half'); {DIE}", tmp_path)
     assert names(tmp_path) == ["x.partial"]
-    with atomic.writing(tmp_path / "x", command="probe") as new:
+    with owning.writing(tmp_path / "x", command="probe") as new:
         assert not new.exists()
         new.write_text("whole")
     assert names(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "whole"
@@ -188,12 +188,12 @@ def test_what_a_killed_command_left_that_cannot_go_on_is_no_hindrance(tmp_path):
     "name", [".tmppHDqV3", "features/zarr.{}.partial", "zarr.{}.partial", "features/c/0/0.{}.partial"]
 )
 def test_what_a_killed_library_was_writing_is_no_hindrance_and_not_published(tmp_path, name):
-    with atomic.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
+    with owning.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
         (partial / "log.jsonl").write_text("{}")
         debris = partial / name.format("2fec1b26c6d54235907ad20546d05614")
         debris.parent.mkdir(parents=True, exist_ok=True)
         debris.write_bytes(b"half a")
-    with atomic.resuming(tmp_path / "x", False, "pretrain") as partial:
+    with owning.resuming(tmp_path / "x", False, "pretrain") as partial:
         assert (partial / "log.jsonl").exists() and not debris.exists()
 
 
@@ -232,7 +232,7 @@ def test_a_link_is_never_followed(tmp_path):
     (precious / "thesis.txt").write_text("x")
     (tmp_path / "x.partial").symlink_to(precious)
     for resumable in (False, True):
-        with pytest.raises(PixseqError, match="is a link"), atomic.own(tmp_path / "x", True, "encode", resumable):
+        with pytest.raises(PixseqError, match="is a link"), owning.own(tmp_path / "x", True, "encode", resumable):
             pass
     assert names(precious) == ["thesis.txt"]
 
@@ -248,22 +248,23 @@ def test_files_of_others_stay_and_are_named(tmp_path, where):
         store(tmp_path / "y2", "{}")
         os.replace(tmp_path / "y2" / "zarr.json", tmp_path / "y" / "zarr.json")
         (tmp_path / "y2").rmdir()
-        with pytest.raises(PixseqError, match=where), atomic.writing(tmp_path / name, overwrite):
+        with pytest.raises(PixseqError, match=where), owning.writing(tmp_path / name, overwrite):
             pass
         assert any(tmp_path.rglob(os.path.basename(where)))
 
 
 def test_a_partial_that_is_a_file_or_tells_no_owner_is_left(tmp_path):
     (tmp_path / "x.partial").write_text("a download")
-    with pytest.raises(PixseqError, match="is a file"), atomic.writing(tmp_path / "x"):
+    with pytest.raises(PixseqError, match="is a file"), owning.writing(tmp_path / "x"):
         pass
     store(tmp_path / "y.partial", "old")
-    with pytest.raises(PixseqError, match="does not tell which command"), atomic.writing(tmp_path / "y"):
+    with pytest.raises(PixseqError, match="does not tell which command"), owning.writing(tmp_path / "y"):
         pass
     assert (tmp_path / "x.partial").read_text() == "a download" and read(tmp_path / "y.partial") == "old"
 
 
-STEPS = ["_write_owner", "flush", "exchange", "_fsync", "delete", "_forget_owner"]
+STEPS = ["locking.write_owner", "disk.flush", "publishing._exchange", "disk.fsync", "publishing.delete"]
+STEPS += ["locking.forget_owner"]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -272,24 +273,24 @@ def test_a_kill_at_any_step_of_publishing_leaves_the_old_or_the_new(tmp_path, st
     """Before and after each step: the target is whole all the time, and the next command finishes or begins anew."""
     store(tmp_path / "x", "old")
     code = f"""
-with atomic.own(here / 'x', True, 'pretrain', resumable=True) as partial:
+with owning.own(here / 'x', True, 'pretrain', resumable=True) as partial:
     (partial / 'zarr.json').write_text('new')
-    step = atomic.{step}
+    step = {step}
     def killed(*args, **kwargs):
         if {late}: step(*args, **kwargs)
         {DIE}
-    atomic.{step} = killed
-    atomic.publish(partial, here / 'x')
+    {step} = killed
+    publishing.publish(partial, here / 'x', True)
 """
     run = child(code, tmp_path)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert read(tmp_path / "x") in ("old", "new")
     swapped = read(tmp_path / "x") == "new"
-    with atomic.own(tmp_path / "x", True, "pretrain", resumable=True) as partial:
+    with owning.own(tmp_path / "x", True, "pretrain", resumable=True) as partial:
         # what is left to go on with is the new one, never what it replaced
-        assert not atomic.holds_work(partial) if swapped else read(partial) == "new"
+        assert not layout.holds_work(partial) if swapped else read(partial) == "new"
         if not swapped:
-            atomic.publish(partial, tmp_path / "x")
+            publishing.publish(partial, tmp_path / "x", True)
     assert read(tmp_path / "x") == "new" and names(tmp_path) == ["x"] and names(tmp_path / "x") == ["zarr.json"]
 
 
@@ -307,53 +308,53 @@ rename, renames = os.rename, [1]
 def counted(a, b):
     if len(renames) == {killed}: {DIE}
     renames.append(rename(a, b))
-with atomic.own(here / 'x', True, 'pretrain', resumable={resumable}) as partial:
+with owning.own(here / 'x', True, 'pretrain', resumable={resumable}) as partial:
     made = partial if {resumable} else partial / 'made'
     made.mkdir(exist_ok=True)
     (made / 'zarr.json').write_text('new')
-    renaming.renamed = lambda *how: False
+    publishing._renamed = lambda *how: False
     os.rename = counted
-    if {killed} == 3: atomic.delete = lambda path: {DIE}
-    atomic.publish(made, here / 'x')
+    if {killed} == 3: publishing.delete = lambda path: {DIE}
+    publishing.publish(made, here / 'x', True)
 """,
         tmp_path,
     )
-    with pytest.raises(PixseqError, match="already exists"), atomic.own(tmp_path / "x", False, "pretrain", resumable):
+    with pytest.raises(PixseqError, match="already exists"), owning.own(tmp_path / "x", False, "pretrain", resumable):
         pass
-    with atomic.own(tmp_path / "x", True, "pretrain", resumable):
+    with owning.own(tmp_path / "x", True, "pretrain", resumable):
         assert read(tmp_path / "x") == ("new" if killed == 3 else "old")
     assert names(tmp_path / "x") == ["zarr.json"] and names(interrupted) == ["log.jsonl"]
 
 
 def test_a_swap_that_fails_in_its_middle_is_undone(tmp_path, monkeypatch):
     store(tmp_path / "x", "old")
-    monkeypatch.setattr(renaming, "renamed", lambda *how: False)
-    with pytest.raises(FileNotFoundError), atomic.writing(tmp_path / "x", True):
-        monkeypatch.setattr(atomic, "flush", lambda path: None)  # nothing was made, and nobody notices before
+    monkeypatch.setattr(publishing, "_renamed", lambda *how: False)
+    with pytest.raises(FileNotFoundError), owning.writing(tmp_path / "x", True):
+        monkeypatch.setattr(disk, "flush", lambda path: None)  # nothing was made, and nobody notices before
     assert read(tmp_path / "x") == "old" and names(tmp_path) == ["x"]
 
 
 def test_what_was_published_in_between_is_not_replaced(tmp_path, monkeypatch):
     """Both found no target; the second waited for the first's lock to go, or wrote without any."""
-    taken = atomic._locked
+    taken = owning._locked
 
     def late(target, partial):
         (tmp_path / "x").write_text("theirs")
         return taken(target, partial)
 
-    monkeypatch.setattr(atomic, "_locked", late)
-    with pytest.raises(PixseqError, match="already exists"), atomic.writing(tmp_path / "x"):
+    monkeypatch.setattr(owning, "_locked", late)
+    with pytest.raises(PixseqError, match="already exists"), owning.writing(tmp_path / "x"):
         pass
     monkeypatch.undo()
     for resumable in (False, True):
         with (
             pytest.raises(PixseqError, match="appeared while"),
-            atomic.own(tmp_path / "y", False, "encode", resumable) as partial,
+            owning.own(tmp_path / "y", False, "encode", resumable) as partial,
         ):
             made = partial if resumable else partial / "made"
             store(made / "a", "ours") if resumable else made.write_text("ours")
             (tmp_path / "y").write_text("theirs")
-            atomic.publish(made, tmp_path / "y")
+            publishing.publish(made, tmp_path / "y", False)
         assert (tmp_path / "y").read_text() == "theirs"
         (tmp_path / "y").unlink()
     assert (tmp_path / "y.partial" / "a" / "zarr.json").exists()  # to go on with
@@ -361,7 +362,7 @@ def test_what_was_published_in_between_is_not_replaced(tmp_path, monkeypatch):
 
 def test_a_file_put_into_the_old_one_meanwhile_stays(tmp_path):
     store(tmp_path / "x", "old")
-    with pytest.raises(PixseqError, match="thesis"), atomic.writing(tmp_path / "x", True) as new:
+    with pytest.raises(PixseqError, match="thesis"), owning.writing(tmp_path / "x", True) as new:
         store(new, "new")
         (tmp_path / "x" / "thesis.txt").write_text("x")
     assert read(tmp_path / "x") == "old" and names(tmp_path) == ["x"]
@@ -375,7 +376,7 @@ def test_names_of_other_kinds_of_folders_are_foreign(tmp_path, name):
         folder.mkdir()
         for made in (*files, name):
             (folder / made).write_text("{}")
-        with pytest.raises(PixseqError, match=name), atomic.writing(folder, True):
+        with pytest.raises(PixseqError, match=name), owning.writing(folder, True):
             pass
         assert (folder / name).exists()
 
@@ -385,21 +386,21 @@ def test_fifos_are_foreign_and_hang_nothing(tmp_path):
         folder.mkdir(exist_ok=True)
         os.mkfifo(folder / name)
     for target in ("x", "y"):
-        with pytest.raises(PixseqError, match="which pixseq did not make"), atomic.writing(tmp_path / target, True):
+        with pytest.raises(PixseqError, match="which pixseq did not make"), owning.writing(tmp_path / target, True):
             pass
 
 
 def test_a_resumable_and_another_run_of_one_command_are_two(tmp_path):
     """Steps that pretrain keeps have targets of their own; an interrupted run of that very name is not theirs."""
-    with atomic.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
+    with owning.own(tmp_path / "x", False, "pretrain", resumable=True) as partial:
         (partial / "log.jsonl").write_text("{}")
-    with pytest.raises(PixseqError, match="interrupted pretrain"), atomic.writing(tmp_path / "x", True, "pretrain"):
+    with pytest.raises(PixseqError, match="interrupted pretrain"), owning.writing(tmp_path / "x", True, "pretrain"):
         pass
     assert (partial / "log.jsonl").exists()
 
 
 def test_a_full_disk_is_named(tmp_path):
-    for making in (atomic.own(tmp_path / "x", False, "pretrain", resumable=True), atomic.writing(tmp_path / "x")):
+    for making in (owning.own(tmp_path / "x", False, "pretrain", resumable=True), owning.writing(tmp_path / "x")):
         with pytest.raises(PixseqError, match=f"disk is full: {tmp_path}/x"), making:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -409,6 +410,6 @@ def test_owner_records_of_any_form_are_read_or_left(tmp_path):
     wrong = [json.dumps({**record, key: None}) for key in record]
     for text in ("", "[", "[]", "{}", '{"command": 1}', "[" * 100_000, *wrong):
         (tmp_path / "owner.json").write_text(text)
-        assert atomic.read_owner(tmp_path) is None
+        assert locking.read_owner(tmp_path) is None
     (tmp_path / "owner.json").write_text(json.dumps(record))
-    assert atomic.read_owner(tmp_path)["command"] == "a"
+    assert locking.read_owner(tmp_path)["command"] == "a"

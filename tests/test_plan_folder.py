@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pixseq.artifacts import atomic, layout
+from pixseq.artifacts import layout, locking, owning
 from pixseq.artifacts.metrics import write_metrics
 from pixseq.artifacts.plan import NUMBERS, Cell, _id, read_plan, write_plan
 from pixseq.errors import PixseqError
@@ -90,7 +90,7 @@ def test_a_diverged_cell_is_forgotten_and_nothing_else(plan):
     study = Study(plan, record, cells, None)
     folder = study.folder(CELL)
     folder.mkdir()
-    with atomic.own(folder / "model", False, "pretrain", resumable=True) as partial:
+    with owning.own(folder / "model", False, "pretrain", resumable=True) as partial:
         (partial / "log.jsonl").write_text("{}")
     write_metrics(folder / "result.json", "scaling run", {}, {}, {"status": DIVERGED})
     (partial / "thesis.txt").write_text("x")
@@ -109,9 +109,9 @@ def test_a_diverged_cell_is_forgotten_and_nothing_else(plan):
 @pytest.mark.parametrize("command, resumable", [("scaling plan", False), ("pretrain", True)])
 def test_what_a_killed_plan_left_is_tidied_and_nothing_else(plan, monkeypatch, command, resumable):
     monkeypatch.setattr(planning, "_check_replaceable", lambda out, overwrite: None)
-    partial = atomic.partial_path(plan)
+    partial = layout.partial_path(plan)
     partial.mkdir()
-    atomic._write_owner(partial, {"command": command, "resumable": resumable})
+    locking.write_owner(partial, {"command": command, "resumable": resumable})
     (partial / "log.jsonl").write_text("{}")
     with planning._holding(plan, True):
         assert partial.exists() == resumable

@@ -8,7 +8,7 @@ from program import called, good
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest, owning
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
@@ -36,7 +36,7 @@ def write(path, features, labels, inputs=None, config=None, **meta):
         specs["labels"], arrays["labels"] = Spec("int32", (None,)), np.asarray(labels, np.int32)
     inputs = {"model": {"path": "m/tiny", "id": "sha256:model"}, **(inputs or {})}
     meta = {"layers": LAYERS[: len(features)], "masks": 1, "class_names": list("0123456789"), "pool": "mean", **meta}
-    with atomic.writing(path) as partial:
+    with owning.writing(path) as partial:
         writer = StoreWriter(partial, specs, {}, 256)
         writer.append(arrays, {})
         writer.finish("features", "features", config or {}, inputs, {}, meta)
@@ -162,7 +162,7 @@ def test_of_a_large_store_the_few_views_alone_are_read(tmp_path):
     """Unpooled, with two masks a view: the same rows as of the whole."""
     X = np.random.default_rng(0).standard_normal((2, 40, 5, 3)).astype(np.float16)
     specs = {"features": Spec("float16", (2, None, 5, 3))}
-    with atomic.writing(tmp_path / "f.zarr") as partial:
+    with owning.writing(tmp_path / "f.zarr") as partial:
         writer = StoreWriter(partial, specs, {}, 6)
         writer.append({"features": X}, {})
         writer.finish("features", "features", {}, {}, {}, {"layers": [3, 7], "masks": 2, "pool": "none"})

@@ -156,12 +156,12 @@ def test_completed_pictures_are_spread_over_the_classes_and_their_originals_are_
 
 
 def write_sorted(path, tokens, labels):
-    from pixseq.artifacts import atomic
+    from pixseq.artifacts import owning
     from pixseq.artifacts.specs import Spec
     from pixseq.artifacts.store_writer import StoreWriter
 
     meta = open_store(path.parent / "h.zarr", "tokens").meta
-    with atomic.writing(path) as partial:
+    with owning.writing(path) as partial:
         specs = {"tokens": Spec("uint16", (None, tokens.shape[1])), "labels": Spec("int32", (None,))}
         writer = StoreWriter(partial, specs, {}, 32)
         writer.append({"tokens": tokens, "labels": labels}, {})

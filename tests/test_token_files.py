@@ -8,7 +8,7 @@ import pytest
 from conftest import write_tokens
 
 from pixseq import progress
-from pixseq.artifacts import atomic
+from pixseq.artifacts import layout
 from pixseq.artifacts.arrays import open_store, verify
 from pixseq.artifacts.palette import palette_id, save_palette
 from pixseq.artifacts.store_writer import StoreWriter
@@ -332,7 +332,7 @@ def test_interrupted_anywhere_and_resumed_it_reaches_the_same_id(tmp_path, color
                     record, store = stored(file, tmp_path, out.name, resume=True, **options)
                 except KeyboardInterrupt:
                     interruptions += 1
-                    assert not out.exists() and atomic.partial_path(out).exists()
+                    assert not out.exists() and layout.partial_path(out).exists()
         assert interruptions and record["id"] == whole["id"] and record["summary"] == whole["summary"]
         np.testing.assert_array_equal(store.read("tokens"), IDS[choose_rows(30, options.get("limit", 30), CLASSES)])
 

@@ -16,7 +16,7 @@ from conftest import TINY, write_tokens
 from program import ended, forked, until
 
 from pixseq import runtime
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest, publishing
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.metrics import read_log
@@ -166,7 +166,7 @@ def test_a_kill_between_the_last_write_and_the_new_name_loses_nothing(tokens, tm
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic, "publish", killed)
+    monkeypatch.setattr(publishing, "publish", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain.run(tokens, tmp_path / "m", recipe(), device="cpu", val_fraction=0.1)
     monkeypatch.undo()

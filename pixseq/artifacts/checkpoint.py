@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixseq.artifacts import atomic, layout, manifest
+from pixseq.artifacts import disk, layout, manifest
 from pixseq.artifacts.codec import Codec, is_texts
 from pixseq.bounded.saved import check_stored, is_plain, load_saved
 from pixseq.bounded.structure import read_object
@@ -101,12 +101,12 @@ def finish_checkpoint(
 
     for name, tensors in weights.items():
         save_weights(partial / f"{name}.safetensors", tensors)
-    atomic.write_text(partial / "codec.json", json.dumps(codec.written(), ensure_ascii=False) + "\n")
-    atomic.write_text(partial / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+    disk.write_text(partial / "codec.json", json.dumps(codec.written(), ensure_ascii=False) + "\n")
+    disk.write_text(partial / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
     ids = {name: weights_id(tensors, codec, shape) for name, tensors in weights.items()}
     summary = {"shape": dict(shape), "weights": ids, **summary}
     record = manifest.build("checkpoint", ids["model"], stage, {**config, **flags}, inputs, summary)
-    atomic.write_text(partial / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    disk.write_text(partial / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     drop_leftovers(partial, record)
     return record
 
@@ -137,7 +137,7 @@ def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
         mode = new.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
         write(new)
         new.chmod(mode)
-        atomic.flush(new)
+        disk.flush(new)
         os.replace(new, path)
     except Exception as error:
         free = shutil.disk_usage(path.parent).free
@@ -188,7 +188,7 @@ def save_state(partial: Path, state: Mapping[str, Any]) -> None:
     folder = partial / "resume"
     folder.mkdir(exist_ok=True)
     _swap_in(folder / "state.pt", lambda new: torch.save(dict(state), new))
-    atomic.flush(folder)
+    disk.flush(folder)
 
 
 def best_weights(partial: Path, best: Mapping[str, Any]) -> Path:

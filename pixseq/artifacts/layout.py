@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-OWNER = "owner.json"  # of an unfinished target: who makes it, see atomic.own
-RECIPE = "recipe.json"  # of an unfinished training run: what must be the same to go on
+OWNER = "owner.json"  # of an unfinished target: who makes it, see owning.own
+RECIPE = "recipe.json"  # of an unfinished training run or store: what must be the same to go on
 MADE = "made"  # in a partial folder: the file or folder that a command without a resume point makes
 REPLACED = "replaced"  # in a partial folder: what had the target's name, where two names cannot be swapped at once
 
@@ -53,6 +53,17 @@ _MARKS = {  # what tells a folder of a kind among others
     "plan": ("manifest.json", "cells"),
 }
 DRAWN = b"pixseq\0"  # in the first bytes of every PNG that pixseq writes
+
+
+def partial_path(target: str | Path) -> Path:
+    """Where an unfinished target is made: NAME.partial beside it."""
+    target = Path(target)
+    return target.with_name(target.name + ".partial")
+
+
+def holds_work(partial: Path) -> bool:
+    """Whether there is more in the folder than the records of who owns it and of what is to be made."""
+    return any(path.name.removesuffix(".new") not in (OWNER, RECIPE) for path in partial.iterdir())
 
 
 def _pattern(names: dict[str, str], kind: str | None) -> re.Pattern:

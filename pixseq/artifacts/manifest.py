@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from pixseq import __version__
+from pixseq.artifacts.layout import partial_path
 from pixseq.bounded.files import open_regular
 from pixseq.bounded.structure import parse_json, read_json, read_object
 from pixseq.errors import PixseqError
@@ -175,7 +176,7 @@ def check_exists(path: Path) -> None:
     if path.name.endswith(".partial") and path.exists():
         raise PixseqError(f"{path} is unfinished", "finish it with --resume, or make it again")
     if not path.exists():
-        if path.with_name(path.name + ".partial").exists():
+        if partial_path(path).exists():
             raise PixseqError(
                 f"{path} does not exist, only its unfinished {path.name}.partial",
                 "its stage was interrupted: run the same command again, with --resume to go on",

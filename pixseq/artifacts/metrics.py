@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import disk, manifest
+from pixseq.artifacts.owning import writing
 from pixseq.bounded.files import open_regular
 from pixseq.bounded.structure import parse_json, read_object
 from pixseq.errors import PixseqError
@@ -29,7 +30,7 @@ def write_metrics(
     Raises PixseqError for a number that is not finite, for which JSON has no word.
     """
     record = manifest.build("metrics", _id(path, numbers), stage, config, inputs, summary={})
-    with atomic.writing(path, overwrite, stage) as partial:
+    with writing(path, overwrite, stage) as partial:
         partial.write_text(json.dumps({manifest.KEY: record, **numbers}, indent=1, ensure_ascii=False) + "\n")
     return record
 
@@ -99,7 +100,7 @@ class Log:
         if validated:
             kept += [row for row in rows if row["step"] == resume_step and "val_loss" in row]
         if path.is_file() or not path.exists():  # not the null device that other ranks write to
-            atomic.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+            disk.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = path.open("a", buffering=1)
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest
+from pixseq.artifacts.owning import writing
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.numpy_files import load_small
 from pixseq.bounded.structure import parse_json, read_object
@@ -71,7 +72,7 @@ def save_palette(
         f'{{"{manifest.KEY}": {json.dumps(record, indent=1, ensure_ascii=False)},\n'
         f'"self_check": {json.dumps(checks)},\n"colors": [\n{lines}\n]}}\n'
     )
-    with atomic.writing(path, overwrite, stage) as partial:
+    with writing(path, overwrite, stage) as partial:
         partial.write_text(text, encoding="utf-8")
     return record
 

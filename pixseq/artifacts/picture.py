@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest
+from pixseq.artifacts.owning import writing
 from pixseq.errors import PixseqError, UsageError
 
 MOST_PIXELS = 64_000_000
@@ -47,7 +48,7 @@ def save_png(
     record = manifest.build("picture", id, stage, config, inputs, {**size, **(summary or {})})
     text = PngInfo()
     text.add_text(manifest.KEY, json.dumps(record, ensure_ascii=True))
-    with atomic.writing(path, overwrite, stage) as partial:
+    with writing(path, overwrite, stage) as partial:
         Image.fromarray(image).save(partial, format="PNG", pnginfo=text)
     return record
 
@@ -61,7 +62,7 @@ def save_pngs(
 
     text = PngInfo()
     text.add_text(manifest.KEY, stage)  # no manifest: it tells them from other pictures, see layout.kind_of
-    with atomic.writing(folder, overwrite, stage) as partial:
+    with writing(folder, overwrite, stage) as partial:
         partial.mkdir()
         for row, image in zip(rows, images):
             Image.fromarray(image).save(partial / f"{row:06}.png", format="PNG", pnginfo=text)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import disk, manifest
+from pixseq.artifacts.owning import writing
 from pixseq.bounded import forms
 from pixseq.errors import PixseqError
 
@@ -92,9 +93,9 @@ def write_plan(
     record = manifest.build("plan", _id(listed), "scaling plan", config, inputs, summary)
     text = json.dumps({**record, "cells": listed}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if (path / "manifest.json").is_file():
-        atomic.write_text(path / "manifest.json", text)
+        disk.write_text(path / "manifest.json", text)
         return record
-    with atomic.writing(path, command="scaling plan") as partial:
+    with writing(path, command="scaling plan") as partial:
         (partial / "cells").mkdir(parents=True)
         (partial / "manifest.json").write_text(text)
     return record

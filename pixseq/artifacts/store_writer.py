@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import zarr
 
-from pixseq.artifacts import atomic, layout, manifest
+from pixseq.artifacts import disk, layout, manifest
 from pixseq.artifacts.arrays import array_of, chunk_faults, faults, open_group, opened, store_id
+from pixseq.artifacts.locking import read_recipe
 from pixseq.artifacts.specs import PICTURE_SHAPES, Spec, fill_value
 from pixseq.errors import PixseqError
 from pixseq.numerics.whole import pixel_count
@@ -77,7 +78,7 @@ class StoreWriter:
         group = open_group(self.path, mode="r+")
         unfinished: Any = group.attrs.get(UNFINISHED)
         if unfinished is None:
-            theirs = atomic.read_recipe(self.path)
+            theirs = read_recipe(self.path)
             if not isinstance(theirs, dict) or (theirs != self.recipe and self.restart):
                 return False
         else:
@@ -198,7 +199,7 @@ class StoreWriter:
         format = 1 if are_squares else None  # they are what they always were
         record = manifest.build(kind, id, stage, config, inputs, summary, format)
         if (self.path / layout.OWNER).is_file():  # a partial folder, which says what it was begun with until the end
-            atomic.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))
+            disk.write_text(self.path / layout.RECIPE, json.dumps(self.recipe))
         self.group.attrs.put({manifest.KEY: record, **meta})
         return record
 

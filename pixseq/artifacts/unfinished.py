@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, layout, manifest
+from pixseq.artifacts import disk, layout, manifest, publishing
 from pixseq.artifacts.checkpoint import (
     BEGIN_ANEW,
     best_weights,
@@ -21,6 +21,8 @@ from pixseq.artifacts.checkpoint import (
     weights_id,
 )
 from pixseq.artifacts.codec import Codec
+from pixseq.artifacts.locking import read_recipe
+from pixseq.artifacts.owning import own
 from pixseq.bounded.saved import is_plain
 from pixseq.bounded.structure import read_json, read_object
 from pixseq.bounded.tensors import read_shapes
@@ -41,23 +43,23 @@ def run_folder(
     """
     target = Path(target)
     recipe = json.loads(manifest.canonical_json(recipe))
-    if resume and atomic.read_recipe(target) == recipe:  # killed when it had its name already
-        atomic.finish_publishing(target)
+    if resume and read_recipe(target) == recipe:  # killed when it had its name already
+        publishing.finish(target)
         yield target, None, manifest.read(target)
         return
     extended = resume and not overwrite and can_go_on(target, recipe)
-    with atomic.own(target, overwrite or extended, command, resumable=True) as partial:
+    with own(target, overwrite or extended, command, resumable=True) as partial:
         _check_recipe(partial, recipe, resume, overwrite)
         finished = _finished(partial)
         if not finished:
-            atomic.write_text(partial / layout.RECIPE, json.dumps(recipe, indent=1))
+            disk.write_text(partial / layout.RECIPE, json.dumps(recipe, indent=1))
         if extended and not finished and not has_state(partial):
             copy_end(target, partial)
         try:
             state = None if finished else load_state(partial)
             check_best(partial, state)
             yield partial, state, finished
-            atomic.publish(partial, target)
+            publishing.publish(partial, target, overwrite or extended)
         except BaseException:
             if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
                 layout.delete(partial, keep=True)  # it failed before its first step: nothing to go on from
@@ -66,11 +68,11 @@ def run_folder(
 
 def _check_recipe(partial: Path, recipe: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
     """Clear what an interrupted run left where the new one begins anew. Raises PixseqError where that was not asked."""
-    if not atomic.holds_work(partial):
+    if not layout.holds_work(partial):
         return
     if not resume and not overwrite:
         raise PixseqError(f"{partial} holds an interrupted run", "go on with --resume, or begin anew with --overwrite")
-    theirs = atomic.read_recipe(partial)
+    theirs = read_recipe(partial)
     if resume and (theirs == recipe or (not overwrite and more_steps(theirs, recipe) and is_constant(recipe))):
         return
     if not overwrite and resume and more_steps(theirs, recipe):

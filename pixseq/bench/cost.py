@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pixseq import progress
-from pixseq.artifacts import atomic
+from pixseq.artifacts.owning import owns
+from pixseq.artifacts.targets import check_target
 from pixseq.bench import alone, ceilings, rounds
 from pixseq.bench.run import ROUNDS, SECONDS, chosen_stages, concluded, opened
 from pixseq.bench.settings import US, Settings
@@ -77,7 +78,7 @@ REASONS = {
 }
 
 
-@atomic.owns("bench", "out")
+@owns("bench", "out")
 def run(
     stages: Sequence[str] = (),
     settings: Settings | None = None,
@@ -93,7 +94,7 @@ def run(
     settings = settings or Settings()
     stages = chosen_stages(stages, settings)
     if out is not None:
-        atomic.check_target(out, overwrite)
+        check_target(out, overwrite)
     with opened(settings, ()) as bench:
         described, precision = ceilings.described(bench.where), bench.where.precision
     rows: list[Row] = []

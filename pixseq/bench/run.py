@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pixseq import progress
-from pixseq.artifacts import atomic
+from pixseq.artifacts.owning import owns
+from pixseq.artifacts.targets import check_apart, check_target
 from pixseq.bench import alone, ceilings, colours, models, peers, reading, rounds
 from pixseq.bench.settings import US, Bench, Copy, Settings, Task, Work
 from pixseq.errors import UsageError
@@ -33,7 +34,7 @@ ROUNDS, SECONDS = 7, 30.0
 Row = dict[str, Any]
 
 
-@atomic.owns("bench", "out")
+@owns("bench", "out")
 def run(
     stages: Sequence[str] = (),
     peer: Sequence[str] = (),
@@ -55,8 +56,8 @@ def run(
     settings = settings or Settings()
     stages = chosen_stages(stages, settings)
     if out is not None:
-        atomic.check_apart([out], [settings.nanogpt])
-        atomic.check_target(out, overwrite)
+        check_apart([out], [settings.nanogpt])
+        check_target(out, overwrite)
     with opened(settings, peers.chosen(peer, stages, settings)) as bench:
         numbers: dict[str, Any] = {"machine": ceilings.described(bench.where), "settings": asdict(settings)}
         numbers["stages"] = []

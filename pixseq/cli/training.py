@@ -45,7 +45,7 @@ Compile = Annotated[
 
 def _keep_config(out: Path | None, config: Path | None) -> None:
     """A checkpoint may be trained anew from its own config.yaml; a file is not replaced by what is made of it."""
-    from pixseq.artifacts.atomic import check_apart
+    from pixseq.artifacts.targets import check_apart
 
     if out is not None and out.is_file():
         check_apart([out], [config])

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.fit import Fit, Optimum, Run, StudyFit
+from pixseq.artifacts.targets import check_target
 from pixseq.drawing.page import (
     BLUE,
     COLUMN,
@@ -75,7 +75,7 @@ def fit_targets(plot: str | Path) -> list[Path]:
 def check_fit(plot: str | Path, overwrite: bool) -> None:
     """Called before any work. Raises PixseqError where a target cannot be written."""
     for target in fit_targets(plot):
-        atomic.check_target(target, overwrite)
+        check_target(target, overwrite)
 
 
 def save_fit(

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest
+from pixseq.artifacts.layout import partial_path
+from pixseq.artifacts.owning import writing
+from pixseq.artifacts.targets import check_target
 from pixseq.engine.state import TrainState
 from pixseq.errors import UsageError
 
@@ -35,16 +38,16 @@ class IntermediateCheckpoints:
         ahead = {step for step in steps if step >= begun.step}
         self.steps = {step for step in ahead if not (resume and is_of(step_folder(out, step), recipe))}
         for step in self.steps if leads else ():
-            atomic.check_target(step_folder(out, step), overwrite)
+            check_target(step_folder(out, step), overwrite)
         if begun.validated:
             self.after_step(begun)
 
     def after_step(self, run: TrainState) -> None:
         if run.step not in self.steps or not self.leads:
             return
-        with atomic.writing(step_folder(self.out, run.step), self.overwrite, "pretrain --keep") as folder:
+        with writing(step_folder(self.out, run.step), self.overwrite, "pretrain --keep") as folder:
             folder.mkdir()
-            shutil.copyfile(atomic.partial_path(self.out) / "log.jsonl", folder / "log.jsonl")
+            shutil.copyfile(partial_path(self.out) / "log.jsonl", folder / "log.jsonl")
             self.write(folder, {**run.snapshot(), "stopped_early": False})
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pixseq import progress
-from pixseq.artifacts import atomic, unfinished
+from pixseq.artifacts import unfinished
 from pixseq.artifacts.checkpoint import load_state
+from pixseq.artifacts.layout import partial_path
 from pixseq.artifacts.manifest import Manifest
 from pixseq.engine.images import Images
 from pixseq.models.family import Shape
@@ -47,7 +48,7 @@ def run_folder(
             yield folder
         return
     finished = machine.any(False)  # from the first rank, which may give the folder its name at once
-    path = atomic.partial_path(out)
+    path = partial_path(out)
     yield RunFolder(path, None if finished else load_state(path), {} if finished else None)
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import owns
 from pixseq.artifacts.checkpoint import Checkpoint, weights_id
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.artifacts.palette import checked_colours, load_palette
 from pixseq.choices import Precision, Weights
 from pixseq.engine import image_store, opening

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.owning import owns
 from pixseq.errors import UsageError
 from pixseq.streams import Stream
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@atomic.owns("decode", "out", "images_dir")
+@owns("decode", "out", "images_dir")
 def run(
     tokens: str | Path,
     out: str | Path,

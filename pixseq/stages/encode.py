@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.owning import resuming
+from pixseq.artifacts.targets import check_apart, check_target
 from pixseq.choices import Filter, OnError, Part, Resize, Scheme
 from pixseq.cores import threads, usable_cores
 from pixseq.data.described import COUNTED_LABELS, describe, files_of, labels_line, say_narrow, say_skipped, source_line
@@ -102,10 +103,10 @@ def run(
         max_pixels=max_pixels or MAX_PIXELS,
         bit_depth=bit_depth,
     )
-    atomic.check_apart([out], [source, palette])
-    atomic.check_target(out, overwrite)
+    check_apart([out], [source, palette])
+    check_target(out, overwrite)
     job = _opened(source, split, label_column, scheme, palette, prep, limit, val_fraction, part)
-    atomic.check_apart([out], files_of(job.source))
+    check_apart([out], files_of(job.source))
     return _write(out, job, usable_cores() if workers is None else workers, resume, overwrite)
 
 
@@ -161,7 +162,7 @@ def _write(out: str | Path, job: Job, workers: int, resume: bool, overwrite: boo
     kind, specs = codec.kind, _arrays(codec, source, prep.views)
     row_bytes = specs[kind].row_bytes * (int(prep.size**2 * USUAL_RATIO) if codec.whole else 1)
     _check_space(out, source.count if taken.rows is None else len(taken.rows), prep, row_bytes, codec.n_vocab)
-    with atomic.resuming(out, overwrite, "encode") as partial:
+    with resuming(out, overwrite, "encode") as partial:
         writer = _writer(partial, specs, config, inputs, row_bytes, resume, overwrite)
         if writer.finished:
             return writer.finished

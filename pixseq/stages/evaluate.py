@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import check_targets, owns
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.artifacts.picture import check_png, save_png
+from pixseq.artifacts.targets import check_targets
 from pixseq.choices import Attention, Precision, Weights
 from pixseq.drawing.charts import line_chart
 from pixseq.drawing.grids import grid

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.metrics import read_metrics
+from pixseq.artifacts.owning import owns, writing
 from pixseq.bounded.files import read_bytes
 from pixseq.bounded.structure import MOST_YAML
 from pixseq.choices import Drop, Weights
@@ -21,7 +21,7 @@ from pixseq.interop.model_card import model_card
 from pixseq.models.family import Shape, shape_from
 
 
-@atomic.owns("export hf", "out")
+@owns("export hf", "out")
 def run(
     model: str | Path,
     out: str | Path,
@@ -53,7 +53,7 @@ def run(
         [_measured(path, checkpoint, weights) for path in metrics],
     )
     codec = checkpoint.codec
-    with atomic.writing(target, overwrite, "export hf") as partial:
+    with writing(target, overwrite, "export hf") as partial:
         write_hf(partial, tensors, asdict(shape), codec.grid[0], codec.palette, codec.class_names, card)
     notes = []
     if codec.palette is None:

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import Checkpoint, open_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import resuming
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
+from pixseq.artifacts.targets import check_apart, check_target
 from pixseq.choices import Attention, FeatureType, Pool, Precision, Weights
 from pixseq.engine import exported
 from pixseq.engine.cost import micro_batch_images
@@ -83,8 +84,8 @@ def run(
         layers, pool, attention, dtype, masks, random_init, weights, batch_size, seed, below, loss is not None
     )
     _check(model, asked)
-    atomic.check_apart([out, *([] if loss is None else [loss])], [model, tokens])
-    atomic.check_target(out, overwrite)
+    check_apart([out, *([] if loss is None else [loss])], [model, tokens])
+    check_target(out, overwrite)
     meter = None
     with machine(device, precision) as where, torch.inference_mode():
         if is_exported(model):
@@ -234,7 +235,7 @@ def _write(job: Extraction, out: str | Path, resume: bool, overwrite: bool) -> M
     chunk_images = max(min(BUFFER_BYTES // (job.batch * image_bytes), 4096 // job.batch), 1) * job.batch
     chunk_images = min(chunk_images, max(MOST_BYTES // image_bytes, 1))  # a card takes more at once than readers do
     recipe = recipe_of(config, job.inputs, {})
-    with atomic.resuming(out, overwrite, "features") as partial:
+    with resuming(out, overwrite, "features") as partial:
         writer = StoreWriter(partial, specs, recipe, chunk_images * masks, resume, overwrite)
         if writer.finished:
             return writer.finished

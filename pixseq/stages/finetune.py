@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
-from pixseq.artifacts.atomic import check_apart
 from pixseq.artifacts.checkpoint import (
     Checkpoint,
     best_weights,
@@ -25,6 +24,7 @@ from pixseq.artifacts.checkpoint import (
 )
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.targets import check_apart
 from pixseq.choices import Attention, Precision, Weights
 from pixseq.config import FinetuneConfig, FinetuneFile, as_dict
 from pixseq.engine.cost import WITHOUT_GRADIENTS, micro_batch_images

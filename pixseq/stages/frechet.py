@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.foreign import open_foreign
 from pixseq.artifacts.manifest import content_id, reference, whole
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.bounded.files import check_holes, open_regular
 from pixseq.bounded.numpy_files import read_header
 from pixseq.engine.extraction import EXPORTED, PIXELS
@@ -35,7 +35,7 @@ LARGEST = 1e45  # the kernel cubes squares of it
 TAKEN = "give features of `pixseq features`, or an [n, d] array as .npy or zarr"
 
 
-@atomic.owns("frechet", "out")
+@owns("frechet", "out")
 def run(
     a: str | Path,
     b: str | Path,

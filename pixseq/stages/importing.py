@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import finish_checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.owning import owns, writing
 from pixseq.artifacts.palette import load_palette
+from pixseq.artifacts.targets import check_apart
 from pixseq.errors import PixseqError
 from pixseq.interop.aim import read_aim
 from pixseq.interop.bundle import find_prefix
@@ -27,7 +28,7 @@ from pixseq.models.family import Shape, build, shape_from
 READERS = {"hf": read_hf, "openai": read_openai}
 
 
-@atomic.owns("import", "out")
+@owns("import", "out")
 def run(
     form: str, path: str | Path, out: str | Path, palette: str | Path | None = None, overwrite: bool = False
 ) -> Manifest:
@@ -37,7 +38,7 @@ def run(
     tokens that have none either. Raises PixseqError for what is damaged, and for models that ours cannot express.
     """
     if form == "openai":
-        atomic.check_apart([out], [find_prefix(Path(path)).parent])  # `path` may be no file's name
+        check_apart([out], [find_prefix(Path(path)).parent])  # `path` may be no file's name
     found = READERS[form](path)
     shape = shape_from(found.shape)
     _check(path, found, shape)
@@ -45,7 +46,7 @@ def run(
     return _write(form, found, shape, codec, inputs, out, overwrite)
 
 
-@atomic.owns("import", "out")
+@owns("import", "out")
 def run_aim(
     backbone: str | Path,
     out: str | Path,
@@ -85,7 +86,7 @@ def _write(
         inputs[role] = {"path": str(file), "id": file_id(file)}
     flags = {"form": form, "theirs": found.config}
     summary = {"parameters": shape.parameter_count(), "notes": found.notes}
-    with atomic.writing(out, overwrite, "import") as partial:
+    with writing(out, overwrite, "import") as partial:
         partial.mkdir()
         return finish_checkpoint(
             partial,

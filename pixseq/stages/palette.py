@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.owning import owns
+from pixseq.artifacts.targets import check_apart
 from pixseq.choices import OnError, SquareResize
 from pixseq.cores import usable_cores
 from pixseq.engine.parts import part_of_source
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MOST_FITTED = 4096  # beyond it the start takes minutes
 
 
-@atomic.owns("palette fit", "out")
+@owns("palette fit", "out")
 def run_fit(
     source: str,
     out: str | Path,
@@ -67,7 +68,7 @@ def run_fit(
         bit_depth=bit_depth,
     )
     opened = open_source(source, split, label_column, bit_depth, on_error, prep.max_pixels)
-    atomic.check_apart([out], files_of(opened))
+    check_apart([out], files_of(opened))
     for note in opened.notes:
         progress.note(note)
     part = part_of_source(opened, max_images)
@@ -107,7 +108,7 @@ def _check_ranges(colors: int, refine_steps: int, max_images: int | None, seed: 
             raise UsageError(f"--{name} {value} is not between {low} and {high}")
 
 
-@atomic.owns("palette show", "out")
+@owns("palette show", "out")
 def run_show(palette: str | Path, out: str | Path, columns: int = 32, overwrite: bool = False) -> Manifest:
     """Draw the colours in order. `palette` may also be tokens or a checkpoint: the palette that travels inside."""
     from pixseq.artifacts.palette import load_palette

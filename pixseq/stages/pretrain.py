@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import best_weights, finish_checkpoint, read_weights
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest
+from pixseq.artifacts.targets import check_apart
 from pixseq.bounded.numpy_files import load_small
 from pixseq.choices import Precision
 from pixseq.config import PretrainFile, TrainConfig, as_dict, effective, preset_names
@@ -69,7 +69,7 @@ def run(
     limits, kept = limits or Limits(), kept_steps(keep, config.train.steps)
     made = [out, *(step_folder(out, step) for step in kept if os.path.lexists(step_folder(out, step)))]
     order = None if config.sequence.order in NAMED else config.sequence.order
-    atomic.check_apart(made, [tokens, val, init_from, order])
+    check_apart(made, [tokens, val, init_from, order])
     with machine(device, precision, ranks=True) as where:
         data = read_data(tokens, config, val, val_fraction, init_from, scratch=Path(out).absolute().parent)
         remark(data, config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixseq import progress
-from pixseq.artifacts import atomic
+from pixseq.artifacts.owning import owns
 from pixseq.artifacts.picture import check_png
 from pixseq.choices import LogisticSolver, LowDataChoice, ProbeMethod
 from pixseq.engine.feature_pair import Pair, open_pair
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FEW_TESTED = 100  # images; below it an accuracy is known to five points at best
 
 
-@atomic.owns("probe", "out", "plot")
+@owns("probe", "out", "plot")
 def run(
     features: str | Path,
     test: str | Path,

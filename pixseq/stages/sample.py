@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.checkpoint import Checkpoint
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.manifest import Manifest, reference
+from pixseq.artifacts.owning import owns, writing
 from pixseq.artifacts.picture import check_png, save_png, save_pngs
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 HIDDEN = 128  # the grey that stands for what a completion did not see
 
 
-@atomic.owns("sample", "out", "tokens_out", "images_out")
+@owns("sample", "out", "tokens_out", "images_out")
 def run(
     model: str | Path,
     out: str | Path | None,
@@ -306,7 +306,7 @@ def _save_tokens(
     inputs: dict[str, Any],
     overwrite: bool,
 ) -> None:
-    with atomic.writing(path, overwrite, "sample") as partial:
+    with writing(path, overwrite, "sample") as partial:
         writer = StoreWriter(partial, {"tokens": Spec("uint16", (None, tokens.shape[1]))}, {}, chunk_rows=1024)
         writer.append({"tokens": tokens}, {})
         writer.finish("tokens", "sample", config, inputs, {"rows": len(tokens)}, checkpoint.codec.written())

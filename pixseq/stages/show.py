@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest
 from pixseq.artifacts.lineage import lineage as lineage
+from pixseq.artifacts.owning import owns
 from pixseq.errors import PixseqError
 
 
-@atomic.owns("show", "plot")
+@owns("show", "plot")
 def run(
     path: str | Path, verify: bool = False, plot: str | Path | None = None, overwrite: bool = False
 ) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import open_store
 from pixseq.artifacts.checkpoint import open_checkpoint
+from pixseq.artifacts.layout import partial_path
 from pixseq.artifacts.manifest import reference
 from pixseq.artifacts.metrics import read_metrics, write_metrics
 from pixseq.artifacts.plan import Cell
@@ -107,7 +107,7 @@ def _exactly(where: OnMachine) -> OnMachine:
 def _loss_and_features_once(study: Study, folder: Path, cell: Cell, where: OnMachine) -> None:
     """The held-out loss and the features of the same pictures from one forward pass, where one gives both."""
     loss, held, data = folder / "loss.json", folder / "test.features.zarr", study.data(cell)
-    if any(path.exists() for path in (loss, held, atomic.partial_path(held), folder / "probe.json")):
+    if any(path.exists() for path in (loss, held, partial_path(held), folder / "probe.json")):
         return
     if data.probe_test not in (None, data.val) or not _labelled(data):
         return

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.fit import Fit, Floor, Growth, Interval
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.choices import FitMethod
 from pixseq.errors import UsageError
 from pixseq.numerics import forecast as arithmetic
@@ -37,7 +37,7 @@ from pixseq.studies.statements import (
 )
 
 
-@atomic.owns("scaling compare", "out")
+@owns("scaling compare", "out")
 def run(
     fit: str | Path,
     budget: float | None = None,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from pixseq import progress
-from pixseq.artifacts import atomic
 from pixseq.artifacts.fit import (
     Bootstrap,
     Constants,
@@ -29,6 +28,7 @@ from pixseq.artifacts.fit import (
     StudyFit,
 )
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.artifacts.picture import check_png
 from pixseq.drawing import scaling as figures
 from pixseq.errors import PixseqError, UsageError
@@ -44,7 +44,7 @@ OUTLYING = 4.5  # scales of the noise off a law from which on a run is named
 NAMED = 4  # runs that one remark names
 
 
-@atomic.owns("scaling fit", "out", "plot")
+@owns("scaling fit", "out", "plot")
 def run(
     source: str | Path,
     out: str | Path | None = None,

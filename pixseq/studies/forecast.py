@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.fit import Fit
 from pixseq.artifacts.forecast import Forecast, Other, StudyForecast
 from pixseq.artifacts.metrics import write_metrics
+from pixseq.artifacts.owning import owns
 from pixseq.artifacts.picture import check_png
 from pixseq.choices import FitMethod
 from pixseq.drawing.forecast import save_forecast
@@ -29,7 +29,7 @@ from pixseq.studies.needs import SHARE_OF_E, Disputes, Needed, found_at, needed
 FARTHEST = math.log(1e100)  # FLOPs; what needs more is out of reach for good
 
 
-@atomic.owns("scaling forecast", "out", "plot")
+@owns("scaling forecast", "out", "plot")
 def run(
     fit: str | Path,
     growth: float,

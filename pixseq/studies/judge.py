@@ -22,11 +22,12 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import open_checkpoint
 from pixseq.artifacts.codec import Codec
+from pixseq.artifacts.locking import in_turn
 from pixseq.artifacts.manifest import reference
+from pixseq.artifacts.owning import discard, writing
 from pixseq.artifacts.plan import Cell
 from pixseq.artifacts.specs import Spec
 from pixseq.artifacts.store_writer import StoreWriter
@@ -130,7 +131,7 @@ def ready(study: Study, cell: Cell, where: OnMachine) -> Judge:
     grid, folder = study.grid, folder_of(study, cell)
     how, val = grid.completions, open_images(grid.data[cell.data].val, "tokens")
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic.in_turn(folder):
+    with in_turn(folder):
         extractor: str | Path = how.extractor
         if how.extractor == REFERENCE:
             extractor = once(folder / "model", lambda out: _train(study, cell, out, where))
@@ -158,7 +159,7 @@ def forget(plan: str | Path) -> None:
     every = Path(plan) / REFERENCE
     for folder in every.glob("r*"):
         for name in products:
-            atomic.discard(folder / name)
+            discard(folder / name)
     for folder in (*every.glob("r*"), every):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -228,7 +229,7 @@ def _copy(store: Store, rows: np.ndarray, out: Path) -> None:
     if (shown := store.images()) is not None:
         arrays["images"] = shown[rows]
     specs = {name: Spec(str(array.dtype), (None, *array.shape[1:])) for name, array in arrays.items()}
-    with atomic.writing(out, command="scaling run") as partial:
+    with writing(out, command="scaling run") as partial:
         writer = StoreWriter(partial, specs, {}, chunk_rows=1024)
         writer.append(arrays, {})
         writer.finish(

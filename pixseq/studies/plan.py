@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from pixseq.artifacts import atomic
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.codec import Codec
+from pixseq.artifacts.layout import partial_path
+from pixseq.artifacts.locking import in_turn, read_owner
 from pixseq.artifacts.manifest import reference
+from pixseq.artifacts.owning import give_up, own
 from pixseq.artifacts.plan import Cell, write_plan
+from pixseq.artifacts.targets import check_target
 from pixseq.choices import Precision
 from pixseq.config import GridFile, StudyData, as_dict, effective
 from pixseq.engine.image_store import open_images
@@ -71,15 +74,15 @@ def _recentred(grid: str | Path, config: GridFile, out: str | Path) -> dict[str,
 def _holding(out: str | Path, overwrite: bool) -> Iterator[None]:
     """One process at a time plans there. A plan that stands keeps its folder: only its cells are replaced."""
     if not os.path.lexists(out):
-        with atomic.own(out, overwrite, "scaling plan"):
+        with own(out, overwrite, "scaling plan"):
             yield
         return
     _check_replaceable(out, overwrite)
-    with atomic.in_turn(Path(out)):
+    with in_turn(Path(out)):
         _check_replaceable(out, overwrite)
-        left = atomic.read_owner(atomic.partial_path(out))
+        left = read_owner(partial_path(out))
         if left is not None and left["command"] == "scaling plan":
-            atomic.give_up(out)  # killed when the plan had its name, and before all was tidy
+            give_up(out)  # killed when the plan had its name, and before all was tidy
         yield
 
 
@@ -147,7 +150,7 @@ def _stores(grid: GridFile, data: StudyData) -> dict[str, Store]:
 
 def _check_replaceable(out: str | Path, overwrite: bool) -> None:
     if not overwrite:
-        atomic.check_target(out, overwrite)
+        check_target(out, overwrite)
     study = open_study(out)
     begun = [cell.id for cell in study.cells if study.status(cell) != WAITING]
     if begun:

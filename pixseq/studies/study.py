@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixseq.artifacts import atomic, manifest
+from pixseq.artifacts import manifest
 from pixseq.artifacts.fit import MEASURED_WITH, METRICS
+from pixseq.artifacts.locking import in_turn
 from pixseq.artifacts.manifest import Manifest, reference
 from pixseq.artifacts.metrics import read_metrics
+from pixseq.artifacts.owning import give_up
 from pixseq.artifacts.plan import DAMAGED, Cell, read_plan, write_plan
 from pixseq.bounded import forms
 from pixseq.config import GridFile, StudyData, check, restored
@@ -129,7 +131,7 @@ class Study:
 
     def rewrite(self, cells: list[Cell]) -> None:
         """Other cells in place of those not begun; where another process was first, its cells."""
-        with atomic.in_turn(self.path):
+        with in_turn(self.path):
             now, theirs = read_plan(self.path)
             if now["id"] == self.manifest["id"]:
                 summary = self.manifest["summary"]
@@ -143,7 +145,7 @@ class Study:
         Raises PixseqError where another process is at it, or what stands there is not pixseq's.
         """
         folder = self.folder(cell)
-        atomic.give_up(folder / "model")
+        give_up(folder / "model")
         (folder / "result.json").unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
