@@ -516,7 +516,7 @@ def extracted(folder, *nodes, **options):
     import torch
     from exports import write
 
-    from pixseq.interop.exported import open_exported
+    from pixseq.interop.torch_export import open_exported
 
     path = write(folder / "a.pt2", *nodes, **options)
     return lambda: open_exported(path).features(torch.rand(2, 3, 6, 6))
@@ -663,7 +663,7 @@ def an_export_of_one_file_many_times(folder):
     import torch
     from exports import write
 
-    from pixseq.interop.exported import open_exported
+    from pixseq.interop.torch_export import open_exported
 
     weights = [(f"w{i}", [1 << 20], [1], bytes(4 << 20) if not i else b"") for i in range(400)]
     path = write(folder / "a.pt2", *last("w0"), weights=weights)

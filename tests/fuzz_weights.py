@@ -117,7 +117,7 @@ def exported(folder, kept):
     write_pixels(kept / "x.zarr", count=4, side=4)
 
     def read(folder):
-        from pixseq.interop.exported import open_exported
+        from pixseq.interop.torch_export import open_exported
 
         with torch.inference_mode():
             open_exported(folder / "net.pt2").features(torch.zeros(2, 3, 4, 4))

@@ -315,7 +315,7 @@ def test_members_of_a_zip_do_not_declare_more_than_it_has(tmp_path):
     import zipfile
 
     from pixseq.bounded.files import check_members
-    from pixseq.interop.exported import open_exported
+    from pixseq.interop.torch_export import open_exported
 
     with zipfile.ZipFile(tmp_path / "w.pt2", "w") as archive:
         archive.writestr("w/models/model.json", "{}")

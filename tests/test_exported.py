@@ -16,8 +16,8 @@ from torch import nn
 
 from pixseq.artifacts.arrays import open_store
 from pixseq.errors import PixseqError, UsageError
-from pixseq.interop import exported
-from pixseq.interop.exported import open_exported
+from pixseq.interop import torch_export
+from pixseq.interop.torch_export import open_exported
 from pixseq.stages import features, frechet
 from pixseq.studies import cell as one
 from pixseq.studies import plan
@@ -233,7 +233,7 @@ def test_what_memory_held_before_is_no_feature(tmp_path, name, given):
 
 
 def test_every_operator_on_the_list_is_one_of_aten():
-    assert all(hasattr(torch.ops.aten, name) for name in exported.OPERATORS)
+    assert all(hasattr(torch.ops.aten, name) for name in torch_export.OPERATORS)
 
 
 def test_sample_inputs_of_a_file_are_never_opened(saved, tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_memory_that_ends_is_no_fault_of_the_file(saved, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(exported, "_called", full)
+    monkeypatch.setattr(torch_export, "_called", full)
     with pytest.raises(torch.OutOfMemoryError):
         open_exported(saved[0] / "any.pt2").features(torch.rand(2, 3, 6, 6))
 

@@ -1,4 +1,4 @@
-"""Features of pictures by an extractor that another program has exported (interop/exported.py), for `features`."""
+"""Features of pictures by an extractor that another program has exported (interop/torch_export.py), for `features`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pixseq.artifacts.manifest import reference
 from pixseq.engine.extraction import EXPORTED, Compute, Extraction
 from pixseq.engine.image_store import open_images, seen_images
 from pixseq.errors import UsageError
-from pixseq.interop.exported import Exported, open_exported
+from pixseq.interop.torch_export import Exported, open_exported
 from pixseq.runtime import Machine
 
 BATCH = 64
