@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -16,8 +19,12 @@ from pathlib import Path
 
 from pixseq import signals
 
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-LINKED = ("-fopenmp", "-fPIC", "-shared")
+# Apple's clang 14 knows no -march=native on ARM, and gcc none on POWER.
+NATIVE = "-mcpu=native" if platform.machine() in ("arm64", "aarch64", "ppc64le") else "-march=native"
+FLAGS = ("-O3", NATIVE, "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+LINKED = ("-fPIC", "-shared")
+THREADS = ("-fopenmp",)  # of code that has them; where it is refused, one thread gains little over torch's many
+OPENMP_OF_LLVM = re.compile(rb"libi?omp5?[-.][\w.-]+")  # that of clang; gcc has its own
 SECONDS = 60  # that a compiler may take
 
 
@@ -56,6 +63,8 @@ class Compiler:
         try:
             if self._process.wait(SECONDS):
                 raise subprocess.CalledProcessError(self._process.returncode, self._process.args)
+            if _brings_another_openmp(self._target):
+                raise OSError("two copies of LLVM's OpenMP end a program")
             return ctypes.CDLL(str(self._target))
         finally:
             self._end()
@@ -68,8 +77,16 @@ def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None
     folder.cleanup()
 
 
+def _brings_another_openmp(code: Path) -> bool:
+    """Whether it needs LLVM's OpenMP where this process has it by another name, as torch of conda may."""
+    needed, loaded = set(OPENMP_OF_LLVM.findall(code.read_bytes())), Path("/proc/self/maps")
+    if sys.platform == "darwin":  # where each file is another, and torch has its own
+        return bool(needed)
+    return bool(needed and loaded.exists() and set(OPENMP_OF_LLVM.findall(loaded.read_bytes())) - needed)
+
+
 def library(source: Path, given: Sequence[str]) -> ctypes.CDLL | None:
-    """The code. None: there is no compiler, it fails, or nowhere may code be put."""
+    """The code. None: there is no compiler, it fails, nowhere may code be put, or it cannot be loaded."""
     try:
         return Compiler(source, given).code()
     except (OSError, ValueError, subprocess.SubprocessError):

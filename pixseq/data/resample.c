@@ -9,11 +9,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BITS = 22, TOGETHER = __BIGGEST_ALIGNMENT__ / 4 };
+#if defined(__AVX512F__)
+enum { TOGETHER = 16 };
+#elif defined(__AVX2__)
+enum { TOGETHER = 8 };
+#else
+enum { TOGETHER = 4 };
+#endif
+enum { BITS = 22 };
 
 typedef int32_t ints __attribute__((vector_size(4 * TOGETHER), may_alias)); /* a number of each line */
 typedef int32_t fours __attribute__((vector_size(16), may_alias));
 typedef uint8_t quad __attribute__((vector_size(16)));
+
+#ifdef __clang__
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* gcc has that from 12 on */
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){__VA_ARGS__})
+#endif
 
 static double box(double x) { return x > -0.5 && x <= 0.5; }
 
@@ -100,22 +113,22 @@ static inline uint32_t pixel(const uint8_t *from, const int depth)
 /* Four pixels of three or four bytes, of the 16 that are read. */
 static inline fours neighbours(const uint8_t *from, const int depth)
 {
-    const quad three = {0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11};
     quad read;
     memcpy(&read, from, 16);
-    return (fours)(depth == 3 ? __builtin_shuffle(read, three) : read);
+    if (depth == 3)
+        read = SHUFFLE(quad, read, read, 0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+    return (fours)read;
 }
 
 /* Four neighbours of each of four lines to those lanes of four vectors. */
 static inline void turn(fours *to, const uint8_t *from, size_t line, const int depth)
 {
-    const fours even = {0, 4, 1, 5}, odd = {2, 6, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
     fours a = neighbours(from, depth), b = neighbours(from + line, depth);
     fours c = neighbours(from + 2 * line, depth), d = neighbours(from + 3 * line, depth);
-    fours ab = __builtin_shuffle(a, b, even), cd = __builtin_shuffle(c, d, even);
-    to[0] = __builtin_shuffle(ab, cd, low), to[TOGETHER / 4] = __builtin_shuffle(ab, cd, high);
-    ab = __builtin_shuffle(a, b, odd), cd = __builtin_shuffle(c, d, odd);
-    to[TOGETHER / 2] = __builtin_shuffle(ab, cd, low), to[3 * TOGETHER / 4] = __builtin_shuffle(ab, cd, high);
+    fours ab = SHUFFLE(fours, a, b, 0, 4, 1, 5), cd = SHUFFLE(fours, c, d, 0, 4, 1, 5);
+    to[0] = SHUFFLE(fours, ab, cd, 0, 1, 4, 5), to[TOGETHER / 4] = SHUFFLE(fours, ab, cd, 2, 3, 6, 7);
+    ab = SHUFFLE(fours, a, b, 2, 6, 3, 7), cd = SHUFFLE(fours, c, d, 2, 6, 3, 7);
+    to[TOGETHER / 2] = SHUFFLE(fours, ab, cd, 0, 1, 4, 5), to[3 * TOGETHER / 4] = SHUFFLE(fours, ab, cd, 2, 3, 6, 7);
 }
 
 /* n pixels of `lines` lines, to a vector for each, as pixels of four bytes. */

@@ -5,7 +5,6 @@
    for gradients and activations in float32, or with -DBF16 in bf16. */
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -17,7 +17,9 @@ OF_TYPE: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The code for activations of this type. None: there is no such, or no compiler."""
-    return native.library(Path(__file__).with_suffix(".c"), OF_TYPE[dtype]) if dtype in OF_TYPE else None
+    if dtype not in OF_TYPE:
+        return None
+    return native.library(Path(__file__).with_suffix(".c"), (*OF_TYPE[dtype], *native.THREADS))
 
 
 class Work(ctypes.Structure):

@@ -33,7 +33,9 @@ STEPS, AT_ONCE = 16, 1 << 30  # of a call at most, and multiplications: a hundre
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The code for weights of this type. None: there is no such, or no compiler."""
-    return native.library(Path(__file__).with_suffix(".c"), OF_TYPE[dtype]) if dtype in OF_TYPE else None
+    if dtype not in OF_TYPE:
+        return None
+    return native.library(Path(__file__).with_suffix(".c"), (*OF_TYPE[dtype], *native.THREADS))
 
 
 ARRAYS = (
