@@ -51,6 +51,7 @@ class Compiler:
         except BaseException:
             folder.cleanup()
             raise
+        self.made = b""  # the file of the code
         self._end = weakref.finalize(self, _end, self._process, folder)
         signals.ends_with_us(self._end)
 
@@ -65,6 +66,7 @@ class Compiler:
                 raise subprocess.CalledProcessError(self._process.returncode, self._process.args)
             if _brings_another_openmp(self._target):
                 raise OSError("two copies of LLVM's OpenMP end a program")
+            self.made = self._target.read_bytes()
             return ctypes.CDLL(str(self._target))
         finally:
             self._end()

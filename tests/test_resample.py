@@ -68,7 +68,15 @@ def test_code_makes_pillows_bytes(code, seed):
 
 
 @pytest.mark.parametrize(
-    "sides", [((4096, 3), (5, 3)), ((2, 4096), (2, 7)), ((1, 1), (4096, 1)), ((3, 900), (40, 8)), ((1500, 700), (1, 1))]
+    "sides",
+    [
+        ((4096, 3), (5, 3)),
+        ((65536, 2), (1, 1)),
+        ((2, 4096), (2, 7)),
+        ((1, 1), (4096, 1)),
+        ((3, 900), (40, 8)),
+        ((1500, 700), (1, 1)),
+    ],
 )
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_code_makes_pillows_bytes_of_long_pictures(code, sides, channels):

@@ -20,7 +20,9 @@ class Room:
 
         def take(size: int) -> None:
             nonlocal taken
-            size = max(min(size, self.most), 0)
+            size = min(size, self.most)
+            if size <= 0:
+                return
             with self.changed:
                 self.changed.wait_for(lambda: self.left >= size)
                 self.left -= size
@@ -29,6 +31,7 @@ class Room:
         try:
             yield take
         finally:
-            with self.changed:
-                self.left += taken
-                self.changed.notify_all()
+            if taken:
+                with self.changed:
+                    self.left += taken
+                    self.changed.notify_all()

@@ -61,7 +61,12 @@ Precision = Annotated[
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at once [default: by memory].")]
 Weights = Annotated[choices.Weights, typer.Option("--weights", help="Which weights of the checkpoint.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Threads that decode and resize pictures [default: one a core].")
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Threads that decode and resize, and of many pictures as many processes [default: one a core].",
+    ),
 ]
 Attention = Annotated[
     choices.Attention | None,

@@ -50,7 +50,6 @@ def prepare_process(max_pixels: int) -> None:
     Image.preinit()  # loads decoders before there are threads: the usual ones, and of Pillow's forty others these
     for name in ("Avif", "Mpo", "Tiff", "WebP"):
         import_module(f"PIL.{name}ImagePlugin")
-    jpeg.register()
 
 
 def decode(
@@ -71,8 +70,10 @@ def decode(
             if size == 0:
                 raise BadPicture("it is empty")
             file.seek(0)
-            image = Image.open(file, formats=_formats(file))
+            image = _opened(file)
             width, height = image.size
+            if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+                raise Image.DecompressionBombError
             if width * height > max_pixels:
                 raise BadPicture(
                     f"{width} x {height} pixels are more than the {max_pixels:,} allowed (--max-pixels)",
@@ -99,12 +100,15 @@ def decode(
         raise BadPicture(f"it is damaged: {error or type(error).__name__}") from error
 
 
-def _formats(file: BinaryIO) -> tuple[str, ...]:
-    """The decoders that may read a file, with that of HEIC or AVIF where it is one. Raises BadPicture without it."""
+def _opened(file: BinaryIO) -> Image.Image:
     head = file.read(HEAD_BYTES)
     file.seek(0)
-    if head.startswith(jpeg.BEGIN):
-        return (jpeg.PLAIN, *FORMATS)
+    plain = jpeg.opened(file) if head.startswith(jpeg.BEGIN) else None
+    return plain or Image.open(file, formats=_formats(head))
+
+
+def _formats(head: bytes) -> tuple[str, ...]:
+    """The decoders that may read a file, with that of HEIC or AVIF where it is one. Raises BadPicture without it."""
     kind = special(head)
     if kind is None:
         return FORMATS
@@ -125,6 +129,9 @@ def _formats(file: BinaryIO) -> tuple[str, ...]:
 def _upright(
     image: Image.Image, background: tuple[int, int, int], bit_depth: int | None
 ) -> tuple[Image.Image, list[str]]:
+    if isinstance(image, jpeg.PlainJpeg):  # most are, and nothing is to be done to them
+        image.load()
+        return image, ["grey"] if image.mode == "L" else []
     done = []
     tile = getattr(image, "tile", None)
     wide = ";16" in str(tile[0].args) if tile and image.mode in ("RGB", "RGBA", "LA") else False

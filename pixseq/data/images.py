@@ -6,31 +6,36 @@ The same pictures come out whatever the number of worker threads and wherever re
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from pixseq.bounded.room import Room
-from pixseq.data.decode import MIN_SIDE, BadPicture, decode, prepare_process
+from pixseq.data.chunks import MOST_RATIO, Chunk, RowMaker
+from pixseq.data.decode import MIN_SIDE, prepare_process
 from pixseq.data.picking import picked
-from pixseq.data.pictures import joined
 from pixseq.data.preparation import Preparation
+from pixseq.data.processes import Processes
 from pixseq.data.records import ImageFile, Pixels, Source
 from pixseq.data.resample import three_channels
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
 DECODE_CHUNK = 16  # files a thread takes at once: enough to hide the hand-over
-DECODE_CHUNK_BYTES = 16 << 20  # ... or this much, so that few large files are not many in flight
+DECODE_SECONDS = 0.03  # ... or as many as take so long, to hide that to another process too
+DECODED_CHUNK_BYTES = 1 << 20  # ... of which this much is left
+DECODE_CHUNK_BYTES = 16 << 20  # ... or this much is read, so that few large files are not many in flight
 IN_FLIGHT_BYTES = 256 << 20  # of encoded pictures that wait for their turn, of whatever size each is
 DECODED_BYTES = 640 << 20  # of pictures that unfold to far more than their files have: the others wait
 HELD_BYTES = 32 << 20  # of whole pictures that are held at once, or one
-MOST_RATIO = 16  # of the sides of a picture that stays whole: of longer ones a chunk would take gigabytes
 RESIZE_CHUNK = 256
+WORTH = 2000  # files: processes take a fifth of a second to begin
 KEPT_PROBLEMS = 20
 
 
@@ -49,27 +54,15 @@ class ImageBatch:
     shapes: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What one chunk of `count` source images became; fewer rows where pictures were skipped."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    numbers: np.ndarray
-    count: int
-    tally: Counter = field(default_factory=Counter)
-    problems: tuple[str, ...] = ()
-    shapes: np.ndarray | None = None  # of whole pictures, see ImageBatch
-
-
 class Reader:
     """Streams images [start, start + limit) of a source as batches of `batch_size` source images, prepared.
 
     `rows` are the numbers of the images that are wanted, ascending; None: all. Start and limit then count among them.
     Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (Pillow lets go
-    of the GIL); 0 works in the caller's. `counts` says what was met so far (images, skipped, exif_rotated,
-    alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what occurred), `problems` the first pictures
-    skipped. Raises PixseqError for a bad picture (unless on_error is skip) and for labels outside the classes.
+    of the GIL), and of many files so many processes; 0 works in the caller's. `counts` says what was met so far
+    (images, skipped, exif_rotated, alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what
+    occurred), `problems` the first pictures skipped. Raises PixseqError for a bad picture (unless on_error is skip) and
+    for labels outside the classes.
     """
 
     def __init__(
@@ -88,19 +81,22 @@ class Reader:
         self.counts: dict[str, int] = {}
         self.problems: list[str] = []
         self.room = Room(DECODED_BYTES)
+        self.maker = RowMaker(prep, source.has_labels)
+        self.processes: Processes | None = None
+        self._seconds = math.inf  # that a file took lately
         prepare_process(prep.max_pixels)
 
     def __iter__(self) -> Iterator[ImageBatch]:
         tally: Counter = Counter()
         self.counts, self.problems = {}, []
-        held: list[_Result] = []
+        held: list[Chunk] = []
         index = self.start
-        for result in self._results():
-            held.append(result)
-            index += result.count
-            tally += result.tally
+        for chunk in self._chunks():
+            held.append(chunk)
+            index += chunk.count
+            tally += chunk.tally
             self.counts = dict(tally)
-            self.problems += result.problems[: KEPT_PROBLEMS - len(self.problems)]
+            self.problems += chunk.problems[: KEPT_PROBLEMS - len(self.problems)]
             full = self.prep.resize == "whole" and sum(each.images.nbytes for each in held) >= HELD_BYTES
             if full or (index - self.start) % self.batch_size == 0:
                 yield from self._batch(held, index)
@@ -112,15 +108,15 @@ class Reader:
                 f"the first: {self.problems[0]}",
             )
 
-    def _batch(self, held: list[_Result], stop: int) -> Iterator[ImageBatch]:
+    def _batch(self, held: list[Chunk], stop: int) -> Iterator[ImageBatch]:
         """At most one batch: none, if all its pictures were skipped."""
-        some = [result.images for result in held if len(result.images)]
+        some = [chunk.images for chunk in held if len(chunk.images)]
         if not some:
             return
         images = np.concatenate(some) if len(some) > 1 else some[0]  # most are one, and large
         labels = None
         if self.source.has_labels:
-            labels = np.concatenate([result.labels for result in held])
+            labels = np.concatenate([chunk.labels for chunk in held])
             most = len(self.source.class_names or ()) or np.iinfo(np.int32).max
             wrong = labels[(labels < 0) | (labels >= most)]
             if len(wrong):
@@ -128,17 +124,17 @@ class Reader:
                     f"{shown(self.source.path)} has the label {wrong[0]}, but its classes are 0 to {most - 1}",
                     "mend the labels, or leave them out",
                 )
-        numbers = np.concatenate([result.numbers for result in held]).astype(np.int32)
-        shapes = np.concatenate([result.shapes for result in held]) if self.prep.resize == "whole" else None
+        numbers = np.concatenate([chunk.numbers for chunk in held]).astype(np.int32)
+        shapes = np.concatenate([chunk.shapes for chunk in held]) if self.prep.resize == "whole" else None
         yield ImageBatch(images, None if labels is None else labels.astype(np.int32), numbers, stop, shapes)
 
-    def _results(self) -> Iterator[_Result]:
-        """The chunks' results in order, at most a few chunks ahead of the one asked for."""
+    def _chunks(self) -> Iterator[Chunk]:
+        """In order, at most a few ahead of the one asked for."""
         if self.workers == 0:
             for job in self._jobs():
                 yield job()
             return
-        window: deque[tuple[Future[_Result], int]] = deque()
+        window: deque[tuple[Future[Chunk], int]] = deque()
         pool = ThreadPoolExecutor(self.workers)
         try:
             for job in self._jobs():
@@ -149,8 +145,9 @@ class Reader:
                 yield window.popleft()[0].result()
         finally:  # without waiting: a generator that is left ends where garbage is collected, in any thread
             pool.shutdown(wait=False, cancel_futures=True)
+            self._end_processes()
 
-    def _jobs(self) -> Iterator[partial[_Result]]:
+    def _jobs(self) -> Iterator[partial[Chunk]]:
         """The source cut into chunks, none of which crosses the end of a batch."""
         waiting: list[ImageFile] = []
         index, waiting_bytes = self.start, 0
@@ -172,6 +169,7 @@ class Reader:
             waiting.append(item)
             waiting_bytes += len(item.data)
             if len(waiting) == most or waiting_bytes > DECODE_CHUNK_BYTES:
+                self._begin_processes(index)
                 yield partial(self._files, waiting, index)
                 index, waiting, waiting_bytes = index + len(waiting), [], 0
         if waiting:
@@ -180,14 +178,17 @@ class Reader:
     @property
     def _chunk(self) -> int:
         """How many files a thread takes at once."""
-        return min(DECODE_CHUNK, max(HELD_BYTES // self._most_kept, 1))
+        if self.prep.resize == "whole":
+            return min(DECODE_CHUNK, max(HELD_BYTES // self._most_kept, 1))
+        left = DECODED_CHUNK_BYTES // (3 * self.prep.size**2 * max(self.prep.views, 1))
+        return max(DECODE_CHUNK, min(left, int(DECODE_SECONDS / self._seconds)))
 
     @property
     def _most_kept(self) -> int:
         """Bytes that are left of a picture, at most; 1 where they are few."""
         return MOST_RATIO * self.prep.size**2 * 3 if self.prep.resize == "whole" else 1
 
-    def _held_by(self, job: partial[_Result]) -> int:
+    def _held_by(self, job: partial[Chunk]) -> int:
         """The bytes of encoded pictures in a chunk, and of what whole ones become."""
         files = job.args[0]
         if not isinstance(files, list):
@@ -207,7 +208,7 @@ class Reader:
     def _room(self, index: int) -> int:
         return self.batch_size - (index - self.start) % self.batch_size
 
-    def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> _Result:
+    def _arrays(self, images: np.ndarray, labels: np.ndarray | None, index: int) -> Chunk:
         count, numbers = len(images), self._numbers(index, len(images))
         if labels is not None and self.prep.on_error == "skip" and (labels == -1).any():
             has = labels != -1
@@ -216,62 +217,28 @@ class Reader:
         if self.prep.is_ready(images) or not len(images):
             size = (self.prep.size, self.prep.size)
             rows = images if len(images) else np.empty((0, *size, 3), np.uint8)
-            return self._result(three_channels(rows), labels, numbers, count, tally)
+            return self.maker.of_rows(three_channels(rows), labels, numbers, count, tally)
         if min(images.shape[1:3]) < MIN_SIDE:
             raise PixseqError(f"{shown(self.source.path)} has pictures of {images.shape[2]} x {images.shape[1]} pixels")
         views = max(self.prep.views, 1)
         labels = None if labels is None else np.repeat(labels, views)
-        return self._result(self.prep.rows(images, numbers), labels, np.repeat(numbers, views), count, tally)
+        return self.maker.of_rows(self.prep.rows(images, numbers), labels, np.repeat(numbers, views), count, tally)
 
-    def _result(
-        self,
-        rows: Iterable[np.ndarray],
-        labels: np.ndarray | None,
-        numbers: np.ndarray,
-        count: int,
-        tally: Counter,
-        *problems: str,
-    ) -> _Result:
-        """`rows` are uint8 [N, S, S, 3], or N pictures [h, w, 3] where they stay whole."""
-        if self.prep.resize != "whole":
-            squares = np.asarray(rows, np.uint8).reshape(-1, self.prep.size, self.prep.size, 3)
-            return _Result(squares, labels, numbers, count, tally, problems)
-        pixels, shapes = joined(rows)
-        return _Result(pixels, labels, numbers, count, tally, problems, shapes)
+    def _files(self, files: list[ImageFile], index: int) -> Chunk:
+        begin, numbers, processes = time.perf_counter(), self._numbers(index, len(files)), self.processes
+        chunk = processes.chunk(files, numbers, self.room) if processes else None
+        chunk = chunk or self.maker.chunk(files, numbers, self.room)
+        self._seconds = (time.perf_counter() - begin) / len(files)
+        return chunk
 
-    def _files(self, files: list[ImageFile], index: int) -> _Result:
-        rows: list[np.ndarray] = []
-        labels: list[int | None] = []
-        numbers: list[int] = []
-        problems: list[str] = []
-        tally: Counter[str] = Counter()
-        for file, number in zip(files, self._numbers(index, len(files))):
-            try:
-                if self.source.has_labels and file.label is None:
-                    raise BadPicture("it has no label, unlike others")
-                with self.room.entered() as take:
-                    new, done = self._decoded(file, number, take)
-            except BadPicture as error:
-                problem = f"{shown(file.name)}: {shown(error)}"
-                if self.prep.on_error == "fail":
-                    hint = f"{error.hint}, or pass over such pictures with --on-error skip"
-                    raise PixseqError(problem, hint) from error
-                problems.append(problem)
-                tally["skipped"] += 1
-                continue
-            rows += [*new]
-            labels += [file.label] * len(new)
-            numbers += [number] * len(new)
-            tally.update(["images", *done])
-        targets = np.array(labels, dtype=np.int64) if self.source.has_labels else None
-        return self._result(rows, targets, np.array(numbers, dtype=np.int64), len(files), tally, *problems)
+    def _begin_processes(self, index: int) -> None:
+        """Once many files were met, or are known to follow, if there is more than one core to use."""
+        known = self.source.count if self.rows is None else len(self.rows)
+        left = min(known or 0, self.stop or math.inf) - index
+        if self.processes is None and self.workers > 1 and max(index - self.start, left) >= WORTH:
+            self.processes = Processes(self.workers, self.maker)
 
-    def _decoded(self, file: ImageFile, number: int, take: Callable[[int], None]) -> tuple[np.ndarray, list[str]]:
-        """The rows of a file, and what was done to it: the whole picture is let go of on return."""
-        image, done = decode(file.data, self.prep.backdrop, self.prep.max_pixels, self.prep.bit_depth, take)
-        if self.prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):
-            raise BadPicture(
-                f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
-                "cut it up, or encode squares with --resize crop",
-            )
-        return self.prep.rows(image, [number]), done
+    def _end_processes(self) -> None:
+        processes, self.processes = self.processes, None
+        if processes is not None:
+            processes.end()

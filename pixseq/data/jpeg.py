@@ -6,9 +6,10 @@ and any that is amiss, is left to Pillow's own reader (JFIF: ITU-T T.871; marker
 
 from __future__ import annotations
 
-from PIL import Image, ImageFile
+from typing import BinaryIO
 
-PLAIN = "PLAIN JPEG"  # as a format of Pillow
+from PIL import ImageFile
+
 BEGIN = b"\xff\xd8\xff"
 MOST_HEAD = 1 << 16  # bytes before the scan
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, of Huffman's codes
@@ -21,7 +22,7 @@ class PlainJpeg(ImageFile.ImageFile):
     format = "JPEG"
 
     def _open(self) -> None:
-        """Raises SyntaxError for any but a plain file, as Pillow asks of a format that is not met."""
+        """Raises what Pillow takes for SyntaxError of any but a plain file."""
         assert self.fp is not None
         head, end, marker, frame = self.fp.read(MOST_HEAD), 2, 0, b""
         while marker != SCAN:
@@ -42,6 +43,10 @@ class PlainJpeg(ImageFile.ImageFile):
         self.tile = [ImageFile._Tile("jpeg", (0, 0, width, height), 0, (self.mode, ""))]
 
 
-def register() -> None:
-    """Lets Pillow open PLAIN, where it is asked for before JPEG."""
-    Image.register_open(PLAIN, PlainJpeg, lambda prefix: prefix.startswith(BEGIN))
+def opened(file: BinaryIO) -> PlainJpeg | None:
+    """A plain file from its beginning on; None, and it is there again: another."""
+    try:
+        return PlainJpeg(file)
+    except SyntaxError:
+        file.seek(0)
+        return None

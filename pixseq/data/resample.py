@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -20,7 +22,7 @@ from PIL import Image
 from pixseq import native
 
 WORTH = 1 << 25  # pixels read and made
-GIVEN = ("-O2", "-ffp-contract=off")  # in half the time, and doubles as Pillow has them
+GIVEN = ("-O2", "-ffp-contract=off", "-fwrapv")  # in half the time; doubles as Pillow has them; sums that wrap around
 FILTERS = [Image.Resampling[name] for name in ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")]
 MOST_SIDE = 1 << 16  # pixels: the code holds a vector for each of a line, much for a picture of a few long ones
 BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pass that is first
@@ -28,24 +30,7 @@ BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pas
 Box = tuple[float, float, float, float]
 
 
-class Task(ctypes.Structure):
-    """`struct task`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("pixels", "to")),
-        *((name, ctypes.c_int32) for name in ("count", "height", "width", "depth", "tall", "wide", "filter", "down")),
-        ("region", ctypes.c_float * 4),
-    )
-
-
-class ArrowArray(ctypes.Structure):
-    """As in the Arrow C data interface, as far as it is read."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
-        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("buffers", "children")),
-    )
-
+TASK = struct.Struct("PPP8i4f")  # `struct task`: much of what a small picture costs is Python's
 
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -110,40 +95,35 @@ def _in_c(
     (width, height), (wide, tall), (left, upper, right, lower) = sides(pictures), size, box
     if max(width, height) > MOST_SIDE or not (0 <= left <= right <= width and 0 <= upper <= lower <= height):
         return None
-    held: object
+    pixels, image = 0, None
     if isinstance(pictures, Image.Image):
         count, depth = 1, 1 if pictures.mode == "L" else 4
-        address, held = _memory(pictures)
-        if address is None:  # brought together, they would take as much memory again, and longer than Pillow
+        image = _memory(pictures)
+        if image is None:  # brought together, they would take as much memory again, and longer than Pillow
             return None
     else:
-        held = pictures = np.ascontiguousarray(pictures)
+        pictures = np.ascontiguousarray(pictures)
         count, depth = len(pictures), 1 if pictures.ndim == 3 else 3
-        address = pictures.ctypes.data
+        pixels = pictures.ctypes.data
     if BY_RATE:
         down = height - tall > max(2 * (width - wide), 0)
     else:
         down = height > 100 * width and tall < height
     made = np.empty((count, tall, wide, 3), np.uint8)
     numbers = count, height, width, depth, tall, wide, FILTERS.index(method), down
-    task = Task(address, made.ctypes.data, *numbers, (ctypes.c_float * 4)(*box))
-    done = code.resample(ctypes.byref(task))
-    del held  # the memory of the pictures
+    arrow = 0 if image is None else _pointer(image, b"arrow_array")
+    done = code.resample(TASK.pack(pixels, arrow, made.ctypes.data, *numbers, *box))
     return made if done else None
 
 
-def _memory(image: Image.Image) -> tuple[int | None, object]:
-    """Where the pixels of a picture are, and what keeps them there; None: not in one place, or others' memory."""
+def _memory(image: Image.Image) -> object | None:
+    """The pixels of a picture, as Arrow's C data interface has them; None: not in one place, or others' memory."""
     if image.readonly:
-        return None, None
+        return None
     try:
-        capsule = image.im.__arrow_c_array__()
+        return image.im.__arrow_c_array__()
     except ValueError:
-        return None, None
-    array = ArrowArray.from_address(_pointer(capsule, b"arrow_array"))
-    if array.n_children:
-        array = ArrowArray.from_address(array.children[0])
-    return array.buffers[1], capsule
+        return None
 
 
 class _Code:
@@ -151,6 +131,7 @@ class _Code:
 
     def __init__(self) -> None:
         self.ready: ctypes.CDLL | None = None
+        self.made = b""  # its file
         self.left = WORTH  # no more once there is a compiler
         self._compiler: native.Compiler | None = None
         self._lock = threading.Lock()
@@ -171,7 +152,8 @@ class _Code:
                 code = compiler.code()
             except (OSError, subprocess.SubprocessError):
                 return
-            self.ready = code if _is_right(code) else None
+            if _is_right(code):
+                self.made, self.ready = compiler.made, code
         elif self.left > 0:
             self.left -= pixels
             if self.left <= 0:
@@ -180,6 +162,26 @@ class _Code:
 
 
 _code = _Code()
+
+
+def made() -> bytes | None:
+    """The code as it is handed to other processes; None until there is some. Begins to compile."""
+    return _code.made if _code.after(WORTH) else None
+
+
+def leave_to_others() -> None:
+    """No code is compiled here: it comes from another process, or not at all."""
+    _code.left = 0
+
+
+def take(made: bytes) -> None:
+    """Code that another process compiled and found right. Without a file, which would be left where we are killed."""
+    if not hasattr(os, "memfd_create"):  # Pillow serves
+        return
+    with contextlib.suppress(OSError), open(os.memfd_create("pixseq"), "wb") as file:
+        file.write(made)
+        file.flush()
+        _code.ready = ctypes.CDLL(f"/proc/self/fd/{file.fileno()}")
 
 
 def _is_right(code: ctypes.CDLL) -> bool:
