@@ -12,7 +12,7 @@ import torch
 from program import called
 
 from pixseq.artifacts.metrics import read_metrics
-from pixseq.bench import alone, ceilings, cost, drawn, models, peers, reading, rounds, run
+from pixseq.bench import alone, ceilings, cost, drawn, models, peers, probing, reading, rounds, run
 from pixseq.bench.settings import US, Copy, Product, Settings, Task, Work
 from pixseq.cli.bench import _share, _table
 from pixseq.engine.state import TrainState
@@ -120,9 +120,10 @@ def bench():
 OURS = {
     "palette": (palette, "run_fit"),
     "encode": (encode, "run"),
+    "read": (reading, "Reader"),
     "pretrain": (Training, "step"),
     "features": (extraction, "activations"),
-    "probe": (reading, "linear_probe"),
+    "probe": (probing, "linear_probe"),
     "sample": (sample, "draw_pictures"),
 }
 

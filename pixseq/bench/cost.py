@@ -60,6 +60,7 @@ WIDTH = Size(
 SIZES: dict[str, tuple[Size, ...]] = {
     "palette": (IMAGES, PIXELS, COLORS),
     "encode": (IMAGES, PIXELS, COLORS),
+    "read": (IMAGES, PIXELS),
     "pretrain": (BATCH, PIXELS, LAYERS, WIDTH),
     "features": (BATCH, PIXELS, LAYERS, WIDTH),
     "probe": (IMAGES, WIDTH, CLASSES),

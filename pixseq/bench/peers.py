@@ -21,11 +21,13 @@ from pixseq.bench.settings import Bench, Settings
 from pixseq.errors import PixseqError, UsageError
 from pixseq.runtime import Machine, compiled
 
-PACKAGES = {"scikit-learn": "sklearn", "transformers": "transformers", "faiss": "faiss"}  # name: what is imported
-PIP = {"scikit-learn": "scikit-learn", "transformers": "transformers", "faiss": "faiss-cpu"}
+# The module of each.
+PACKAGES = {"scikit-learn": "sklearn", "pillow": "PIL", "transformers": "transformers", "faiss": "faiss"}
+PIP = dict(zip(PACKAGES, PACKAGES)) | {"faiss": "faiss-cpu"}
 OF_STAGES = {
     "palette": ("scikit-learn", "faiss"),
     "encode": ("scikit-learn", "faiss"),
+    "read": ("pillow",),
     "pretrain": ("transformers", "nanogpt"),
     "features": ("transformers",),
     "probe": ("scikit-learn",),

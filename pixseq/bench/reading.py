@@ -1,40 +1,64 @@
-"""probe: one layer's features, every C, the last fit and its score, as the stage does it."""
+"""read: JPEG files to rows of pixels, as palette and encode take them; Pillow decodes them in as many processes, and
+makes nothing of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from PIL import Image
 
 from pixseq.bench import drawn
-from pixseq.bench.settings import US, Bench, Product, Task, Work
+from pixseq.bench.settings import US, Bench, Copy, Task, Work
 from pixseq.cores import usable_cores
-from pixseq.numerics.labelled import Labelled, held_out_split, standardize
-from pixseq.numerics.linear_probe import DEFAULT_CS, Solver, linear_probe, one_blas_thread
+from pixseq.data.folders import open_paths
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
 
-TEST = 0.2  # of the images, beside `count` to fit on and choose by
-HELD_OUT = 0.1
+SIDE, QUALITY = 400, 90  # pixels, and a fifth of a byte for each: as photographs of half a megapixel
+DIFFERENT = 64  # files, which are read again and again
 
 
-def probe(bench: Bench) -> Task:
-    s, width = bench.settings, bench.settings.shape().d_model
+def read(bench: Bench) -> Task:
+    s, cores = bench.settings, usable_cores()
 
-    def by(solver: Solver) -> Callable[[], Callable[[], str]]:
-        def prepare() -> Callable[[], str]:
-            X, y = drawn.features(s.count + max(int(TEST * s.count), s.classes), width, s.classes, s.seed)
-            standardize(X[: s.count], X[s.count :])
-            train, test = Labelled(X[: s.count], y[: s.count]), Labelled(X[s.count :], y[s.count :])
-            split = held_out_split(train.y, HELD_OUT, s.seed)
+    def ours() -> Callable[[], None]:
+        source = open_paths("drawn", _saved(bench), "all")
 
-            def call() -> str:
-                with one_blas_thread():
-                    found = linear_probe(train, test, split, seed=s.seed, solver=solver)
-                return f"objective {found.objective:.6f} at C {found.c:g}"
+        def call() -> None:
+            for _ in Reader(source, Preparation(size=s.size), workers=cores):
+                pass
 
-            return call
+        return call
 
-        return prepare
+    def pillow() -> Callable[[], None]:
+        ways = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+        pool, paths = ProcessPoolExecutor(cores, mp_context=context), _saved(bench)
 
-    ways = {US: by(Solver("pixseq", str(bench.where.device), usable_cores()))}
-    ways["scikit-learn"] = by(Solver("sklearn"))
-    works = tuple(Work(name, None, prepare) for name, prepare in ways.items() if name in (US, *bench.peers))
-    about = f"{s.count:,} rows of {width} features, {s.classes} classes, {len(DEFAULT_CS)} values of C"
-    return Task(about, s.count, "images", Product(s.count, width, width), 2 * s.count * width**2, works)
+        def call() -> None:
+            list(pool.map(decode, [paths[first::cores] for first in range(cores)]))
+
+        return call
+
+    ways = {US: ours, "pillow": pillow}
+    works = tuple(Work(by, None, prepare) for by, prepare in ways.items() if by in (US, *bench.peers))
+    about = f"{s.count:,} JPEGs of {SIDE}x{SIDE} to {s.size}x{s.size}, {cores} at once"
+    return Task(about, s.count, "images", Copy(), 3 * s.count * (SIDE**2 + s.size**2), works)
+
+
+def decode(paths: Sequence[str]) -> None:
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+
+
+def _saved(bench: Bench) -> list[str]:
+    """A path for each picture."""
+    paths = [bench.scratch / f"{i}.jpg" for i in range(min(DIFFERENT, bench.settings.count))]
+    if not paths[0].exists():
+        for path, picture in zip(paths, drawn.pictures(len(paths), SIDE, bench.settings.seed)):
+            Image.fromarray(picture).save(path, quality=QUALITY)
+    return [str(paths[i % len(paths)]) for i in range(bench.settings.count)]

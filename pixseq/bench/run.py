@@ -15,7 +15,7 @@ import torch
 from pixseq import progress
 from pixseq.artifacts.owning import owns
 from pixseq.artifacts.targets import check_apart, check_target
-from pixseq.bench import alone, ceilings, colours, models, peers, reading, rounds
+from pixseq.bench import alone, ceilings, colours, models, peers, probing, reading, rounds
 from pixseq.bench.settings import US, Bench, Copy, Settings, Task, Work
 from pixseq.errors import UsageError
 from pixseq.runtime import machine
@@ -24,9 +24,10 @@ from pixseq.runtime.rates import peak_rate
 TASKS: dict[str, Callable[[Bench], Task]] = {
     "palette": colours.palette,
     "encode": colours.encode,
+    "read": reading.read,
     "pretrain": models.pretrain,
     "features": models.features,
-    "probe": reading.probe,
+    "probe": probing.probe,
     "sample": models.sample,
 }
 ROUNDS, SECONDS = 7, 30.0

@@ -26,7 +26,7 @@ class Settings:
     size: int = 16  # pixels of a side
     colors: int = 512
     classes: int = 10
-    count: int = 4096  # images of palette, encode and probe
+    count: int = 4096  # images of palette, encode, read and probe
     batch_size: int = 8  # images of pretrain, features and sample
     seed: int = 0
     device: str = "auto"

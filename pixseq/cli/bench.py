@@ -16,13 +16,15 @@ from pixseq.errors import UsageError
 def bench(
     stages: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[STAGE]...", help="palette, encode, pretrain, features, probe, sample [default: all]."),
+        typer.Argument(
+            metavar="[STAGE]...", help="palette, encode, read, pretrain, features, probe, sample [default: all]."
+        ),
     ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
             "--peer",
-            help="scikit-learn, transformers, faiss, nanogpt, or none; may be repeated [default: who is here].",
+            help="scikit-learn, pillow, transformers, faiss, nanogpt, or none; may be repeated [default: who is here].",
         ),
     ] = None,
     nanogpt: Annotated[Path | None, typer.Option("--nanogpt", help="A checkout of nanoGPT, which is a peer.")] = None,
@@ -39,7 +41,7 @@ def bench(
     size: Annotated[int, typer.Option("--size", min=1, max=1024, help="Side of the pictures in pixels.")] = 16,
     colors: Annotated[int, typer.Option("--colors", min=2, max=4096, help="Colours of the palette.")] = 512,
     classes: Annotated[int, typer.Option("--classes", min=2, help="Classes of what is probed.")] = 10,
-    count: Annotated[int, typer.Option("--count", min=32, help="Pictures of palette, encode and probe.")] = 4096,
+    count: Annotated[int, typer.Option("--count", min=32, help="Pictures of palette, encode, read and probe.")] = 4096,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images at once of pretrain, features and sample.")
     ] = 8,
