@@ -117,7 +117,7 @@ def finish(child):
 
 def results(path):
     """The ids of a study's results; raises PixseqError where anything that its cells have made is broken."""
-    made = [p for p in (*path.glob("cells/*/*"), *path.glob("reference/*/*")) if not p.name.endswith(".partial")]
+    made = [p for p in (*path.glob("cells/*/*"), *path.glob("reference/*/*")) if not layout.is_partial(p)]
     ids = {str(p.relative_to(path)): show.run(p, verify=True)["id"] for p in sorted(made)}
     return {name: ids[name] for name in ids if name.endswith("result.json")}
 

@@ -15,6 +15,8 @@ RECIPE = "recipe.json"  # of an unfinished training run or store: what must be t
 MADE = "made"  # in a partial folder: the file or folder that a command without a resume point makes
 REPLACED = "replaced"  # in a partial folder: what had the target's name, where two names cannot be swapped at once
 
+PARTIAL = ".partial"  # ends the name of what is unfinished
+
 MOST_CONFIG_BYTES = 16 << 20
 
 _UNFINISHED = rf"({OWNER}|{RECIPE})(\.new)?"
@@ -58,7 +60,12 @@ DRAWN = b"pixseq\0"  # in the first bytes of every PNG that pixseq writes
 def partial_path(target: str | Path) -> Path:
     """Where an unfinished target is made: NAME.partial beside it."""
     target = Path(target)
-    return target.with_name(target.name + ".partial")
+    return target.with_name(target.name + PARTIAL)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it has the name of what is unfinished."""
+    return path.name.endswith(PARTIAL)
 
 
 def holds_work(partial: Path) -> bool:

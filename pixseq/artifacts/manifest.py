@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from pixseq import __version__
-from pixseq.artifacts.layout import partial_path
+from pixseq.artifacts.layout import is_partial, partial_path
 from pixseq.bounded.files import open_regular
 from pixseq.bounded.structure import parse_json, read_json, read_object
 from pixseq.errors import PixseqError
@@ -173,12 +173,13 @@ def is_manifest(found: Any) -> TypeGuard[Manifest]:
 
 def check_exists(path: Path) -> None:
     """Raises PixseqError where there is nothing, or something unfinished."""
-    if path.name.endswith(".partial") and path.exists():
+    if is_partial(path) and path.exists():
         raise PixseqError(f"{path} is unfinished", "finish it with --resume, or make it again")
     if not path.exists():
-        if partial_path(path).exists():
+        partial = partial_path(path)
+        if partial.exists():
             raise PixseqError(
-                f"{path} does not exist, only its unfinished {path.name}.partial",
+                f"{path} does not exist, only its unfinished {partial.name}",
                 "its stage was interrupted: run the same command again, with --resume to go on",
             )
         raise PixseqError(f"{path} does not exist", "check the path; a stage prints the path of what it made")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixseq.artifacts import manifest
-from pixseq.artifacts.layout import artifact_of, foreign, is_of_plan, kind_of
+from pixseq.artifacts.layout import artifact_of, foreign, is_of_plan, is_partial, kind_of
 from pixseq.errors import PixseqError, UsageError
 
 
@@ -30,7 +30,7 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     target = Path(target)
     if target.name in ("", ".."):
         raise UsageError(f"{target} cannot be a target", "name the file or folder to make")
-    if target.name.endswith(".partial"):
+    if is_partial(target):
         raise UsageError(f"{target} has the name of what is unfinished", "choose a name that ends otherwise")
     whole = artifact_of(target)
     if whole is not None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pixseq import progress
+from pixseq.artifacts.layout import is_partial
 from pixseq.config import TrainConfig
 from pixseq.engine.state import TrainState
 from pixseq.models.family import Model, Shape
@@ -26,8 +27,7 @@ def announce(name: str, machine: Machine, run: TrainState, images: int, micro: i
     config, shape = run.config, run.model.shape
     epochs = config.steps * config.batch_size / images
     seconds = expected_seconds(machine, shape, config, config.steps - run.step, micro)
-    whole = folder.name.endswith(".partial")  # not so a part of a larger run
-    target = f"; it will be {folder.with_suffix('')}" if whole else ""
+    target = f"; it will be {folder.with_suffix('')}" if is_partial(folder) else ""  # not so a part of a larger run
     progress.say(
         f"{name}: {shape.family} of {shape.n_layer} layers of width {shape.d_model}, {shape.parameter_count():,} "
         f"parameters, on {images:,} image{'s' * (images != 1)} of {shape.n_ctx:,} positions"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pixseq import progress
 from pixseq.artifacts.fit import METRICS
+from pixseq.artifacts.layout import partial_path
 from pixseq.artifacts.metrics import read_log
 from pixseq.artifacts.plan import Cell
 from pixseq.choices import Precision
@@ -219,7 +220,7 @@ def _state(study: Study, cell: Cell) -> str:
     folder = judge.folder_of(study, cell) if checks.is_reference(cell) else study.folder(cell)
     if (folder / "model").exists():
         return "measured"
-    log = folder / "model.partial" / "log.jsonl"
+    log = partial_path(folder / "model") / "log.jsonl"
     rows = read_log(log) if log.is_file() else []
     return f"{rows[-1]['step']}/{cell.steps}" if rows else "starts"
 
