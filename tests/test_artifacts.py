@@ -71,6 +71,21 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("full", ["open", "fsync", "replace"])
+def test_a_small_file_that_the_disk_has_no_space_for_is_named_and_stays_as_it_was(tmp_path, monkeypatch, full):
+    """Of a plan that stands, say, which nobody owns while it is changed."""
+
+    def failing(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    disk.write_text(tmp_path / "manifest.json", "old")
+    monkeypatch.setattr(Path if full == "open" else os, full, failing)
+    with pytest.raises(PixseqError, match=r"^the disk is full: .*/manifest.json could not be written$"):
+        disk.write_text(tmp_path / "manifest.json", "new")
+    monkeypatch.undo()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_ids_name_content_not_files(tmp_path):
     a, b = write_tokens(tmp_path / "a.zarr", chunk_rows=32), write_tokens(tmp_path / "b.zarr", chunk_rows=7)
     c = write_tokens(tmp_path / "c.zarr", seed=1)

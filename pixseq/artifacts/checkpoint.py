@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -130,23 +129,21 @@ def save_weights(path: Path, weights: Weights) -> None:
 
 
 def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `path`, flush, rename. torch and safetensors have errors of their own for a full disk."""
-    new = path.with_name(path.name + ".new")
-    try:
-        new.touch()
-        mode = new.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
-        write(new)
-        new.chmod(mode)
-        disk.flush(new)
-        os.replace(new, path)
-    except Exception as error:
-        free = shutil.disk_usage(path.parent).free
-        new.unlink(missing_ok=True)
-        full = f"the disk is full: {path} could not be written"
-        raise PixseqError(
-            full if free < FULL else f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
-            "make room, then repeat the command, with --resume where it has that",
-        ) from error
+    """`write` a file that takes the place of `path`. torch and safetensors have errors of their own for a full disk."""
+    with disk.swapping_in(path) as new:
+        try:
+            new.touch()
+            mode = new.stat().st_mode  # what the umask leaves; safetensors lets nobody else read
+            write(new)
+            new.chmod(mode)
+        except Exception as error:
+            free = shutil.disk_usage(path.parent).free
+            if free < FULL:
+                raise disk.full(path) from error
+            raise PixseqError(
+                f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
+                "make room, then repeat the command, with --resume where it has that",
+            ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

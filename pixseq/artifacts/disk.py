@@ -16,12 +16,27 @@ FLUSHED_SOON = 1024  # that wait for their turn: a million chunks would take a g
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small file, whole or not at all."""
+@contextlib.contextmanager
+def swapping_in(path: Path) -> Iterator[Path]:
+    """Yields where to write a file that takes the place of `path` in one step, when it is on the disk.
+
+    Leaves `path` as it was on any failure. Raises PixseqError where the disk is full, and OSError.
+    """
     new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    fsync(new)
-    os.replace(new, path)
+    try:
+        with naming_full(path):
+            yield new
+            fsync(new)
+            os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, whole or not at all. Raises as `swapping_in` does."""
+    with swapping_in(path) as new:
+        new.write_text(text)
 
 
 def flush(path: Path) -> None:
@@ -67,7 +82,12 @@ def naming_full(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_SPACE:
             raise
-        raise PixseqError(
-            f"the disk is full: {error.filename or target} could not be written",
-            f"free space on the disk that holds {target.parent.resolve()}, or choose another --out",
-        ) from error
+        raise full(error.filename or target) from error
+
+
+def full(path: str | Path) -> PixseqError:
+    """What is said where there is no space for `path`."""
+    return PixseqError(
+        f"the disk is full: {path} could not be written",
+        "make room there and repeat the command (with --resume, where it has that), or choose another --out",
+    )
