@@ -22,7 +22,7 @@ from pixseq.artifacts.checkpoint import (
 )
 from pixseq.artifacts.codec import Codec
 from pixseq.artifacts.locking import read_recipe
-from pixseq.artifacts.owning import own
+from pixseq.artifacts.owning import resuming
 from pixseq.bounded.saved import is_plain
 from pixseq.bounded.structure import read_json, read_object
 from pixseq.bounded.tensors import read_shapes
@@ -48,7 +48,7 @@ def run_folder(
         yield target, None, manifest.read(target)
         return
     extended = resume and not overwrite and can_go_on(target, recipe)
-    with own(target, overwrite or extended, command, resumable=True) as partial:
+    with resuming(target, overwrite or extended, command) as partial:
         _check_recipe(partial, recipe, resume, overwrite)
         finished = _finished(partial)
         if not finished:
@@ -59,7 +59,6 @@ def run_folder(
             state = None if finished else load_state(partial)
             check_best(partial, state)
             yield partial, state, finished
-            publishing.publish(partial, target, overwrite or extended)
         except BaseException:
             if not finished and not has_state(partial) and not (partial / "log.jsonl").exists():
                 layout.delete(partial, keep=True)  # it failed before its first step: nothing to go on from
