@@ -23,7 +23,10 @@ MOST_BYTES = 1 << 20  # of an owner's record
 
 
 def lock(handle: int, folder: Path) -> None:
-    """Lock an open folder, or close it and raise PixseqError, which names who holds it; OSError where it fails."""
+    """Lock an open folder, or close it and raise PixseqError, which names who holds it; OSError where it fails.
+
+    Where its disk has no locks, it goes without.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -83,7 +86,7 @@ def read_recipe(folder: Path) -> Any:
 
 
 def forget_owner(folder: Path) -> None:
-    """Recipe first: with the owner's record alone nothing is believed to be finished."""
+    """Remove both records, the recipe first: with the owner's alone nothing is believed to be finished."""
     for name in (RECIPE, OWNER):
         (folder / name).unlink(missing_ok=True)
     disk.fsync(folder)

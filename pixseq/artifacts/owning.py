@@ -88,7 +88,7 @@ def resuming(target: str | Path, overwrite: bool = False, command: str = "anothe
 
 @contextlib.contextmanager
 def own(target: str | Path, overwrite: bool, command: str, resumable: bool = False) -> Iterator[Path]:
-    """Own `target` meanwhile: yields its partial folder, locked. Of what this process owns already nothing changes.
+    """Own `target` meanwhile: yields its partial folder, locked. Where this process owns it already, nothing changes.
 
     Of a `resumable` command it holds what an interrupted run of the same command left, and stays after a failure where
     there is something to go on with. Any other command begins with a clear folder and leaves none.
