@@ -75,7 +75,7 @@ static inline float exponential(float x) /* to 2e-7 of itself; x is taken into -
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
-    int32_t power = ((int32_t)n + 127) << 23;
+    int32_t power = ((int32_t)(n < 128.0f ? n : 128.0f) + 127) << 23; /* the latter if no number */
     float scale;
     memcpy(&scale, &power, sizeof scale);
     return y * scale;
