@@ -208,3 +208,43 @@ def test_none_outlives_us(pictures, number):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < ends:
         time.sleep(0.01)
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+NAMES = """
+import sys
+sys.path[:0] = sys.argv[1].split(":")
+from pixseq.data import images, sources
+from pixseq.data.preparation import Preparation
+images.WORTH = 1
+for workers in (0, 2):
+    reader = images.Reader(sources.open_source(sys.argv[2]), Preparation(size=8, on_error="skip"), workers=workers)
+    print([int(batch.images.sum()) for batch in reader], reader.counts)
+"""
+
+
+def test_their_interpreter_is_as_ours(pictures, tmp_path):
+    """Names of files are of its encoding, and -I keeps out what is not installed."""
+    (tmp_path / "sitecustomize.py").write_text("open(__file__ + '.ran', 'w')")
+    (pictures / "a" / "00.jpg").rename(pictures / "a" / "00é.jpg")
+    apart = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(tmp_path)}
+    modules = f"{Path(pixseq.__file__).parents[1]}:{Path(np.__file__).parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "utf8", "-c", NAMES, modules, pictures],
+        env={**os.environ, **apart},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    alone, with_them = done.stdout.splitlines()
+    assert alone == with_them and "'skipped': 1" in alone
+    assert not (tmp_path / "sitecustomize.py.ran").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="threads are counted by Linux")
+def test_they_begin_no_threads(pictures, monkeypatch, worth_it):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    batches = iter(Reader(open_source(str(pictures)), Preparation(size=8, on_error="skip"), batch_size=20, workers=2))
+    next(batches)
+    told = [Path(f"/proc/{process.pid}/status").read_text() for process in worth_it[0]]
+    assert len(told) == 2 and all("\nThreads:\t1\n" in each for each in told)
+    batches.close()

@@ -6,6 +6,7 @@ sent chunks of files over a socket, and ends where that is closed: none outlives
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import weakref
@@ -25,6 +26,8 @@ from pixseq.data.records import ImageFile
 from pixseq.errors import PixseqError
 
 UNASKED = 8 << 20  # bytes that a process unfolds a picture to without a word
+# Names of files are the same bytes to them, and what we keep out stays out.
+PYTHON = ("-X", f"utf8={sys.flags.utf8_mode}", "-I" if sys.flags.isolated else "-P")
 # The modules of ours, wherever they are found, and none that lies where the user stands.
 PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from pixseq.data.processes import serve; serve(int(sys.argv[1]))"
 
@@ -76,7 +79,8 @@ class Processes:
 
 def _begin(socket: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable or "", "-P", "-c", PROGRAM, str(socket), *sys.path],
+        [sys.executable or "", *PYTHON, "-c", PROGRAM, str(socket), *sys.path],
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # else numpy begins a thread a core, and none has work
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
