@@ -18,7 +18,9 @@ from pixseq.data import images, processes, resample
 from pixseq.data.images import Reader
 from pixseq.data.preparation import Preparation
 from pixseq.data.sources import open_source
-from pixseq.errors import PixseqError
+from pixseq.errors import PixseqError, Stop
+from pixseq.numerics import quantize
+from pixseq.stages import encode, palette
 
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 
@@ -165,6 +167,38 @@ def test_a_reader_that_is_left_ends_them(pictures, worth_it):
     assert [process.poll() for process in worth_it[0]] == [None, None]
     batches.close()
     assert [process.returncode for process in worth_it[0]] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.parametrize("stage", ["encode", "palette fit"])
+def test_a_signal_while_they_end_is_told_as_any(pictures, tmp_path, monkeypatch, stage):
+    """The first comes where no picture is read, and ends them; another meanwhile must not fall into a collection."""
+    end, lost = processes._end, []
+
+    def stopped(*given):
+        raise Stop("a signal")
+
+    def ending(begun):
+        end(begun)
+        stopped()
+
+    class Short(Reader):
+        """Of short batches: it has not come to its end."""
+
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            self.batch_size = 6
+
+    monkeypatch.setattr(images, "Reader", Short)
+    monkeypatch.setattr(processes, "_end", ending)
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    monkeypatch.setattr(quantize, "add_to_histogram", stopped)
+    monkeypatch.setattr(encode, "_say_source", stopped)
+    with pytest.raises(Stop):
+        if stage == "encode":
+            encode.run(str(pictures), tmp_path / "x.zarr", scheme="pixels", size=8, on_error="skip", workers=2)
+        else:
+            palette.run_fit(str(pictures), tmp_path / "x.json", split="all", size=8, on_error="skip", workers=2)
+    assert not lost
 
 
 PROGRAM = """

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,7 +63,8 @@ class Reader:
     of the GIL), and of many files so many processes; 0 works in the caller's. `counts` says what was met so far
     (images, skipped, exif_rotated, alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what
     occurred), `problems` the first pictures skipped. Raises PixseqError for a bad picture (unless on_error is skip) and
-    for labels outside the classes.
+    for labels outside the classes. Who may leave it early closes what is iterated: it ends processes, and a signal that
+    comes meanwhile is not lost in the collection of garbage.
     """
 
     def __init__(
@@ -86,21 +88,22 @@ class Reader:
         self._seconds = math.inf  # that a file took lately
         prepare_process(prep.max_pixels)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Generator[ImageBatch]:
         tally: Counter = Counter()
         self.counts, self.problems = {}, []
         held: list[Chunk] = []
         index = self.start
-        for chunk in self._chunks():
-            held.append(chunk)
-            index += chunk.count
-            tally += chunk.tally
-            self.counts = dict(tally)
-            self.problems += chunk.problems[: KEPT_PROBLEMS - len(self.problems)]
-            full = self.prep.resize == "whole" and sum(each.images.nbytes for each in held) >= HELD_BYTES
-            if full or (index - self.start) % self.batch_size == 0:
-                yield from self._batch(held, index)
-                held = []
+        with closing(self._chunks()) as chunks:
+            for chunk in chunks:
+                held.append(chunk)
+                index += chunk.count
+                tally += chunk.tally
+                self.counts = dict(tally)
+                self.problems += chunk.problems[: KEPT_PROBLEMS - len(self.problems)]
+                full = self.prep.resize == "whole" and sum(each.images.nbytes for each in held) >= HELD_BYTES
+                if full or (index - self.start) % self.batch_size == 0:
+                    yield from self._batch(held, index)
+                    held = []
         yield from self._batch(held, index)
         if index > self.start == 0 and not tally["images"]:
             raise PixseqError(
@@ -128,7 +131,7 @@ class Reader:
         shapes = np.concatenate([chunk.shapes for chunk in held]) if self.prep.resize == "whole" else None
         yield ImageBatch(images, None if labels is None else labels.astype(np.int32), numbers, stop, shapes)
 
-    def _chunks(self) -> Iterator[Chunk]:
+    def _chunks(self) -> Generator[Chunk]:
         """In order, at most a few ahead of the one asked for."""
         if self.workers == 0:
             for job in self._jobs():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,7 +204,7 @@ class TokenReader:
         self.counts: dict[str, int] = {}
         self.problems: list[str] = []
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Generator[TokenBatch]:
         ids, labels = self.source.ids, self.source.labels
         some_ids, some_labels = _picker(ids), None if labels is None else _picker(labels)
         for low in range(self.start, self.stop, self.batch_size):

@@ -371,9 +371,10 @@ def _ahead(
     """
     fault: PixseqError | None = None
     window: deque[tuple[ImageBatch | TokenBatch, Counter, Any]] = deque()
-    with threads(usable_cores()) as pool:
+    batches: Generator[ImageBatch | TokenBatch] = iter(reader)
+    with threads(usable_cores()) as pool, contextlib.closing(batches):
         try:
-            for batch in reader:
+            for batch in batches:
                 window.append((batch, Counter(reader.counts), pool.apply_async(encoded, (batch,))))
                 if len(window) > usable_cores():
                     batch, counts, new = window.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,8 +134,9 @@ def _count_colours(
 
     histogram = empty_histogram()
     reader, narrow = Reader(source, prep, workers=workers, rows=rows), False
-    with progress.track("palette fit", source.count if rows is None else len(rows), "images") as bar:
-        for batch in reader:
+    total = source.count if rows is None else len(rows)
+    with progress.track("palette fit", total, "images") as bar, closing(iter(reader)) as batches:
+        for batch in batches:
             add_to_histogram(histogram, batch.images)
             bar.advance(batch.stop - bar.done)
             narrow = narrow or say_narrow(reader.counts)
