@@ -58,6 +58,7 @@ def worth_it(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(images, "WORTH", 1)
+    monkeypatch.setattr(images, "usable_cores", lambda: 3)
     monkeypatch.setattr(images, "DECODE_CHUNK", 3)
     monkeypatch.setattr(images, "DECODE_SECONDS", 0)
     monkeypatch.setattr(processes, "_begin", beginning)
@@ -143,6 +144,15 @@ def test_few_files_and_one_worker_are_not_worth_it(pictures, monkeypatch, worth_
     assert len(worth_it[0]) == 2
 
 
+def test_there_are_no_more_than_cores(pictures, monkeypatch, worth_it):
+    """Many threads are asked for where a disk is slow; as many interpreters would take their time and memory."""
+    prep = Preparation(size=8, on_error="skip")
+    alone = told(pictures, prep, 0)
+    assert told(pictures, prep, 20) == alone and len(worth_it[0]) == 3
+    monkeypatch.setattr(images, "usable_cores", lambda: 1)
+    assert told(pictures, prep, 20) == alone and len(worth_it[0]) == 3
+
+
 def test_large_pictures_wait_for_room(pictures, monkeypatch):
     asked = []
 
@@ -214,7 +224,7 @@ processes._begin = beginning
 def read(start, stop):
     return (records.ImageFile("x", sys.argv[1]) for _ in itertools.count())
 source = records.Source("paths", "x", "all", None, None, False, read)
-images.WORTH = 1
+images.WORTH, images.usable_cores = 1, lambda: 2
 try:
     for batch in images.Reader(source, Preparation(size=8), workers=2):
         print(*pids, flush=True)
@@ -249,7 +259,7 @@ import sys
 sys.path[:0] = sys.argv[1].split(":")
 from pixseq.data import images, sources
 from pixseq.data.preparation import Preparation
-images.WORTH = 1
+images.WORTH, images.usable_cores = 1, lambda: 2
 for workers in (0, 2):
     reader = images.Reader(sources.open_source(sys.argv[2]), Preparation(size=8, on_error="skip"), workers=workers)
     print([int(batch.images.sum()) for batch in reader], reader.counts)

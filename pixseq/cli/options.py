@@ -65,7 +65,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         min=0,
-        help="Threads that decode and resize, and of many pictures as many processes [default: one a core].",
+        help="Threads that decode and resize, and processes for many pictures, one a core [default: one a core].",
     ),
 ]
 Attention = Annotated[

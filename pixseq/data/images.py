@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from pixseq.bounded.room import Room
+from pixseq.cores import usable_cores
 from pixseq.data.chunks import MOST_RATIO, Chunk, RowMaker
 from pixseq.data.decode import MIN_SIDE, prepare_process
 from pixseq.data.picking import picked
@@ -60,8 +61,8 @@ class Reader:
 
     `rows` are the numbers of the images that are wanted, ascending; None: all. Start and limit then count among them.
     Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (Pillow lets go
-    of the GIL), and of many files so many processes; 0 works in the caller's. `counts` says what was met so far
-    (images, skipped, exif_rotated, alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what
+    of the GIL), and of many files processes, one a core at most; 0 works in the caller's. `counts` says what was met so
+    far (images, skipped, exif_rotated, alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what
     occurred), `problems` the first pictures skipped. Raises PixseqError for a bad picture (unless on_error is skip) and
     for labels outside the classes. Who may leave it early closes what is iterated: it ends processes, and a signal that
     comes meanwhile is not lost in the collection of garbage.
@@ -238,8 +239,10 @@ class Reader:
         """Once many files were met, or are known to follow, if there is more than one core to use."""
         known = self.source.count if self.rows is None else len(self.rows)
         left = min(known or 0, self.stop or math.inf) - index
-        if self.processes is None and self.workers > 1 and max(index - self.start, left) >= WORTH:
-            self.processes = Processes(self.workers, self.maker)
+        if self.processes is None and max(index - self.start, left) >= WORTH:
+            count = min(self.workers, usable_cores())  # more threads may wait for a disk
+            if count > 1:
+                self.processes = Processes(count, self.maker)
 
     def _end_processes(self) -> None:
         processes, self.processes = self.processes, None
