@@ -9,13 +9,15 @@ import pytest
 from conftest import write_tokens
 from PIL import Image
 
+from pixseq import progress
 from pixseq.artifacts.arrays import open_store
 from pixseq.data import described
 from pixseq.data.described import describe, is_same
+from pixseq.data.images import KEPT_PROBLEMS
 from pixseq.data.sources import open_source
 from pixseq.engine.parts import check_disjoint
 from pixseq.errors import PixseqError
-from pixseq.stages import encode
+from pixseq.stages import encode, palette
 
 
 def identity(path, split="train"):
@@ -132,3 +134,17 @@ def test_stores_from_before_there_was_this_id_are_compared_by_what_they_recorded
     stores[0].manifest["inputs"]["source"], stores[1].manifest["inputs"]["source"] = told, older
     with pytest.raises(PixseqError, match="same source"):
         check_disjoint(*stores, "why")
+
+
+def test_all_that_were_passed_over_are_counted_and_the_first_named(tmp_path, monkeypatch):
+    said, warned = [], []
+    bitmaps(tmp_path / "pictures", 0)
+    for i in range(30):
+        (tmp_path / "pictures" / "a" / f"x{i:02}.jpg").write_bytes(b"no picture")
+    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "warn", warned.append)
+    options = {"split": "all", "size": 8, "on_error": "skip"}
+    encode.run(str(tmp_path / "pictures"), tmp_path / "t.zarr", scheme="pixels", **options)
+    palette.run_fit(str(tmp_path / "pictures"), tmp_path / "p.json", colors=2, **options)
+    assert [line.split()[:4] for line in warned] == [["30", "of", "the", "pictures"]] * 2
+    assert sum(line.startswith("skipped ") for line in said) == 2 * KEPT_PROBLEMS

@@ -46,12 +46,12 @@ def labels_line(source: Source | TokenSource, classes: int, more: bool = False) 
     return f"labels: {'at least ' * more}{classes} class{'es' * (classes != 1)}{names}, from {source.labels_from}"
 
 
-def say_skipped(problems: Sequence[str], source: Source | TokenSource) -> None:
-    """Name each picture that was passed over, and how many they were."""
+def say_skipped(problems: Sequence[str], count: int, source: Source | TokenSource) -> None:
+    """Name the first pictures that were passed over, and say how many all were."""
     for problem in problems:
         progress.say(f"skipped {problem}")
     if problems:
-        progress.warn(f"{len(problems)} of the pictures of {source.path} could not be read and were passed over")
+        progress.warn(f"{count:,} of the pictures of {source.path} could not be read and were passed over")
 
 
 def say_narrow(counts: dict[str, int]) -> bool:

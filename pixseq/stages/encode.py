@@ -353,7 +353,7 @@ def _encode(
             said = said or _say_source(source, chosen)  # not before a source that cannot be read
         if written is not None:
             written.result()
-    say_skipped(reader.problems, source)
+    say_skipped(reader.problems, reader.counts.get("skipped", 0), source)
     if not tally.rows:
         raise PixseqError(f"{source.path} gave no images", "check the source and its split")
     tally = replace(tally, met=dict(met + Counter(reader.counts)))

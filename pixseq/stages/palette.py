@@ -143,5 +143,5 @@ def _count_colours(
     progress.say(source_line(source, None if rows is None else len(rows)))
     if source.class_names or not source.has_labels:
         progress.say(labels_line(source, len(source.class_names or ())))
-    say_skipped(reader.problems, source)
+    say_skipped(reader.problems, reader.counts.get("skipped", 0), source)
     return histogram, reader.counts
