@@ -104,6 +104,16 @@ def test_they_make_rows_of_bytes_that_we_read(pictures, tmp_path, worth_it):
     assert worth_it[1] and None not in worth_it[1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no folder is opened by its descriptor")
+def test_files_that_only_we_see_are_read(pictures):
+    prep, handle = Preparation(size=8, on_error="skip"), os.open(pictures, os.O_RDONLY)
+    try:
+        alone = told(f"/dev/fd/{handle}", prep, 0)
+        assert told(f"/dev/fd/{handle}", prep, 2) == alone and alone[2]["skipped"] == 1
+    finally:
+        os.close(handle)
+
+
 def test_a_fault_is_told_as_by_threads(pictures):
     faults = []
     for workers in (0, 2):

@@ -72,7 +72,7 @@ def decode(
             file.seek(0)
             image = _opened(file)
             width, height = image.size
-            if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+            if width * height > (Image.MAX_IMAGE_PIXELS or 0):  # as Image.open says of others than plain JPEGs
                 raise Image.DecompressionBombError
             if width * height > max_pixels:
                 raise BadPicture(

@@ -49,7 +49,7 @@ class Processes:
                 self._idle.put(ours)
 
     def chunk(self, files: Sequence[ImageFile], numbers: np.ndarray, room: Room) -> Chunk | None:
-        """As RowMaker.chunk. None: it must be made here, because there is a fault to raise, or no process."""
+        """As RowMaker.chunk. None: it must be made here, see `_made`, or there is no process."""
         try:
             process = self._idle.get_nowait()
         except Empty:
@@ -107,11 +107,17 @@ def serve(socket: int) -> None:
             files, numbers, code = ours.recv()
             if code is not None:
                 resample.take(code)
-            try:
-                chunk = maker.chunk(files, numbers, _Asked(ours, unasked))
-            except PixseqError:
-                chunk = None
-            ours.send(chunk)
+            ours.send(_made(maker, files, numbers, _Asked(ours, unasked)))
+
+
+def _made(maker: RowMaker, files: Sequence[ImageFile], numbers: np.ndarray, room: _Asked) -> Chunk | None:
+    """None: who asks must make it, to raise a fault, or because files may be there for them alone, as in /dev/fd."""
+    try:
+        chunk = maker.chunk(files, numbers, room)
+    except PixseqError:
+        return None
+    paths = [file.data for file in files if isinstance(file.data, str)]
+    return None if chunk.tally["skipped"] and not all(os.access(path, os.R_OK) for path in paths) else chunk
 
 
 class _Asked:
