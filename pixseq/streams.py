@@ -62,3 +62,4 @@ class Stream(IntEnum):
     BENCH_TOKENS = 72
     BENCH_FEATURES = 73
     BENCH_PALETTE = 74
+    BENCH_SIDES = 75
