@@ -222,7 +222,8 @@ def test_a_signal_while_they_end_is_told_as_any(pictures, tmp_path, monkeypatch,
 
 
 PROGRAM = """
-import itertools, sys
+import itertools, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun without it
 from pixseq.data import images, processes, records
 from pixseq.data.preparation import Preparation
 begin, pids = processes._begin, []
