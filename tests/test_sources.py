@@ -667,6 +667,26 @@ def test_a_tar_never_touches_the_disk(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("folder", ["", "c/"])
+def test_pictures_of_a_tar_that_are_links_are_told(tmp_path, folder):
+    """tar packs a file of several names once, and then links to it."""
+    (tmp_path / "c").mkdir()
+    for name in ("a", "b", "d"):
+        (tmp_path / "c" / f"{name}.cls").write_text("1")
+    (tmp_path / "c" / "a.png").write_bytes(png(noise(1, 8, 8, 3)[0]))
+    (tmp_path / "c" / "b.png").hardlink_to(tmp_path / "c" / "a.png")
+    (tmp_path / "c" / "d.png").symlink_to("a.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in sorted((tmp_path / "c").iterdir()):
+            if not folder or path.suffix == ".png":
+                tar.add(path, folder + path.name)
+    source = open_source(str(tmp_path / "x.tar"))
+    assert source.count == 1
+    (told,) = (note for note in source.notes if "links" in note)
+    assert f"2 pictures are links or no files, and passed over, such as {folder}b.png" in told
+    assert "--hard-dereference" in told
+
+
 def test_broken_tars_are_named(tmp_path):
     file = tmp_path / "x.tar"
     images = noise(4, 8, 8, 3)

@@ -1,12 +1,13 @@
 """Tars of pictures: WebDataset shards, where the members of one sample follow each other (key.jpg, key.cls, key.json),
 and tars of class folders.
 
-A tar is read as a stream. Nothing is extracted, links and devices are passed over, and a member's name is only ever a
-key and a text for messages.
+A tar is read as a stream. Nothing is extracted, links and devices are passed over, which is said of pictures, and a
+member's name is only ever a key and a text for messages.
 """
 
 from __future__ import annotations
 
+import tarfile
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +38,24 @@ OTHERS_LOOKED_AT = 20  # members that may name what holds the labels
 OTHERS_LISTED = 1000  # members that are looked at to say what a tar without pictures holds
 
 
+@dataclass
+class Links:
+    """Members named as pictures that are links or devices."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, name: str) -> None:
+        self.count, self.first = self.count + 1, self.first or name
+
+    def notes(self, path: Path) -> list[str]:
+        if not self.count:
+            return []
+        what = "1 picture is a link or no file" if self.count == 1 else f"{self.count:,} pictures are links or no files"
+        how = "pack such as files with tar --dereference --hard-dereference"
+        return [f"{shown(path)}: {what}, and passed over, such as {shown(self.first)}; {how}"]
+
+
 def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
     """One .tar or a folder of shards. How many pictures there are shows only when all have streamed by."""
     of_all_splits = files
@@ -61,9 +80,10 @@ def open_webdataset(path: Path, wanted: Wanted, files: list[Path]) -> Source:
         as_folders = _of_folders(path, files, wanted.split) if whole else _of_splits(path, of_all_splits, split)
         if as_folders is not None:
             return replace(as_folders, notes=[*notes, *as_folders.notes])
-    found = _survey(files, of_all_splits, wanted) if wanted.labels else None
+    links = Links()
+    found = _survey(files, of_all_splits, wanted, links) if wanted.labels else None
     if found is not None:
-        notes += found.notes
+        notes += found.notes + links.notes(path)
     has_labels = found is not None and found.codes is not None
     classes = None if found is None else found.classes
 
@@ -100,7 +120,7 @@ class MemberLabels:
     notes: list[str]
 
 
-def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> MemberLabels:
+def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted, links: Links) -> MemberLabels:
     """One pass over the labels, in which no picture is read where the tar is not compressed.
 
     Texts are numbered over all splits, so that a class that one of them lacks shifts no label. Raises PixseqError for
@@ -108,7 +128,7 @@ def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Mem
     """
     met: dict[labels.Value, tuple[int, str]] = {}  # a label: its code, and the first picture that has it
     codes, bare, texts = array("q"), None, False
-    for name, value in _values(files, wanted):
+    for name, value in _values(files, wanted, links):
         if value is None:
             bare = bare or name
         elif not isinstance(value, str | int | float):
@@ -143,10 +163,10 @@ def _survey(files: list[Path], of_all_splits: list[Path], wanted: Wanted) -> Mem
     raise PixseqError(said, "pass over such pictures with --on-error skip, or read no labels with --label-column none")
 
 
-def _values(files: list[Path], wanted: Wanted) -> Iterator[tuple[str, labels.Value]]:
+def _values(files: list[Path], wanted: Wanted, links: Links | None = None) -> Iterator[tuple[str, labels.Value]]:
     """The name of every picture, and its label."""
     for file in files:
-        for name, _, value in _samples(file, wanted, pictures=False):
+        for name, _, value in _samples(file, wanted, pictures=False, links=links):
             yield name, value
 
 
@@ -171,9 +191,9 @@ def _chosen(path: Path, tars: dict[str, list[Path]], wanted: str) -> Source | No
     of one name: tars that hold the same may be shards, folds or copies.
     """
     held: dict[str, Path] = {}
-    twice = None
+    twice, links = None, Links()
     for folder, file in ((folder, file) for folder, files in tars.items() for file in files):
-        for name in _names(file):
+        for name in _names(file, links):
             if folder + name in held and _is_picture(name):
                 twice = twice or (name, held[folder + name].name, file.name)
             held[folder + name] = file
@@ -207,16 +227,19 @@ def _chosen(path: Path, tars: dict[str, list[Path]], wanted: str) -> Source | No
 
     source = as_source("tar", path, chosen, read)
     in_order = (lambda: np.array(list(labelled.values()), np.int64)) if source.has_labels else None
-    return replace(source, labels=in_order, files=files, shares=not known)
+    notes = [*source.notes, *links.notes(path)]
+    return replace(source, labels=in_order, files=files, shares=not known, notes=notes)
 
 
-def _names(file: Path) -> Iterator[str]:
+def _names(file: Path, links: Links | None = None) -> Iterator[str]:
     """The names of a tar's files: of one that is not compressed without reading what they hold."""
     with reading(file), open_tar(file, _mode(file)) as tar:
         for member in tar:
             cast(Any, tar).members = []
             if member.isfile():
                 yield member.name
+            elif links is not None and _is_lost(member):
+                links.add(member.name)
 
 
 def _mode(file: Path) -> Literal["r:", "r|*"]:
@@ -230,14 +253,14 @@ def _mode(file: Path) -> Literal["r:", "r|*"]:
 Sample = tuple[str, bytes, labels.Value]  # the picture's name, the picture, its label
 
 
-def _samples(file: Path, wanted: Wanted, pictures: bool = True) -> Iterator[Sample]:
+def _samples(file: Path, wanted: Wanted, pictures: bool = True, links: Links | None = None) -> Iterator[Sample]:
     """The samples of a shard that hold a picture. A key is the name up to the first dot of its last part.
 
     Without `pictures` these are empty.
     """
     key: tuple[str, str] | None = None
     fields: dict[str, tuple[str, bytes]] = {}
-    for name, data in _members(file, wanted.label_column, pictures):
+    for name, data in _members(file, wanted.label_column, pictures, links):
         folder, slash, base = name.rpartition("/")
         stem, _, field = base.partition(".")
         if (folder, stem) != key:
@@ -312,16 +335,20 @@ def _number(name: str, value: labels.Value, classes: dict[str, int] | None) -> i
         ) from None
 
 
-def _members(file: Path, column: str | None = None, pictures: bool = True) -> Iterator[tuple[str, bytes]]:
+def _members(
+    file: Path, column: str | None = None, pictures: bool = True, links: Links | None = None
+) -> Iterator[tuple[str, bytes]]:
     """Pictures and labels (those that end in `column` too) in a tar, in its order, without what systems leave there.
 
-    Without `pictures` these are empty.
+    Without `pictures` these are empty. `links` counts what would be a picture.
     """
     fields = (*LABEL_FIELDS, "json", *([] if column is None else [column.lower()]))
     with reading(file), open_tar(file, "r|*" if pictures else _mode(file)) as tar:
         for member in tar:
             cast(Any, tar).members = []  # tarfile would keep every header it has seen
             field, picture = member.name.rpartition("/")[2].partition(".")[2].lower(), _is_picture(member.name)
+            if links is not None and _is_lost(member):
+                links.add(member.name)
             if not member.isfile() or not (picture or field in fields):
                 continue
             if debris_in(member.name) is not None:
@@ -336,6 +363,12 @@ def _members(file: Path, column: str | None = None, pictures: bool = True) -> It
             if len(data) < member.size:
                 raise EOFError(f"{member.name} is cut short")
             yield member.name, data
+
+
+def _is_lost(member: tarfile.TarInfo) -> bool:
+    """Whether it is named as a picture and is no file, such as one of several names of a file."""
+    left = member.isfile() or member.isdir() or not _is_picture(member.name)
+    return not left and debris_in(member.name) is None
 
 
 def _is_picture(name: str) -> bool:
