@@ -413,3 +413,17 @@ def test_owner_records_of_any_form_are_read_or_left(tmp_path):
         assert locking.read_owner(tmp_path) is None
     (tmp_path / "owner.json").write_text(json.dumps(record))
     assert locking.read_owner(tmp_path)["command"] == "a"
+
+
+def test_a_folder_that_takes_no_names_is_told(tmp_path, monkeypatch):
+    """As /proc does, which says that there is no such file."""
+
+    def none(self, *args, **kwargs):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+
+    target = tmp_path / "x.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(type(target), "mkdir", lambda self, *a, **k: none(self) if self.suffix == ".partial" else None)
+        told = pytest.raises(PixseqError, match=r"cannot make .*x\.json\.partial: No such file")
+        with told, owning.own(target, False, "x"):
+            pass

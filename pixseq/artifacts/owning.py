@@ -135,12 +135,14 @@ def _locked(target: Path, partial: Path) -> int:
 
 
 def _open_locked(partial: Path) -> int:
+    made = False
     try:
         partial.mkdir(exist_ok=True)
+        made = True
         handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return _open_locked(partial)  # published in between
     except OSError as error:
+        if made and isinstance(error, FileNotFoundError):
+            return _open_locked(partial)  # published in between
         if partial.is_symlink() or partial.is_file():
             what = "a link" if partial.is_symlink() else "a file"
             raise PixseqError(
