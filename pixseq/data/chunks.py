@@ -17,6 +17,7 @@ from pixseq.data.decode import BadPicture, decode
 from pixseq.data.pictures import joined
 from pixseq.data.preparation import Preparation
 from pixseq.data.records import ImageFile
+from pixseq.data.resample import sides
 from pixseq.errors import PixseqError
 from pixseq.text import shown
 
@@ -102,9 +103,10 @@ class RowMaker:
         """The rows of a file, and what was done to it: the whole picture is let go of on return."""
         prep = self.prep
         image, done = decode(file.data, prep.backdrop, prep.max_pixels, prep.bit_depth, take)
-        if prep.resize == "whole" and max(image.size) > MOST_RATIO * min(image.size):
+        width, height = sides(image)
+        if prep.resize == "whole" and max(width, height) > MOST_RATIO * min(width, height):
             raise BadPicture(
-                f"{image.width} x {image.height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
+                f"{width} x {height} pixels: whole pictures are at most {MOST_RATIO} times as long as wide",
                 "cut it up, or encode squares with --resize crop",
             )
         return prep.rows(image, [number]), done

@@ -25,7 +25,7 @@ PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bo
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
 BLOCK_BYTES = 1 << 26  # that a picture's memory is made of: from 32 MB on, it goes back to the system at once
-AT_HAND = 1 << 20  # bytes: such a file is read whole, a larger one as far as it is decoded
+AT_HAND = 1 << 20  # bytes: such a file is read whole, a larger one as far as Pillow decodes it
 AT_ONCE = 1 << 20  # values
 PIXEL_BYTES, FOLDED = 11, 32  # bytes a pixel while it is decoded, and bytes for each of the file that are no matter
 NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
@@ -58,8 +58,10 @@ def decode(
     max_pixels: int,
     bit_depth: int | None = None,
     take: Callable[[int], None] = lambda size: None,
-) -> tuple[Image.Image, list[str]]:
-    """An upright picture of mode L or RGB, and what was done to it (names of counts). Raises BadPicture.
+) -> tuple[Image.Image | np.ndarray, list[str]]:
+    """An upright picture, and what was done to it (names of counts). Raises BadPicture.
+
+    It is one of Pillow's of mode L or RGB, or uint8 [1, h, w] or [1, h, w, 3].
 
     Of 16-bit values the lowest `bit_depth` bits are the picture's; None: all 16. Before its pixels are read, `take` is
     called with the bytes of memory that they take beyond what a file of its size may, see bounded/room.py.
@@ -70,7 +72,7 @@ def decode(
             if size == 0:
                 raise BadPicture("it is empty")
             file.seek(0)
-            image = _opened(file)
+            image = jpeg.frame(file.read(jpeg.MOST_HEAD)) or _opened(file)
             width, height = image.size
             if width * height > (Image.MAX_IMAGE_PIXELS or 0):  # as Image.open says of others than plain JPEGs
                 raise Image.DecompressionBombError
@@ -82,6 +84,13 @@ def decode(
             if min(width, height) < MIN_SIDE:
                 raise BadPicture(f"{width} x {height} pixels are too few: a side has {MIN_SIDE} or more")
             take(width * height * PIXEL_BYTES - FOLDED * size)
+            if isinstance(image, jpeg.Frame):  # upright, and nothing is to be done to it
+                if size <= max(AT_HAND, width * height):
+                    file.seek(0)
+                    pixels = jpeg.pixels(file.read(), image)
+                    if pixels is not None:
+                        return pixels, ["grey"] if image.channels == 1 else []
+                image = _opened(file)
             return _upright(image, background, bit_depth)
     except BadPicture:
         raise
@@ -101,10 +110,10 @@ def decode(
 
 
 def _opened(file: BinaryIO) -> Image.Image:
+    file.seek(0)
     head = file.read(HEAD_BYTES)
     file.seek(0)
-    plain = jpeg.opened(file) if head.startswith(jpeg.BEGIN) else None
-    return plain or Image.open(file, formats=_formats(head))
+    return Image.open(file, formats=_formats(head))
 
 
 def _formats(head: bytes) -> tuple[str, ...]:
@@ -129,9 +138,6 @@ def _formats(head: bytes) -> tuple[str, ...]:
 def _upright(
     image: Image.Image, background: tuple[int, int, int], bit_depth: int | None
 ) -> tuple[Image.Image, list[str]]:
-    if isinstance(image, jpeg.PlainJpeg):  # most are, and nothing is to be done to them
-        image.load()
-        return image, ["grey"] if image.mode == "L" else []
     done = []
     tile = getattr(image, "tile", None)
     wide = ";16" in str(tile[0].args) if tile and image.mode in ("RGB", "RGBA", "LA") else False

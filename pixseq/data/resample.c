@@ -129,11 +129,13 @@ static inline uint32_t pixel(const uint8_t *from, const int depth)
     return read;
 }
 
-/* Four pixels of three or four bytes, of the 16 that are read: two by two, as in struct two. */
+/* Four pixels, of the 16 bytes that are read, or four where they are grey: two by two, as in struct two. */
 static inline fours neighbours(const uint8_t *from, const int depth)
 {
-    quad read;
-    memcpy(&read, from, 16);
+    quad read = {};
+    memcpy(&read, from, depth == 1 ? 4 : 16);
+    if (depth == 1)
+        return (fours)SHUFFLE(quad, read, read, 0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3);
     return (fours)(depth == 3 ? SHUFFLE(quad, read, read, 0, 1, 3, 4, 2, 2, 5, 5, 6, 7, 9, 10, 8, 8, 11, 11)
                               : SHUFFLE(quad, read, read, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
 }
@@ -154,8 +156,8 @@ static inline __attribute__((always_inline)) void gather(struct two *pixels, con
                                                          int lines, int n, const int depth)
 {
     int turned = 0; /* the last pixels of three bytes are left out: 16 bytes would be beyond them */
-    if (depth > 1 && of.step == (size_t)depth && lines == TOGETHER)
-        turned = (depth == 4 ? n : n - 2) / 4 * 4;
+    if (of.step == (size_t)depth && lines == TOGETHER)
+        turned = (depth == 3 ? n - 2 : n) / 4 * 4;
     for (int k = 0; k < lines; k += 4)
         for (int x = 0; x < turned; x += 4)
             turn((fours *)(pixels + x / 2) + k / 4, from + of.line * k + (size_t)depth * x, of.line, depth);
