@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import statistics
 from dataclasses import replace
 
@@ -339,6 +340,19 @@ def test_cost_against_a_size_is_of_processes_of_their_own():
     assert all(row["median_seconds"] > 0 for row in numbers["rows"])
     assert min(row["peak_bytes"] for row in numbers["rows"]) > 100 << 20  # the histogram of all colours
     assert numbers["laws"][0]["size"] == "images"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are not asked to give memory back")
+def test_memory_that_was_freed_before_a_call_counts_where_the_call_takes_it_again():
+    def blocks():
+        return [np.ones(1 << 16, np.uint8) for _ in range(1000)]  # small enough to be kept when they are freed
+
+    first, above = blocks(), np.ones(1 << 16, np.uint8)
+    del first
+    before = alone._forget_peak("cpu")
+    again = blocks()
+    assert alone._peak("cpu") - before > 50 << 20
+    del again, above
 
 
 def test_sizes_change_what_they_name():
