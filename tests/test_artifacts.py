@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_an_existing_target_is_refused(tmp_path):
         targets.check_target(tmp_path / "x", overwrite=False)
     with pytest.raises(PixseqError, match="cannot make"):
         targets.check_target(tmp_path / "x" / "y" / "z", overwrite=False)
+
+
+@pytest.mark.parametrize("flags, why", [(os.ST_RDONLY, "its file system is read-only"), (0, "permission denied")])
+def test_why_a_folder_takes_no_targets_is_said(tmp_path, monkeypatch, flags, why):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flags))
+    with pytest.raises(PixseqError, match=f"cannot write in .*: {why}"):
+        targets.check_target(tmp_path / "x", overwrite=False)
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path):

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from pixseq.artifacts import disk, layout, manifest
 from pixseq.artifacts.codec import Codec, is_texts
 from pixseq.bounded.saved import check_stored, is_plain, load_saved
@@ -141,7 +143,7 @@ def _swap_in(path: Path, write: Callable[[Path], None]) -> None:
             if free < FULL:
                 raise disk.full(path) from error
             raise PixseqError(
-                f"cannot write {path}: {error} ({free / 1e9:.2f} GB are free on its disk)",
+                f"cannot write {path}: {error} ({decimal(free)} are free on its disk)",
                 "make room, then repeat the command, with --resume where it has that",
             ) from error
 

@@ -47,7 +47,9 @@ def check_target(target: str | Path, overwrite: bool) -> Path:
     except OSError as error:
         raise PixseqError(f"cannot make the folder {parent}: {error.strerror}", "choose another --out") from None
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise PixseqError(f"cannot write in {parent}: permission denied", "choose another --out")
+        read_only = os.statvfs(parent).f_flag & os.ST_RDONLY
+        why = "its file system is read-only" if read_only else "permission denied"
+        raise PixseqError(f"cannot write in {parent}: {why}", "choose another --out")
     return target
 
 

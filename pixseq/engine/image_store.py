@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from rich.filesize import decimal
 
 from pixseq.artifacts.arrays import Store, open_store
 from pixseq.artifacts.codec import Codec
@@ -69,7 +70,7 @@ def _allocated(store: Store, scratch: Path | None) -> np.ndarray:
                 images = np.memmap(file, dtype, "w+", shape=shape)
         except OSError as error:
             raise PixseqError(
-                f"{store.path} takes {size / 1e9:.1f} GB, more than memory has for it, and {folder} has no room for a "
+                f"{store.path} takes {decimal(size)}, more than memory has for it, and {folder} has no room for a "
                 f"copy: {error.strerror}",
                 "free some space there, or choose another --out",
             ) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
 from pixseq import progress
 from pixseq.artifacts.arrays import Store
@@ -47,8 +48,8 @@ def check_memory(shape: Shape, machine: Machine, each: int) -> None:
     count, have = shape.parameter_count(), machine.memory_bytes()
     if count * each > have:
         raise UsageError(
-            f"a model of {count:,} parameters takes {count * each / 1e9:,.1f} GB, and {machine.device} has "
-            f"{have / 1e9:,.1f} GB for it",
+            f"a model of {count:,} parameters takes {decimal(count * each)}, and {machine.device} has "
+            f"{decimal(have)} for it",
             "choose a smaller one: model.n_layer, model.d_model and, of AIM, model.head_width",
         )
 

@@ -17,6 +17,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rich.filesize import decimal
+
 from pixseq import progress
 from pixseq.artifacts.layout import delete
 from pixseq.artifacts.manifest import Manifest
@@ -421,8 +423,8 @@ def _check_space(out: str | Path, images: int | None, prep: Preparation, row_byt
     free = shutil.disk_usage(Path(out).absolute().parent).free
     if free < need / 4:  # pictures rarely compress to less
         raise PixseqError(
-            f"{out} takes up to {need / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free",
+            f"{out} takes up to {decimal(need)}, but its disk has {decimal(free)} free",
             "free some space, choose another --out, or encode fewer images with --limit",
         )
     if free < need:
-        progress.note(f"{out} may take {need / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB free")
+        progress.note(f"{out} may take {decimal(need)}, and its disk has {decimal(free)} free")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 
 from pixseq.artifacts.arrays import Store
 from pixseq.artifacts.checkpoint import open_checkpoint
@@ -128,7 +129,7 @@ def check_cells(where: Machine, grid: GridFile, cells: Sequence[Cell], remarks: 
     if large:
         timed = "their times are not known" if len(large) == len(cells) else "their times are told by smaller ones"
         remarks.append(
-            f"{len(large)} cells need more than the {where.memory_bytes() / 1e9:.3g} GB of this machine's device, the "
+            f"{len(large)} cells need more than the {decimal(where.memory_bytes())} of this machine's device, the "
             f"first {large[0]}: {timed}, and they run on a larger machine only"
         )
 
