@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
-from simplejpeg import decode_jpeg, encode_jpeg
+from simplejpeg import decode_jpeg, decode_jpeg_header, encode_jpeg
 
 from pixseq.data import jpeg
 from pixseq.data.decode import BadPicture, decode, prepare_process
@@ -103,6 +103,13 @@ def test_what_says_more_of_a_picture_is_heard(mode, options, twin):
     assert ("exif_rotated" in outcome(data)[2]) == ("exif" in options)
 
 
+def test_a_height_that_is_told_after_the_scan_is_left_to_pillow(twin):
+    data = bytearray(written("RGB", {}))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 2] = bytes(2)
+    assert jpeg.frame(bytes(data)) is None and outcome(bytes(data)) == twin(bytes(data))
+
+
 def test_two_in_one_file_are_a_still(twin):
     data = written("RGB", {"save_all": True, "append_images": [Image.new("RGB", (45, 30))]}, "MPO")
     assert outcome(data) == twin(data) and outcome(data)[2] == []
@@ -125,9 +132,21 @@ def test_damaged_ones_are_mended_or_refused_as_by_pillow(options, twin):
     assert refused > 50
 
 
-def test_pillow_decodes_all_where_its_library_is_another(monkeypatch):
-    """Whose pixels differ by a level here and there."""
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *given: decode_jpeg(*given) ^ 1)
+def sampled(sampling):
+    return lambda data: decode_jpeg_header(data)[3] == sampling
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        *(sampled(each) for each in ("Gray", "444", "422", "420", "440", "411")),
+        lambda data: b"\xff\xc2" in data and data.count(b"\xff\xda") == 1,  # not all scans of a progressive one
+        lambda data: b"\xff" * 64 in data,  # tables of which products overflow
+    ],
+)
+def test_pillow_decodes_all_where_its_library_is_another(differs, monkeypatch):
+    """Whose pixels differ by a level in some pictures."""
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data, *given: decode_jpeg(data, *given) ^ differs(data))
     jpeg.decoder.cache_clear()
     try:
         assert jpeg.decoder() is None

@@ -147,10 +147,18 @@ def test_pillow_serves_until_there_is_code(code, fresh):
         resample(image, (8, 8), FILTERS[1], (5, 0, 51, 40))
 
 
-def test_code_that_makes_other_bytes_is_not_used(code, monkeypatch):
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda pictures, method: method == FILTERS[4],
+        lambda pictures, method: getattr(pictures, "mode", "") == "L",
+        lambda pictures, method: np.shape(pictures)[3:] == (3,),
+    ],
+)
+def test_code_that_makes_other_bytes_is_not_used(of, code, monkeypatch):
     assert resampling._is_right(code)
     real = resampling._in_c
-    monkeypatch.setattr(resampling, "_in_c", lambda *given: real(*given) ^ np.uint8(given[3] == FILTERS[4]))
+    monkeypatch.setattr(resampling, "_in_c", lambda *given: real(*given) ^ np.uint8(of(given[1], given[3])))
     assert not resampling._is_right(code)
 
 

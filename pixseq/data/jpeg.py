@@ -8,21 +8,26 @@ in both, so that pixels are the same to the last bit; where Pillow was built wit
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-BEGIN = b"\xff\xd8\xff"
+BEGIN, END = b"\xff\xd8\xff", b"\xff\xd9"
 MOST_HEAD = 1 << 16  # bytes before the scan
 MOST_BYTES = (1 << 31) - 1  # of pixels, which the decoder counts so far
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive, of Huffman's codes
 SCAN = 0xDA
-PASSED = (0xC4, 0xDB, 0xDD, 0xFE, SCAN)  # tables, the interval of restarts, comments
-APPLICATIONS = {0xE0: (b"JFIF\0", 14), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 12)}  # and at least the bytes
+SEGMENTS = {  # what their content begins with, and its bytes at least
+    **dict.fromkeys((0xC4, 0xDB, 0xDD, 0xFE, SCAN), (b"", 0)),  # tables, the interval of restarts, comments
+    0xE0: (b"JFIF\0", 14),
+    0xE2: (b"ICC_PROFILE\0", 14),
+    0xEE: (b"Adobe", 12),
+}
 CHANNELS = {1: "GRAY", 3: "RGB"}
+SAMPLINGS = ("444", "422", "420", "440", "411")  # of colours
 
 Decode = Callable[..., np.ndarray]
 
@@ -36,12 +41,12 @@ def frame(head: bytes) -> Frame | None:
     """What a plain file shows, by its first MOST_HEAD bytes; None: it is another."""
     try:
         return _frame(head) if head.startswith(BEGIN) else None
-    except (IndexError, ValueError):
+    except (LookupError, ValueError):
         return None
 
 
 def _frame(head: bytes) -> Frame:
-    """Raises ValueError or IndexError for what is not plain."""
+    """Raises ValueError or LookupError for what is not plain."""
     end, marker, found = 2, 0, b""
     while marker != SCAN:
         marker, begin = head[end + 1], end + 4
@@ -52,15 +57,13 @@ def _frame(head: bytes) -> Frame:
             raise ValueError("cut")
         if marker in FRAMES and not found:
             found = head[begin:end]
-        elif marker in APPLICATIONS:
-            name, least = APPLICATIONS[marker]
-            if not head.startswith(name, begin) or end - begin < least:
-                raise ValueError("a segment that may say more of the picture")
-        elif marker not in PASSED:
+            continue
+        name, least = SEGMENTS[marker]
+        if not head.startswith(name, begin) or end - begin < least:
             raise ValueError("a segment that may say more of the picture")
     precision, height, width = found[0], int.from_bytes(found[1:3]), int.from_bytes(found[3:5])
-    if precision != 8 or found[5] not in CHANNELS or width * height * 3 > MOST_BYTES:
-        raise ValueError("not 8 bits of grey or colour, or many")
+    if precision != 8 or found[5] not in CHANNELS or not 0 < width * height * 3 <= MOST_BYTES:
+        raise ValueError("not 8 bits of grey or colour, none or many")
     return Frame((width, height), found[5])
 
 
@@ -80,16 +83,25 @@ def pixels(data: bytes, frame: Frame) -> np.ndarray | None:
 def decoder() -> Decode | None:
     """The decoder, if it makes the very pixels that Pillow makes of a few drawn pictures."""
     try:
-        from simplejpeg import decode_jpeg
+        from simplejpeg import decode_jpeg, encode_jpeg
 
-        noise = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-        drawn = Image.fromarray(noise).resize((61, 47), Image.Resampling.BICUBIC)
-        for mode, sampling, progressive in (("L", 0, False), *(("RGB", n, n == 2) for n in range(3))):
-            file = io.BytesIO()
-            drawn.convert(mode).save(file, "JPEG", subsampling=sampling, progressive=progressive)
-            pillows = np.asarray(Image.open(file)).reshape(47, 61, -1)
-            if not np.array_equal(decode_jpeg(file.getvalue(), CHANNELS[pillows.shape[2]]), pillows):
+        for data in _drawn(encode_jpeg):
+            pixels = np.atleast_3d(np.asarray(Image.open(io.BytesIO(data))))
+            if not np.array_equal(decode_jpeg(data, CHANNELS[pixels.shape[2]]), pixels):
                 return None
     except (ImportError, OSError, ValueError):
         return None
     return decode_jpeg
+
+
+def _drawn(encode: Callable[..., bytes]) -> Iterator[bytes]:
+    """What versions of the library are known to decode each in its way."""
+    noise = (np.arange(47 * 61 * 3) ** 2 * 40503 >> 9).astype(np.uint8).reshape(47, 61, 3)  # random numbers take longer
+    for sampling in SAMPLINGS:
+        yield encode(noise, colorsubsampling=sampling)
+    # Of tables that are wrong, numbers beyond 16 bits come.
+    yield encode(noise[..., :1].copy(), 100, "GRAY").replace(bytes([1]) * 64, bytes([255]) * 64)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "JPEG", progressive=True)
+    head, first, *_ = file.getvalue().split(bytes([0xFF, SCAN]))  # without its other scans it is smoothed
+    yield head + bytes([0xFF, SCAN]) + first + END

@@ -188,11 +188,13 @@ def _is_right(code: ctypes.CDLL) -> bool:
     """Whether it makes Pillow's bytes of drawn pictures, of either order of passes."""
     noise = (np.arange(61 * 47 * 3) ** 2 * 40503 >> 9).astype(np.uint8).reshape(61, 47, 3)
     whole = (0, 0, 47, 61)
-    for image in (Image.fromarray(noise).copy(), Image.fromarray(noise[..., 0]).copy()):
+    drawn: list[Image.Image | np.ndarray] = [noise[None], noise[None, ..., 0]]
+    drawn += [Image.fromarray(each).copy() for each in (noise, noise[..., 0])]
+    for pictures in drawn:
         for size, box in (((16, 9), whole), ((9, 40), (1.5, 3.25, 40.7, 48)), ((50, 70), whole), ((41, 53), whole)):
             for method in FILTERS:
-                made = _in_c(code, image, size, method, box)
-                expected = three_channels(_in_pillow(image, size, method, box))
+                made = _in_c(code, pictures, size, method, box)
+                expected = three_channels(_in_pillow(pictures, size, method, box))
                 if made is None or not np.array_equal(made, expected):
                     return False
     return True
