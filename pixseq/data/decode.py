@@ -25,7 +25,7 @@ PILLOW_LIMIT = 89_478_485  # pixels; above it Pillow warns of a decompression bo
 MIN_SIDE = 2  # pixels: a line of single pixels has no picture in it
 ORIENTATION = 0x0112
 BLOCK_BYTES = 1 << 26  # that a picture's memory is made of: from 32 MB on, it goes back to the system at once
-AT_HAND = 1 << 20  # bytes: such a file is read whole, a larger one as far as Pillow decodes it
+AT_HAND = 1 << 20  # bytes, or one a pixel: such a file is read whole, a larger one as far as it is decoded
 AT_ONCE = 1 << 20  # values
 PIXEL_BYTES, FOLDED = 11, 32  # bytes a pixel while it is decoded, and bytes for each of the file that are no matter
 NARROW = (8, 10, 12, 14)  # bits of 16 that detectors and converters use
@@ -169,7 +169,7 @@ def _upright(
             backdrop.paste(image, mask=alpha)
             image = backdrop
             done.append("alpha_composited")
-    if image.format == "JPEG" and image.mode in ("L", "RGB"):  # most are: not copied
+    if image.format == "JPEG" and image.mode in ("L", "RGB"):  # not copied
         return image, [*done, *(["grey"] if image.mode == "L" else [])]
     if image.mode in ("1", "L"):
         return image.convert("L"), [*done, "grey"]

@@ -60,7 +60,7 @@ class Reader:
     """Streams images [start, start + limit) of a source as batches of `batch_size` source images, prepared.
 
     `rows` are the numbers of the images that are wanted, ascending; None: all. Start and limit then count among them.
-    Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (Pillow lets go
+    Memory holds a batch and a bounded number of chunks in flight. `workers` threads decode and resize (which lets go
     of the GIL), and of many files processes, one a core at most; 0 works in the caller's. `counts` says what was met so
     far (images, skipped, exif_rotated, alpha_composited, sixteen_bit, cmyk, grey, animated_first_frame; only what
     occurred), `problems` the first pictures skipped. Raises PixseqError for a bad picture (unless on_error is skip) and

@@ -1,4 +1,4 @@
-"""Plain JPEG files, decoded without Pillow: of a small one, half of its time is Python's, and two thirds of a thread's.
+"""Plain JPEG files, decoded without Pillow: of its time for a small one half is Python's, while other threads wait.
 
 Plain is one frame of 8 bits, grey or of three components, with nothing beside it that says how it is meant. Any other,
 and any that is amiss, is left to Pillow (JFIF: ITU-T T.871; markers: ITU-T T.81, annex B). The decoder is libjpeg-turbo
@@ -28,8 +28,6 @@ SEGMENTS = {  # what their content begins with, and its bytes at least
 }
 CHANNELS = {1: "GRAY", 3: "RGB"}
 SAMPLINGS = ("444", "422", "420", "440", "411")  # of colours
-
-Decode = Callable[..., np.ndarray]
 
 
 class Frame(NamedTuple):
@@ -80,7 +78,7 @@ def pixels(data: bytes, frame: Frame) -> np.ndarray | None:
 
 
 @cache
-def decoder() -> Decode | None:
+def decoder() -> Callable[..., np.ndarray] | None:
     """The decoder, if it makes the very pixels that Pillow makes of a few drawn pictures."""
     try:
         from simplejpeg import decode_jpeg, encode_jpeg
