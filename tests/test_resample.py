@@ -135,6 +135,26 @@ def test_nothing_is_read_beyond_a_picture(code, channels, height, at_end):
                 assert np.array_equal(resized[0], pillow(Image.fromarray(pixels.copy()), made, FILTERS[4], box))
 
 
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_pillow_copies_a_large_picture_by_and_by(channels, monkeypatch):
+    rng, given, real = np.random.default_rng(0), [], Image.fromarray
+    monkeypatch.setattr(Image, "fromarray", lambda pixels: given.append(pixels.shape) or real(pixels))
+    monkeypatch.setattr(resampling, "BAND", 400)
+    for n in range(200):
+        (width, height), size = rng.integers(21, 70, 2).tolist(), tuple(rng.integers(1, 70, 2).tolist())
+        pixels = rng.integers(0, 256, (height, width, *channels), dtype=np.uint8)
+        box = drawn_box(rng, width, height, n % 2)
+        given.clear()
+        made = resampling._in_pillow(pixels[None], size, FILTERS[n % 5], box)
+        if not resampling._is_down_first((width, height), size):
+            assert all(h * w <= 400 for h, w, *_ in given[:-1])
+        assert np.array_equal(made[0], np.asarray(real(pixels).resize(size, FILTERS[n % 5], box))), (
+            width,
+            height,
+            size,
+        )
+
+
 def test_pillow_serves_until_there_is_code(code, fresh):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).copy()
     expected = pillow(image, (8, 8), FILTERS[1], (5, 0, 45, 40))

@@ -25,6 +25,7 @@ WORTH = 1 << 25  # pixels read and made
 GIVEN = ("-O2", "-ffp-contract=off", "-fwrapv")  # in half the time; doubles as Pillow has them; sums that wrap around
 FILTERS = [Image.Resampling[name] for name in ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")]
 MOST_SIDE = 1 << 16  # pixels: the code holds a vector for each of a line, much for a picture of a few long ones
+BAND = 1 << 20  # pixels of an array that Pillow is given at once: it copies them
 BY_RATE = int(PIL.__version__.split(".")[0]) >= 13  # how Pillow chooses the pass that is first
 
 Box = tuple[float, float, float, float]
@@ -68,9 +69,32 @@ def _in_pillow(
     if isinstance(pictures, Image.Image):
         return np.asarray(pictures.resize(size, method, box))[None]
     width, height = sides(pictures)
+    if width * height > BAND and not _is_down_first((width, height), size):
+        return np.stack([_in_bands(each, size, method, box) for each in pictures])
     if width == height and size[0] == size[1] and box == (0, 0, width, height):
         return _resize_squares(pictures, size[0], method)
-    return np.stack([np.asarray(Image.fromarray(each).resize(size, method, box)) for each in pictures])
+    return np.stack([_resized(each, size, method, box) for each in pictures])
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize(size, method, box))
+
+
+def _in_bands(picture: np.ndarray, size: tuple[int, int], method: Image.Resampling, box: Box) -> np.ndarray:
+    """[h, w(, 3)] to [h', w'(, 3)]: across a few rows at a time, then down, which are the passes of one call."""
+    (left, upper, right, lower), (wide, tall) = box, size
+    rows = max(BAND // picture.shape[1], 1)
+    bands = [picture[top : top + rows] for top in range(0, len(picture), rows)]
+    across = [_resized(band, (wide, len(band)), method, (left, 0, right, len(band))) for band in bands]
+    return _resized(np.concatenate(across), (wide, tall), method, (0, upper, wide, lower))
+
+
+def _is_down_first(sides: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether Pillow resizes columns before rows."""
+    (width, height), (wide, tall) = sides, size
+    if BY_RATE:
+        return height - tall > max(2 * (width - wide), 0)
+    return height > 100 * width and tall < height
 
 
 def _resize_squares(images: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
@@ -105,10 +129,7 @@ def _in_c(
         pictures = np.ascontiguousarray(pictures)
         count, depth = len(pictures), 1 if pictures.ndim == 3 else 3
         pixels = pictures.ctypes.data
-    if BY_RATE:
-        down = height - tall > max(2 * (width - wide), 0)
-    else:
-        down = height > 100 * width and tall < height
+    down = _is_down_first((width, height), size)
     made = np.empty((count, tall, wide, 3), np.uint8)
     numbers = count, height, width, depth, tall, wide, FILTERS.index(method), down
     arrow = 0 if image is None else _pointer(image, b"arrow_array")
