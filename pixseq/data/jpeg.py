@@ -1,8 +1,9 @@
 """Plain JPEG files, decoded without Pillow: of its time for a small one half is Python's, while other threads wait.
 
-Plain is one frame of 8 bits, grey or of three components, with nothing beside it that says how it is meant. Any other,
-and any that is amiss, is left to Pillow (JFIF: ITU-T T.871; markers: ITU-T T.81, annex B). The decoder is libjpeg-turbo
-in both, so that pixels are the same to the last bit; where Pillow was built with another, it decodes all.
+Plain is one frame of 8 bits, grey or of three components, with nothing beside it that says how it is meant but Adobe's
+word on colours, which the decoder knows, and a profile, which is not applied. Any other, and any that is amiss, is left
+to Pillow (JFIF: ITU-T T.871; markers: ITU-T T.81, annex B). The decoder is libjpeg-turbo in both, so that pixels are
+the same to the last bit; where Pillow was built with another, it decodes all.
 """
 
 from __future__ import annotations
