@@ -155,6 +155,22 @@ def test_pillow_decodes_all_where_its_library_is_another(differs, monkeypatch):
         jpeg.decoder.cache_clear()
 
 
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (MemoryError("Unable to allocate"), "the memory to decode it could not be allocated"),
+        (AssertionError(), "it is damaged: AssertionError"),
+        (AssertionError("no tile"), "it is damaged: no tile"),
+    ],
+)
+def test_why_a_picture_is_refused_is_told_though_nothing_says_it(error, message, monkeypatch):
+    def fails(*given):
+        raise error
+
+    monkeypatch.setattr(jpeg, "pixels", fails)
+    assert outcome(written("RGB", {})) == message
+
+
 def test_a_file_larger_than_its_pixels_is_not_read_whole(tmp_path, monkeypatch):
     path, data = tmp_path / "large.jpg", written("RGB", {})
     path.write_bytes(data + bytes(1 << 20))

@@ -105,8 +105,12 @@ def decode(
         raise BadPicture(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture, or cut off early") from None
     except OSError as error:
         raise BadPicture(error.strerror or str(error)) from error
+    except MemoryError as error:
+        raise BadPicture(
+            "the memory to decode it could not be allocated", "decode fewer at once: --workers 0"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise BadPicture(f"it is damaged: {error or type(error).__name__}") from error
+        raise BadPicture(f"it is damaged: {str(error) or type(error).__name__}") from error
 
 
 def _opened(file: BinaryIO) -> Image.Image:
