@@ -1,4 +1,4 @@
-"""Processes that make rows of files: a quarter of what a small JPEG costs is Python's, which threads run one at a time.
+"""Processes that make rows of files: a sixth of what a small JPEG costs is Python's, which threads run one at a time.
 
 They are interpreters of their own, not forks, which would hold the locks of our files and those of our threads. Each is
 sent chunks of files over a socket, and ends where that is closed: none outlives us, however we end.
