@@ -11,6 +11,10 @@ from simplejpeg import decode_jpeg, decode_jpeg_header, encode_jpeg
 
 from pixseq.data import jpeg
 from pixseq.data.decode import BadPicture, decode, prepare_process
+from pixseq.data.images import Reader
+from pixseq.data.preparation import Preparation
+from pixseq.data.sources import open_source
+from pixseq.errors import PixseqError
 
 TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # by a quarter
 PLAIN = [
@@ -158,7 +162,6 @@ def test_pillow_decodes_all_where_its_library_is_another(differs, monkeypatch):
 @pytest.mark.parametrize(
     "error, message",
     [
-        (MemoryError("Unable to allocate"), "the memory to decode it could not be allocated"),
         (AssertionError(), "it is damaged: AssertionError"),
         (AssertionError("no tile"), "it is damaged: no tile"),
     ],
@@ -169,6 +172,17 @@ def test_why_a_picture_is_refused_is_told_though_nothing_says_it(error, message,
 
     monkeypatch.setattr(jpeg, "pixels", fails)
     assert outcome(written("RGB", {})) == message
+
+
+def test_a_picture_that_memory_does_not_suffice_for_is_never_skipped(tmp_path, monkeypatch):
+    """Else the rows would depend on the machine."""
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(written("RGB", {}))
+    monkeypatch.setattr(jpeg, "pixels", lambda data, frame: np.empty(1 << 60, np.uint8))
+    for workers in (0, 2):
+        with pytest.raises(PixseqError, match=r"a\.jpg: the memory to decode it") as found:
+            list(Reader(open_source(str(tmp_path)), Preparation(size=8, on_error="skip"), workers=workers))
+        assert "--workers 0" in found.value.hint
 
 
 def test_a_file_larger_than_its_pixels_is_not_read_whole(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ class RowMaker:
     has_labels: bool
 
     def chunk(self, files: Sequence[ImageFile], numbers: np.ndarray, room: Shared) -> Chunk:
-        """Raises PixseqError for a bad picture, unless they are skipped."""
+        """Raises PixseqError for a bad picture, unless they are skipped, and where memory does not suffice for one."""
         rows: list[np.ndarray] = []
         labels: list[int | None] = []
         kept: list[int] = []
@@ -75,6 +75,11 @@ class RowMaker:
                 problems.append(problem)
                 tally["skipped"] += 1
                 continue
+            except MemoryError as error:  # no fault of the picture's: elsewhere it would not be missing
+                raise PixseqError(
+                    f"{shown(file.name)}: the memory to decode it could not be allocated",
+                    "decode fewer at once (--workers 0), or leave such out by --max-pixels and --on-error skip",
+                ) from error
             rows += [*new]
             labels += [file.label] * len(new)
             kept += [number] * len(new)

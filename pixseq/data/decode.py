@@ -59,7 +59,7 @@ def decode(
     bit_depth: int | None = None,
     take: Callable[[int], None] = lambda size: None,
 ) -> tuple[Image.Image | np.ndarray, list[str]]:
-    """An upright picture, and what was done to it (names of counts). Raises BadPicture.
+    """An upright picture, and what was done to it (names of counts). Raises BadPicture, and MemoryError.
 
     It is one of Pillow's of mode L or RGB, or uint8 [1, h, w] or [1, h, w, 3].
 
@@ -92,7 +92,7 @@ def decode(
                         return pixels, ["grey"] if image.channels == 1 else []
                 image = _opened(file)
             return _upright(image, background, bit_depth)
-    except BadPicture:
+    except (BadPicture, MemoryError):
         raise
     except PixseqError:
         raise BadPicture("it is no file") from None
@@ -105,10 +105,6 @@ def decode(
         raise BadPicture(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture, or cut off early") from None
     except OSError as error:
         raise BadPicture(error.strerror or str(error)) from error
-    except MemoryError as error:
-        raise BadPicture(
-            "the memory to decode it could not be allocated", "decode fewer at once: --workers 0"
-        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise BadPicture(f"it is damaged: {str(error) or type(error).__name__}") from error
 
